@@ -1,0 +1,67 @@
+"""NumPy arrays from and to torch tensors, bit for bit, bfloat16 too."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """An array that shares the memory of `value` where it can: a torch, JAX or NumPy array."""
+    if type(value).__module__.partition(".")[0] != "torch":
+        return np.asarray(value)
+    import torch
+
+    tensor: torch.Tensor = value.detach().cpu()
+    if tensor.dtype == torch.bfloat16:  # which torch cannot hand to NumPy
+        return tensor.view(torch.int16).numpy().view(BFLOAT16)
+    return tensor.numpy()
+
+
+def to_tensor(array: np.ndarray) -> "torch.Tensor":
+    """A tensor of its own memory."""
+    import torch
+
+    array = np.array(array, order="C")  # never the immutable buffer of a JAX array
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def is_lossless(source: np.dtype, target: np.dtype) -> bool:
+    """Whether every floating-point value of `source` is one of `target`."""
+    if source == target:
+        return True
+    if BFLOAT16 in (source, target):
+        return source == BFLOAT16 and target in (np.float32, np.float64)
+    return np.can_cast(source, target, "safe")
+
+
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Equal shape, dtype and bytes: NaNs count as equal, 0 and -0 as different."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    one, other = (np.ravel(array, order="C").view(np.uint8) for array in (one, other))
+    return bool(np.array_equal(one, other))
+
+
+def compare_shapes(
+    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Every missing, left-over and misshapen name, one sentence each."""
+    missing = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in given]
+    left_over = [
+        f"left over: {name} {shape}" for name, shape in given.items() if name not in expected
+    ]
+    misshapen = [
+        f"shape: {name} should be {shape}, is {given[name]}"
+        for name, shape in expected.items()
+        if name in given and given[name] != shape
+    ]
+    return [*missing, *left_over, *misshapen]

@@ -1,0 +1,203 @@
+"""Files of weights: `.safetensors` and `.pt`, written whole or not at all, and checked."""
+
+import collections
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from convert.arrays import same_bits, to_numpy, to_tensor
+from convert.errors import ConversionError
+from convert.models import arrays_of, build_flax, build_torch, describe
+from resnet_spec import ClassifierSpec
+
+_METADATA_KEY = "flax_resnet"
+_FORMAT_VERSION = 1
+SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Arrays with torch's names and axes, and what they are, where the file says it."""
+
+    arrays: Mapping[str, Any]
+    classifier: ClassifierSpec | None
+
+
+def save(path: str | os.PathLike[str], model: Any) -> None:
+    """Writes either twin, with its description, to a `.safetensors` or `.pt` file.
+
+    The tensors have our names and torch's axes: torch's own loaders read them into the twin. The
+    file appears whole, read back and compared, or not at all.
+
+    Raises:
+        ConversionError: the model cannot be described (own blocks, own head), the suffix is
+            unknown, or what was written reads back otherwise.
+        OSError: the file cannot be written.
+    """
+    write_weights(Path(path), Weights(arrays_of(model), describe(model)))
+
+
+def load(path: str | os.PathLike[str], backend: Literal["torch", "flax"]) -> Any:
+    """The model of a file that `save` wrote, in eval mode, as a torch or a Flax twin.
+
+    Raises:
+        ConversionError: the file is damaged, does not describe its model, or its tensors are not
+            the ones of the model it describes.
+        OSError: the file cannot be read.
+        ValueError: the backend is unknown.
+    """
+    if backend not in ("torch", "flax"):
+        raise ValueError(f"backend is 'torch' or 'flax', not {backend!r}")
+    weights = read_weights(Path(path))
+    if weights.classifier is None:
+        raise ConversionError(
+            f"{path} does not say which model it holds: name its layout and model, as in "
+            "`resnet-convert import FILE --layout torchvision --model ResNet50 -o OUT`"
+        )
+    build = build_torch if backend == "torch" else build_flax
+    try:
+        return build(weights.classifier, weights.arrays)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
+
+
+def write_weights(path: Path, weights: Weights) -> None:
+    """Writes arrays and their description; see `save`."""
+    arrays = {name: np.asarray(to_numpy(a), order="C") for name, a in weights.arrays.items()}
+    write, read = _WRITERS[_suffix(path)], _READERS[_suffix(path)]
+    with _replacing(path) as temporary:
+        write(temporary, Weights(arrays, weights.classifier))
+        back = read(temporary)
+        wrong = [n for n, a in arrays.items() if not same_bits(a, to_numpy(back.arrays[n]))]
+        if wrong or set(back.arrays) != set(arrays) or back.classifier != weights.classifier:
+            raise ConversionError(f"{path} reads back otherwise than written:", wrong)
+
+
+def read_weights(path: Path) -> Weights:
+    """Arrays by name, and their description where the file has one.
+
+    Raises:
+        ConversionError: the suffix is unknown or the file is damaged.
+        OSError: the file cannot be read.
+    """
+    read = _READERS[_suffix(path)]
+    with path.open("rb"):  # a clear FileNotFoundError or PermissionError before any parser
+        pass
+    return read(path)
+
+
+def _suffix(path: Path) -> str:
+    if path.suffix not in SUFFIXES:
+        raise ConversionError(f"{path}: weights are in {', '.join(SUFFIXES)} files")
+    return path.suffix
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when all went well."""
+    mode = 0o666 & ~_umask()
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(mode)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _encode(classifier: ClassifierSpec | None) -> dict[str, str]:
+    if classifier is None:
+        return {}
+    return {_METADATA_KEY: json.dumps({"version": _FORMAT_VERSION, "model": classifier.to_json()})}
+
+
+def _decode(path: Path, metadata: Mapping[str, Any] | None) -> ClassifierSpec | None:
+    text = (metadata or {}).get(_METADATA_KEY)
+    if text is None:
+        return None
+    try:
+        description = json.loads(text)
+        version = description["version"]
+        if version != _FORMAT_VERSION:
+            raise ConversionError(
+                f"{path} has format version {version}, this program reads {_FORMAT_VERSION}: "
+                "update flax-resnet"
+            )
+        return ClassifierSpec.from_json(description["model"])
+    except ConversionError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConversionError(f"{path} describes its model wrongly: {error}") from error
+
+
+def _write_safetensors(path: Path, weights: Weights) -> None:
+    from safetensors.numpy import save_file
+
+    metadata = {"format": "pt", **_encode(weights.classifier)}
+    save_file(dict(weights.arrays), path, metadata=metadata)
+
+
+def _read_safetensors(path: Path) -> Weights:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ConversionError(f"{path} is not a whole safetensors file: {error}") from error
+    return Weights(arrays, _decode(path, metadata))
+
+
+def _write_torch(path: Path, weights: Weights) -> None:
+    import torch
+
+    tensors = {name: to_tensor(array) for name, array in weights.arrays.items()}
+    state_dict: Any = collections.OrderedDict(tensors)
+    state_dict._metadata = {"": _encode(weights.classifier)}  # which `Module.state_dict` has, too
+    torch.save(state_dict, path)
+
+
+def _read_torch(path: Path) -> Weights:
+    import pickle
+
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConversionError(f"{path} is not a whole file of plain tensors: {reason}") from error
+    if not isinstance(content, Mapping) or not all(map(torch.is_tensor, content.values())):
+        raise ConversionError(f"{path} does not hold a state dict, a mapping of names to tensors")
+    metadata = getattr(content, "_metadata", {})
+    return Weights(dict(content), _decode(path, metadata.get("")))
+
+
+_READERS: dict[str, Callable[[Path], Weights]] = {
+    ".safetensors": _read_safetensors,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+}
+_WRITERS: dict[str, Callable[[Path, Weights], None]] = {
+    ".safetensors": _write_safetensors,
+    ".pt": _write_torch,
+    ".pth": _write_torch,
+}

@@ -1,0 +1,40 @@
+"""How one array is spelled: Flax's leaf name and axes, and torch's."""
+
+import numpy as np
+
+# Flax calls a convolution's weight and a normalisation's scale by different names, torch does not.
+_TORCH_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def torch_name(name: str) -> str:
+    """`stem.conv.kernel` -> `stem.conv.weight`."""
+    layer, _, leaf = name.rpartition(".")
+    leaf = _TORCH_LEAVES.get(leaf, leaf)
+    return f"{layer}.{leaf}" if layer else leaf
+
+
+def to_torch(name: str, array: np.ndarray) -> np.ndarray:
+    """A Flax array with torch's axes: a view, but for the counter of batches, int64 in torch."""
+    match name.rpartition(".")[2], array.ndim:
+        case "kernel", 4:
+            return array.transpose(3, 2, 0, 1)  # (h, w, in, out) -> (out, in, h, w)
+        case "kernel", 2:
+            return array.T  # (in, out) -> (out, in)
+        case "num_batches_tracked", 0:
+            return array.astype(np.int64)
+    return array
+
+
+def to_flax(name: str, array: np.ndarray) -> np.ndarray:
+    """The inverse of `to_torch`; `name` is Flax's."""
+    match name.rpartition(".")[2], array.ndim:
+        case "kernel", 4:
+            return array.transpose(2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)
+        case "kernel", 2:
+            return array.T  # (out, in) -> (in, out)
+    return array

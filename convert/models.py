@@ -1,0 +1,99 @@
+"""Building a twin that fits a description and its arrays, and describing one that is there."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convert.arrays import compare_shapes, to_numpy, to_tensor
+from convert.errors import ConversionError
+from convert.twins import flax_to_arrays, torch_to_flax
+from resnet_spec import ClassifierSpec
+
+if TYPE_CHECKING:
+    from flax_resnet.network import ResidualNetwork as FlaxNetwork
+    from torch_resnet.network import ResidualNetwork as TorchNetwork
+
+
+def describe(model: Any) -> ClassifierSpec:
+    """The table's row of either twin, and its head.
+
+    Raises:
+        ConversionError: the model is no ResNet of ours, has blocks or shortcuts of its own, or a
+            head that is neither the identity nor linear.
+    """
+    spec = getattr(model, "spec", None)
+    if spec is None:
+        raise ConversionError(
+            f"{type(model).__name__} has no row in the table (a block or shortcut of your own?): "
+            "use flax_to_torch or torch_to_flax with models that you build yourself"
+        )
+    match type(model.head).__name__:
+        case "Identity":
+            return ClassifierSpec(spec)
+        case "Linear":
+            num_classes = int(getattr(model.head, "out_features", 0))
+            return ClassifierSpec(spec, num_classes, getattr(model.head, "bias", None) is not None)
+        case other:
+            raise ConversionError(
+                f"a file describes the identity or a linear head, not {other}: use flax_to_torch "
+                "or torch_to_flax with models that you build yourself"
+            )
+
+
+def arrays_of(model: Any) -> dict[str, np.ndarray]:
+    """The arrays of either twin with torch's names and axes, as views where that can be."""
+    if hasattr(model, "state_dict"):
+        return {name: to_numpy(tensor) for name, tensor in model.state_dict().items()}
+    return flax_to_arrays(model)
+
+
+def check(classifier: ClassifierSpec, tensors: Mapping[str, Any]) -> None:
+    """Raises a ConversionError that lists every tensor that the model has not, or otherwise."""
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    problems = compare_shapes(classifier.tensors(), given)
+    if problems:
+        raise ConversionError("these weights are not those of this model:", problems)
+
+
+def build_torch(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> "TorchNetwork":
+    """A torch twin in eval mode with these arrays, in their own dtypes."""
+    import torch
+
+    import torch_resnet
+
+    check(classifier, arrays)
+    with torch.device("meta"):  # no initial values, no memory
+        model = torch_resnet.from_spec(classifier.network)
+        if classifier.num_classes is not None:
+            model.set_head(
+                torch.nn.Linear(model.out_planes, classifier.num_classes, bias=classifier.head_bias)
+            )
+    tensors = {name: to_tensor(array) for name, array in arrays.items()}
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.eval()
+
+
+def build_flax(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> "FlaxNetwork":
+    """A Flax twin in eval mode with these arrays; parameters in the dtype of the first weight."""
+    from flax import nnx
+
+    import flax_resnet
+
+    check(classifier, arrays)
+    param_dtype = arrays["stem.conv.weight"].dtype
+    rngs = nnx.Rngs(0)
+    model = flax_resnet.from_spec(classifier.network, rngs=rngs, param_dtype=param_dtype)
+    if classifier.num_classes is not None:
+        model.set_head(
+            nnx.Linear(
+                model.out_planes,
+                classifier.num_classes,
+                use_bias=classifier.head_bias,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+        )
+    torch_to_flax(arrays, model)
+    model.eval()
+    return model

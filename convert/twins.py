@@ -1,0 +1,99 @@
+"""Weights from one twin to the other, every leaf accounted for, bit for bit."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convert import leaves
+from convert.arrays import compare_shapes, is_lossless, to_numpy, to_tensor
+from convert.errors import ConversionError
+
+if TYPE_CHECKING:
+    import torch
+    from flax import nnx
+
+
+def flax_to_torch(flax_model: "nnx.Module") -> "dict[str, torch.Tensor]":
+    """The weights and statistics of a Flax model as the state dict of its torch twin.
+
+    `torch_model.load_state_dict(flax_to_torch(flax_model))` is strict and bit-exact. The tensors
+    have memory of their own.
+
+    Raises:
+        ConversionError: two arrays of the model have one name in torch.
+    """
+    return {
+        name: to_tensor(leaves.to_torch(flax_name, np.asarray(variable.get_value())))
+        for name, (flax_name, variable) in _variables(flax_model).items()
+    }
+
+
+def torch_to_flax(state_dict: Mapping[str, Any], flax_model: "nnx.Module") -> None:
+    """Fills a Flax model, in place and bit for bit, with the state dict of its torch twin.
+
+    Args:
+        state_dict: torch tensors, or NumPy arrays with torch's names and axes.
+        flax_model: the twin, or one of `nnx.eval_shape`; arrays stay on the devices they are on.
+
+    Raises:
+        ConversionError: a name is missing or left over, a shape is wrong, or a dtype cannot hold
+            the values; all of them are listed, and the model is unchanged.
+    """
+    variables = _variables(flax_model)
+    arrays = {name: to_numpy(value) for name, value in state_dict.items()}
+    problems = compare_shapes(
+        {name: _torch_shape(flax_name, v) for name, (flax_name, v) in variables.items()},
+        {name: array.shape for name, array in arrays.items()},
+    )
+    for name, (_, variable) in variables.items():
+        if name in arrays:
+            problems += _lossy(name, arrays[name], np.dtype(variable.get_value().dtype))
+    if problems:
+        raise ConversionError("these weights are not those of this model:", problems)
+    for name, (flax_name, variable) in variables.items():
+        _fill(variable, leaves.to_flax(flax_name, arrays[name]))
+
+
+def flax_to_arrays(flax_model: "nnx.Module") -> dict[str, np.ndarray]:
+    """As `flax_to_torch`, as read-only views with torch's names and axes; needs no torch."""
+    return {
+        name: leaves.to_torch(flax_name, np.asarray(variable.get_value()))
+        for name, (flax_name, variable) in _variables(flax_model).items()
+    }
+
+
+def _variables(model: "nnx.Module") -> "dict[str, tuple[str, nnx.Variable[Any]]]":
+    """Torch's name -> (Flax's name, variable)."""
+    from flax_resnet.variables import named_variables
+
+    named: dict[str, tuple[str, nnx.Variable[Any]]] = {}
+    for flax_name, variable in named_variables(model).items():
+        name = leaves.torch_name(flax_name)
+        if name in named:
+            raise ConversionError(f"{flax_name} and {named[name][0]} are both {name} in torch")
+        named[name] = (flax_name, variable)
+    return named
+
+
+def _torch_shape(flax_name: str, variable: "nnx.Variable[Any]") -> tuple[int, ...]:
+    placeholder = np.broadcast_to(np.zeros((), np.int8), variable.get_value().shape)
+    return leaves.to_torch(flax_name, placeholder).shape
+
+
+def _lossy(name: str, array: np.ndarray, target: np.dtype) -> list[str]:
+    if np.issubdtype(array.dtype, np.integer) and np.issubdtype(target, np.integer):
+        fits = bool(np.all(array.astype(target).astype(array.dtype) == array))
+    else:
+        fits = is_lossless(array.dtype, target)
+    return [] if fits else [f"dtype: {name} is {array.dtype}, the model holds {target}"]
+
+
+def _fill(variable: "nnx.Variable[Any]", array: np.ndarray) -> None:
+    import jax
+
+    old = variable.get_value()
+    # A copy in C order: JAX may keep the memory it is given, and the caller may write to his.
+    array = np.array(array, dtype=old.dtype, order="C")
+    sharding = old.sharding if isinstance(old, jax.Array) else None
+    variable.set_value(jax.device_put(array, sharding))

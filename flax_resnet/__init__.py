@@ -1,0 +1,121 @@
+"""Every ResNet of the papers in Flax NNX: images are (n, h, w, c).
+
+Sources: [1] He et al. 2015, arXiv:1512.03385; [2] He et al. 2016, arXiv:1603.05027;
+[3] Zagoruyko & Komodakis 2016, arXiv:1605.07146.
+"""
+
+from flax_resnet import utils
+from flax_resnet.blocks import (
+    BasicBlock,
+    Bottleneck,
+    PreActBlock,
+    PreActBottleneck,
+)
+from flax_resnet.catalogue import (
+    create,
+    from_spec,
+    list_models,
+)
+from flax_resnet.layers import (
+    BatchNorm,
+)
+from flax_resnet.preact_resnet import (
+    PreActResNet,
+    PreActResNet18,
+    PreActResNet20,
+    PreActResNet32,
+    PreActResNet34,
+    PreActResNet44,
+    PreActResNet50,
+    PreActResNet56,
+    PreActResNet101,
+    PreActResNet110,
+    PreActResNet152,
+    PreActResNet164,
+    PreActResNet200,
+    PreActResNet1001,
+    PreActResNet1202,
+    PreActWideResNet16,
+    PreActWideResNet28,
+    PreActWideResNet40,
+)
+from flax_resnet.resnet import (
+    ResNet,
+    ResNet18,
+    ResNet20,
+    ResNet32,
+    ResNet34,
+    ResNet44,
+    ResNet50,
+    ResNet56,
+    ResNet101,
+    ResNet110,
+    ResNet152,
+    ResNet164,
+    ResNet200,
+    ResNet1001,
+    ResNet1202,
+    WideResNet16,
+    WideResNet28,
+    WideResNet40,
+)
+from flax_resnet.shortcut import (
+    ConvolutionShortcut,
+    FullProjectionShortcut,
+    IdentityShortcut,
+    ProjectionShortcut,
+)
+from resnet_spec import __version__
+
+__all__ = [
+    "BasicBlock",
+    "BatchNorm",
+    "Bottleneck",
+    "ConvolutionShortcut",
+    "FullProjectionShortcut",
+    "IdentityShortcut",
+    "PreActBlock",
+    "PreActBottleneck",
+    "PreActResNet",
+    "PreActResNet18",
+    "PreActResNet20",
+    "PreActResNet32",
+    "PreActResNet34",
+    "PreActResNet44",
+    "PreActResNet50",
+    "PreActResNet56",
+    "PreActResNet101",
+    "PreActResNet110",
+    "PreActResNet152",
+    "PreActResNet164",
+    "PreActResNet200",
+    "PreActResNet1001",
+    "PreActResNet1202",
+    "PreActWideResNet16",
+    "PreActWideResNet28",
+    "PreActWideResNet40",
+    "ProjectionShortcut",
+    "ResNet",
+    "ResNet18",
+    "ResNet20",
+    "ResNet32",
+    "ResNet34",
+    "ResNet44",
+    "ResNet50",
+    "ResNet56",
+    "ResNet101",
+    "ResNet110",
+    "ResNet152",
+    "ResNet164",
+    "ResNet200",
+    "ResNet1001",
+    "ResNet1202",
+    "WideResNet16",
+    "WideResNet28",
+    "WideResNet40",
+    "__version__",
+    "create",
+    "from_spec",
+    "list_models",
+    "utils",
+]

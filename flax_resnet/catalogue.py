@@ -1,0 +1,56 @@
+"""Building a network from a full name or a row of the table."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from flax_resnet.layers import linear
+from flax_resnet.network import ResidualNetwork
+from flax_resnet.preact_resnet import PreActResNet
+from flax_resnet.resnet import ResNet
+from flax_resnet.shortcut import SHORTCUTS
+from resnet_spec import ResNetSpec, UnknownNameError, find_spec, list_models
+
+__all__ = ["create", "from_spec", "list_models"]
+
+
+def create(
+    name: str, num_classes: int | None = None, *, rngs: nnx.Rngs, **overrides: Any
+) -> ResidualNetwork:
+    """A network by its full name, such as `WideResNet28-10`, and a linear head on request.
+
+    Args:
+        name: see `list_models` and `resnet_spec.find_spec`.
+        num_classes: size of a linear head; None leaves the pooled features.
+        rngs: random streams, `params` for the weights and, where it is used, `dropout`.
+        overrides: any other keyword argument of `ResNet`; `shortcut` also by its name in the table.
+
+    Raises:
+        ValueError: the name is unknown (the nearest ones are offered) or a value out of range.
+        TypeError: an override is no argument of a model.
+    """
+    return from_spec(find_spec(name), num_classes, rngs=rngs, **overrides)
+
+
+def from_spec(
+    spec: ResNetSpec, num_classes: int | None = None, *, rngs: nnx.Rngs, **overrides: Any
+) -> ResidualNetwork:
+    """The network of a row of the table; arguments and errors as in `create`."""
+    base = PreActResNet if spec.preact else ResNet
+    if "shortcut" in overrides:
+        overrides["shortcut"] = _find_shortcut(overrides["shortcut"])
+    model = base(**{**base.spec_arguments(spec), **overrides}, rngs=rngs)
+    if num_classes is not None:
+        param_dtype = overrides.get("param_dtype", jnp.float32)
+        model.set_head(linear(model.out_planes, num_classes, rngs=rngs, param_dtype=param_dtype))
+    return model
+
+
+def _find_shortcut(shortcut: str | Callable[..., Any]) -> Callable[..., Any]:
+    if not isinstance(shortcut, str):
+        return shortcut
+    if shortcut not in SHORTCUTS:
+        raise UnknownNameError("shortcut", shortcut, SHORTCUTS)
+    return SHORTCUTS[shortcut]

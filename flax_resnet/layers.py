@@ -1,0 +1,144 @@
+"""How one layer of the table is spelled in Flax, and the BatchNorm that torch's equals."""
+
+from typing import Any, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import initializers
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from resnet_spec import Conv
+
+# He et al. 2015 (arXiv:1502.01852), section 2.2, backward case; normal, as a truncated one is not.
+KAIMING_NORMAL = initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Context(TypedDict, total=False):
+    """What Flax adds to the arguments of every layer, handed through from the model.
+
+    rngs (required): random streams, `params` for weights and `dropout`.
+    dtype: precision of the computation; None takes it from inputs and parameters.
+    param_dtype: precision of the parameters, float32 where not given.
+    """
+
+    rngs: nnx.Rngs
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+
+
+def conv(spec: Conv, **context: Unpack[Context]) -> nnx.Conv:
+    """(n, h, w, in_planes) -> (n, h2, w2, out_planes), Kaiming normal over the fan out."""
+    edge = (spec.padding, spec.padding)  # in numbers: "SAME" pads a strided one unevenly
+    return nnx.Conv(
+        spec.in_planes,
+        spec.out_planes,
+        (spec.kernel_size, spec.kernel_size),
+        strides=spec.stride,
+        padding=(edge, edge),
+        use_bias=False,
+        kernel_init=KAIMING_NORMAL,
+        **context,
+    )
+
+
+def batch_norm(planes: int, **context: Unpack[Context]) -> "BatchNorm":
+    """(n, h, w, planes) -> same; eps 1e-5, momentum 0.1 in torch's sense."""
+    return BatchNorm(planes, **context)
+
+
+def dropout(rate: float, **context: Unpack[Context]) -> nnx.Dropout:
+    """Zeroes each value with probability `rate`; draws from `rngs` only where `rate` is not 0."""
+    return nnx.Dropout(rate, rngs=context.get("rngs") if rate else None)
+
+
+def linear(in_features: int, out_features: int, **context: Unpack[Context]) -> nnx.Linear:
+    """(n, in_features) -> (n, out_features), both parameters uniform as torch draws them."""
+    bound = in_features**-0.5
+
+    def uniform(key: Array, shape: tuple[int, ...], dtype: Any, **_: Any) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Linear(in_features, out_features, kernel_init=uniform, bias_init=uniform, **context)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over (n, h, w) with torch's running statistics.
+
+    Ioffe & Szegedy 2015, arXiv:1502.03167. Unlike Flax's own it keeps the *unbiased* variance of
+    a batch (times m / (m - 1) for m values per channel), weighs a new batch by `momentum`, counts
+    batches, takes the variance in two passes, and does not slow down tracing with depth.
+    Statistics are computed and kept in float32 at least, whatever the dtype of the input.
+
+    Attributes:
+        use_running_average: set by `model.train()` and `model.eval()`.
+        axis_name: a mapped axis over which the batch is spread; its statistics are then those of
+            the whole batch. Set it on a model with
+            `model.set_attributes(BatchNorm, axis_name="devices")`.
+
+    Raises:
+        ValueError: training on a single value per channel, which has no variance.
+    """
+
+    def __init__(
+        self,
+        planes: int,
+        *,
+        rngs: nnx.Rngs | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        momentum: float = 0.1,
+        epsilon: float = 1e-5,
+        axis_name: str | None = None,
+    ):
+        del rngs  # nothing here is random; accepted so that all layers are built alike
+        self.planes = planes
+        self.dtype = dtype
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.axis_name = axis_name
+        self.use_running_average = False
+        statistics_dtype = jnp.promote_types(param_dtype, jnp.float32)
+        self.scale = nnx.Param(jnp.ones(planes, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(planes, param_dtype))
+        self.mean = nnx.BatchStat(jnp.zeros(planes, statistics_dtype))
+        self.var = nnx.BatchStat(jnp.ones(planes, statistics_dtype))
+        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        scale, bias = self.scale.get_value(), self.bias.get_value()
+        wide = x.astype(jnp.promote_types(x.dtype, self.mean.get_value().dtype))
+        if self.use_running_average:
+            mean, var = self.mean.get_value(), self.var.get_value()
+        else:
+            mean, var = self._track(wide)
+        y = (wide - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.astype(self.dtype or jnp.promote_types(x.dtype, scale.dtype))
+
+    def _track(self, x: Float[Array, "n h w c"]) -> tuple[Array, Array]:
+        """The batch's mean and biased variance, (c,) each; updates the running statistics."""
+        axes = tuple(range(x.ndim - 1))
+        count = x.size // x.shape[-1]
+        mean = jnp.mean(x, axes)
+        if self.axis_name is not None:
+            count *= jax.lax.axis_size(self.axis_name)
+            mean = jax.lax.pmean(mean, self.axis_name)
+        if count < 2:
+            raise ValueError(
+                f"BatchNorm cannot train on one value per channel (input {x.shape}): "
+                "give more images, larger images, or call model.eval()"
+            )
+        var = jnp.mean(jnp.square(x - mean), axes)
+        if self.axis_name is not None:
+            var = jax.lax.pmean(var, self.axis_name)
+        self._move(self.mean, mean)
+        self._move(self.var, var * (count / (count - 1)))
+        # set_value without an index: indexed assignment makes tracing quadratic in depth
+        self.num_batches_tracked.set_value(self.num_batches_tracked.get_value() + 1)
+        return mean, var
+
+    def _move(self, statistic: nnx.BatchStat[Array], batch: Array) -> None:
+        old = statistic.get_value()
+        batch = jax.lax.stop_gradient(batch)
+        statistic.set_value(old + (batch.astype(old.dtype) - old) * self.momentum)

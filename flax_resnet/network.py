@@ -1,0 +1,238 @@
+"""Stem, stages, pooling and head: what all residual networks share."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Required, TypedDict, TypeVar, Unpack
+
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx import relu
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from flax_resnet.depth import run_blocks
+from flax_resnet.init import zero_init_residual as zero_residual_branches
+from flax_resnet.layers import Context, batch_norm, conv
+from flax_resnet.shortcut import SHORTCUTS, ProjectionShortcut
+from resnet_spec import (
+    MODELS,
+    BlockKind,
+    Dimensions,
+    ResNetSpec,
+    ShortcutKind,
+    plan_stages,
+    stem_conv,
+)
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of every model; `rngs` is required."""
+
+    rngs: Required[nnx.Rngs]
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+    scan_blocks: bool
+    remat: bool
+
+    shortcut: Callable[..., Any]
+    in_planes: int
+    width: int
+    drop_rate: float
+    small_images: bool
+    zero_init_residual: bool
+
+
+class Stem(nnx.Module):
+    """3x3 for small images; else 7x7 stride 2 and a 3x3 max pool (He et al. 2015, table 1).
+
+    BN and ReLU follow the convolution in post-activation networks only.
+    """
+
+    def __init__(
+        self,
+        in_planes: int,
+        planes: int,
+        *,
+        small_images: bool,
+        preact: bool,
+        **context: Unpack[Context],
+    ):
+        self.preact = preact
+        self.small_images = small_images
+        self.conv = conv(stem_conv(in_planes, planes, small_images=small_images), **context)
+        if not preact:
+            self.bn = batch_norm(planes, **context)
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
+        x = self.conv(x)
+        if not self.preact:
+            x = relu(self.bn(x))
+        if self.small_images:
+            return x
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # type: ignore
+
+
+class Identity(nnx.Module):
+    """The head of a model that returns its pooled features."""
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
+class ResidualNetwork(nnx.Module):
+    """The skeleton of `ResNet` and `PreActResNet`.
+
+    Args:
+        dimensions: (number of blocks, planes), the stem first, then each stage.
+        block: class of a block; see `flax_resnet.blocks` for what one of your own needs.
+        shortcut: class of a shortcut; see `flax_resnet.shortcut`.
+        in_planes: channels of an image.
+        width: the k of Wide ResNets.
+        drop_rate: dropout in basic blocks, in [0, 1).
+        small_images: a 3x3 stem that keeps the size, instead of 7x7 stride 2 and max pooling.
+        zero_init_residual: start each residual branch at zero, see `flax_resnet.init`.
+        rngs: random streams, `params` for the weights and, where it is used, `dropout`.
+        dtype: precision of the convolutions; None takes it from images and parameters. Statistics,
+            pooling and the head of `create` stay in float32 at least.
+        param_dtype: precision of the parameters.
+        scan_blocks: run a stage's equal blocks as one `lax.scan`: compile time no longer grows
+            with depth, but on CPU a convolution in a loop is many times slower.
+        remat: keep only the blocks' inputs for the backward pass, and recompute the rest.
+
+    Attributes:
+        out_planes: number of pooled features.
+        head: identity at first; see `set_head`.
+        spec: the table's row, None where `block` or `shortcut` is a class of your own.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    preact: ClassVar[bool]
+    block_kinds: ClassVar[dict[Any, BlockKind]]
+
+    def __init__(
+        self,
+        dimensions: Dimensions,
+        block: Callable[..., Any],
+        *,
+        shortcut: Callable[..., Any] = ProjectionShortcut,
+        in_planes: int = 3,
+        width: int = 1,
+        drop_rate: float = 0.0,
+        small_images: bool = False,
+        zero_init_residual: bool = False,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        scan_blocks: bool = False,
+        remat: bool = False,
+    ):
+        stages = plan_stages(dimensions)
+        self.spec = self._describe(
+            dimensions,
+            block,
+            shortcut,
+            in_planes=in_planes,
+            width=width,
+            drop_rate=drop_rate,
+            small_images=small_images,
+            zero_init_residual=zero_init_residual,
+        )
+        self.scan_blocks = scan_blocks
+        self.remat = remat
+        context = Context(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        planes = dimensions[0][1]
+        self.stem = Stem(
+            in_planes, planes, small_images=small_images, preact=self.preact, **context
+        )
+        arguments: dict[str, Any] = {
+            "shortcut": shortcut,
+            "width": width,
+            "drop_rate": drop_rate,
+            **context,
+        }
+        self.stages = nnx.List()
+        for stage in stages:
+            blocks = nnx.List()
+            for stage_planes, stride in stage:
+                built = block(planes, stage_planes, stride=stride, **arguments)
+                blocks.append(built)
+                planes = built.out_planes
+            self.stages.append(blocks)
+        if self.preact:
+            self.norm = batch_norm(planes, **context)
+        self.out_planes = planes
+        self.head: nnx.Module = Identity()
+        if zero_init_residual:
+            zero_residual_branches(self)
+
+    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
+        """Pooled features (n, out_planes), or what the head makes of them."""
+        x = self.stem(images)
+        for blocks in self.stages:
+            x = run_blocks(blocks, x, scan=self.scan_blocks, remat=self.remat)
+        if self.preact:
+            x = relu(self.norm(x))
+        pooled_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        return self.head(jnp.mean(x, (1, 2), dtype=pooled_dtype))  # (n, h, w, c) -> (n, c)
+
+    def set_head(self, head: nnx.Module) -> None:
+        """Puts `head` behind the pooling:
+        `model.set_head(nnx.Linear(model.out_planes, 10, rngs=rngs))`.
+        """
+        self.head = head
+
+    @classmethod
+    def _describe(
+        cls, dimensions: Dimensions, block: Any, shortcut: Any, **fields: Any
+    ) -> ResNetSpec | None:
+        kind = cls.block_kinds.get(block)
+        shortcut_kinds: dict[Any, ShortcutKind] = {known: kind for kind, known in SHORTCUTS.items()}
+        shortcut_kind = shortcut_kinds.get(shortcut)
+        if kind is None or shortcut_kind is None:
+            return None
+        return ResNetSpec(
+            block=kind,
+            stage_depths=tuple(depth for depth, _ in dimensions[1:]),
+            stage_planes=tuple(planes for _, planes in dimensions[1:]),
+            stem_planes=dimensions[0][1],
+            preact=cls.preact,
+            shortcut=shortcut_kind,
+            **fields,
+        )
+
+    @classmethod
+    def spec_arguments(cls, spec: ResNetSpec) -> dict[str, Any]:
+        """A row of the table as this class's arguments, `dimensions` and `block` among them."""
+        return {
+            "dimensions": spec.dimensions,
+            "block": next(block for block, kind in cls.block_kinds.items() if kind == spec.block),
+            "shortcut": SHORTCUTS[spec.shortcut],
+            "in_planes": spec.in_planes,
+            "width": spec.width,
+            "drop_rate": spec.drop_rate,
+            "small_images": spec.small_images,
+            "zero_init_residual": spec.zero_init_residual,
+        }
+
+
+Network = TypeVar("Network", bound=ResidualNetwork)
+
+
+def named(name: str, base: type[Network]) -> type[Network]:
+    """The class of one row of the table: `ResNet20 = named("ResNet20", ResNet)`."""
+
+    def build(self: Network, **options: Unpack[Options]) -> None:
+        base.__init__(self, **{**base.spec_arguments(MODELS[name]), **options})
+
+    depths = ", ".join(map(str, MODELS[name].stage_depths))
+    return type(base)(
+        name,
+        (base,),
+        {
+            "__init__": build,
+            "__module__": base.__module__,
+            "__qualname__": name,
+            "__doc__": f"{name} of the table: {depths} blocks; keyword arguments as in the base.",
+        },
+    )

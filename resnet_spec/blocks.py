@@ -1,0 +1,119 @@
+"""The convolutions of every block, shortcut and stem: channels, kernel sizes and strides."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+BlockKind = Literal["basic", "bottleneck"]
+ShortcutKind = Literal["identity", "projection", "full_projection", "convolution"]
+
+BOTTLENECK_EXPANSION = 4  # [1] table 1: 64 -> 256, 128 -> 512, ...
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One bias-free convolution with torch's even padding, `kernel_size // 2` on every side."""
+
+    in_planes: int
+    out_planes: int
+    kernel_size: int
+    stride: int = 1
+
+    @property
+    def padding(self) -> int:
+        return self.kernel_size // 2
+
+    @property
+    def weight_count(self) -> int:
+        return self.in_planes * self.out_planes * self.kernel_size**2
+
+
+def basic_block(
+    in_planes: int, planes: int, *, stride: int = 1, width: int = 1, drop_rate: float = 0.0
+) -> tuple[Conv, Conv]:
+    """Two 3x3 convolutions, both widened (He et al. 2015, figure 5 left; Zagoruyko 2016, table 1).
+
+    Raises:
+        ValueError: `drop_rate` is outside [0, 1).
+    """
+    if not 0 <= drop_rate < 1:
+        raise ValueError(f"drop_rate is a probability in [0, 1), not {drop_rate}")
+    out_planes = planes * width
+    return Conv(in_planes, out_planes, 3, stride), Conv(out_planes, out_planes, 3)
+
+
+def bottleneck(
+    in_planes: int, planes: int, *, stride: int = 1, width: int = 1, drop_rate: float = 0.0
+) -> tuple[Conv, Conv, Conv]:
+    """1x1, 3x3, 1x1 with the stride on the 3x3, "v1.5" (He et al. 2015, figure 5 right).
+
+    The width multiplies the middle only (Zagoruyko 2016, section 3, WRN-50-2-bottleneck).
+
+    Raises:
+        ValueError: `drop_rate` is not 0; the papers define no dropout in a bottleneck.
+    """
+    if drop_rate != 0:
+        raise ValueError(f"a bottleneck has no dropout: drop_rate must be 0, not {drop_rate}")
+    mid_planes = planes * width
+    return (
+        Conv(in_planes, mid_planes, 1),
+        Conv(mid_planes, mid_planes, 3, stride),
+        Conv(mid_planes, planes * BOTTLENECK_EXPANSION, 1),
+    )
+
+
+def stem_conv(in_planes: int, planes: int, *, small_images: bool) -> Conv:
+    """The first convolution: 3x3 for small images, else 7x7 with stride 2 (a max pool follows)."""
+    return Conv(in_planes, planes, 3) if small_images else Conv(in_planes, planes, 7, 2)
+
+
+def check_identity_shortcut(in_planes: int, out_planes: int) -> None:
+    """Option A appends zero channels, so it cannot drop any.
+
+    Raises:
+        ValueError: there are fewer output than input channels.
+    """
+    if out_planes < in_planes:
+        raise ValueError(
+            f"an identity shortcut cannot shrink {in_planes} channels to {out_planes}: "
+            "use ProjectionShortcut, or stages whose channels do not decrease"
+        )
+
+
+def _option_a(in_planes: int, out_planes: int, stride: int) -> None:
+    check_identity_shortcut(in_planes, out_planes)
+
+
+def _option_b(in_planes: int, out_planes: int, stride: int) -> Conv | None:
+    changes_shape = stride != 1 or in_planes != out_planes
+    return Conv(in_planes, out_planes, 1, stride) if changes_shape else None
+
+
+def _option_c(in_planes: int, out_planes: int, stride: int) -> Conv:
+    return Conv(in_planes, out_planes, 1, stride)
+
+
+def _convolution(in_planes: int, out_planes: int, stride: int) -> Conv | None:
+    changes_shape = stride != 1 or in_planes != out_planes
+    return Conv(in_planes, out_planes, 3, stride) if changes_shape else None
+
+
+BLOCKS: dict[BlockKind, Callable[..., tuple[Conv, ...]]] = {
+    "basic": basic_block,
+    "bottleneck": bottleneck,
+}
+SHORTCUTS: dict[ShortcutKind, Callable[[int, int, int], Conv | None]] = {
+    "identity": _option_a,
+    "projection": _option_b,
+    "full_projection": _option_c,
+    "convolution": _convolution,
+}
+
+
+def shortcut_conv(kind: ShortcutKind, in_planes: int, out_planes: int, stride: int) -> Conv | None:
+    """The convolution of a shortcut, None where it has no weights (He et al. 2015, section 4.1).
+
+    Raises:
+        ValueError: an identity shortcut that would have to drop channels.
+    """
+    return SHORTCUTS[kind](in_planes, out_planes, stride)

@@ -1,0 +1,210 @@
+"""One residual network as a row of numbers, and every layer that follows from it."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from resnet_spec.blocks import BLOCKS, SHORTCUTS, BlockKind, Conv, ShortcutKind
+from resnet_spec.blocks import shortcut_conv as make_shortcut_conv
+from resnet_spec.blocks import stem_conv as make_stem_conv
+
+Dimensions = Sequence[tuple[int, int]]
+"""(number of blocks, planes) of the stem and then of each stage."""
+
+
+def plan_stages(dimensions: Dimensions) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """The (planes, stride) of every block of every stage.
+
+    The first stage keeps its size; the first block of each other one halves it.
+
+    Raises:
+        ValueError: there is no stage, or a number of blocks or planes is not a positive integer.
+    """
+    numbers = [number for entry in dimensions for number in entry]
+    if len(dimensions) < 2 or not all(isinstance(n, int) and n > 0 for n in numbers):
+        raise ValueError(
+            "dimensions is a list of (number of blocks, planes), both positive, with the stem "
+            f"first and at least one stage after it: not {list(dimensions)!r}"
+        )
+    return tuple(
+        tuple((planes, 2 if stage > 0 and index == 0 else 1) for index in range(num_blocks))
+        for stage, (num_blocks, planes) in enumerate(dimensions[1:])
+    )
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block in its place: `path` is its attribute path in both twins."""
+
+    stage: int
+    index: int
+    convs: tuple[Conv, ...]
+    norm_planes: tuple[int, ...]
+    shortcut: Conv | None
+    has_shortcut_norm: bool
+
+    @property
+    def path(self) -> str:
+        return f"stages.{self.stage}.{self.index}"
+
+    @property
+    def in_planes(self) -> int:
+        return self.convs[0].in_planes
+
+    @property
+    def out_planes(self) -> int:
+        return self.convs[-1].out_planes
+
+
+@dataclass(frozen=True)
+class ResNetSpec:
+    """A residual network without its head; the fields are the twins' keyword arguments.
+
+    Attributes:
+        block: two 3x3 convolutions, or the 1x1, 3x3, 1x1 bottleneck.
+        stage_depths: number of blocks in each stage.
+        stage_planes: planes of each stage, before width and expansion.
+        stem_planes: output channels of the first convolution.
+        preact: BN-ReLU-conv (He et al. 2016) instead of conv-BN-ReLU (He et al. 2015).
+        shortcut: option A, B, C of He et al. 2015, section 4.1, or a 3x3 convolution.
+        in_planes: channels of an image.
+        width: the k of Wide ResNets (Zagoruyko & Komodakis 2016).
+        drop_rate: dropout between the two convolutions of a basic block, in [0, 1).
+        small_images: a 3x3 stem that keeps the size, without max pooling.
+        zero_init_residual: the residual branches start at zero (Goyal et al. 2017, section 5.1).
+
+    Raises:
+        ValueError: any field is out of its range; the message names all of them.
+    """
+
+    block: BlockKind
+    stage_depths: tuple[int, ...]
+    stage_planes: tuple[int, ...]
+    stem_planes: int
+    preact: bool = False
+    shortcut: ShortcutKind = "projection"
+    in_planes: int = 3
+    width: int = 1
+    drop_rate: float = 0.0
+    small_images: bool = False
+    zero_init_residual: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be a positive integer, not {value!r}"
+            for name, value in self._integers()
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ]
+        if not self.stage_depths or len(self.stage_depths) != len(self.stage_planes):
+            problems.append("stage_depths and stage_planes need one number for each stage")
+        for name, known in (("block", BLOCKS), ("shortcut", SHORTCUTS)):
+            if getattr(self, name) not in known:
+                problems.append(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+        for name in ("preact", "small_images", "zero_init_residual"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(f"{name} is True or False, not {getattr(self, name)!r}")
+        if isinstance(self.drop_rate, bool) or not isinstance(self.drop_rate, int | float):
+            problems.append(f"drop_rate must be a number, not {self.drop_rate!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        for _ in self.blocks():  # the blocks' own rules: dropout, channels that may not shrink
+            pass
+
+    def _integers(self) -> Iterator[tuple[str, Any]]:
+        for name in ("stem_planes", "in_planes", "width"):
+            yield name, getattr(self, name)
+        for name in ("stage_depths", "stage_planes"):
+            yield from ((f"{name}[{i}]", value) for i, value in enumerate(getattr(self, name)))
+
+    @property
+    def dimensions(self) -> tuple[tuple[int, int], ...]:
+        """(number of blocks, planes), stem first: the generic classes' first argument."""
+        stages = zip(self.stage_depths, self.stage_planes, strict=True)
+        return ((1, self.stem_planes), *stages)
+
+    @property
+    def stem_conv(self) -> Conv:
+        return make_stem_conv(self.in_planes, self.stem_planes, small_images=self.small_images)
+
+    @property
+    def out_planes(self) -> int:
+        """Number of pooled features."""
+        return list(self.blocks())[-1].out_planes
+
+    def blocks(self) -> Iterator[BlockSpec]:
+        """Every block, in the order of the forward pass."""
+        in_planes = self.stem_planes
+        for stage, blocks in enumerate(plan_stages(self.dimensions)):
+            for index, (planes, stride) in enumerate(blocks):
+                block = self._block(stage, index, in_planes, planes, stride)
+                yield block
+                in_planes = block.out_planes
+
+    def _block(self, stage: int, index: int, in_planes: int, planes: int, stride: int) -> BlockSpec:
+        convs = BLOCKS[self.block](
+            in_planes, planes, stride=stride, width=self.width, drop_rate=self.drop_rate
+        )
+        shortcut = make_shortcut_conv(self.shortcut, in_planes, convs[-1].out_planes, stride)
+        return BlockSpec(
+            stage=stage,
+            index=index,
+            convs=convs,
+            norm_planes=tuple(c.in_planes if self.preact else c.out_planes for c in convs),
+            shortcut=shortcut,
+            has_shortcut_norm=shortcut is not None and not self.preact,
+        )
+
+    def convolutions(self) -> Iterator[tuple[str, Conv]]:
+        """(attribute path, convolution) of every convolution."""
+        yield "stem.conv", self.stem_conv
+        for block in self.blocks():
+            for number, conv in enumerate(block.convs, start=1):
+                yield f"{block.path}.conv{number}", conv
+            if block.shortcut is not None:
+                yield f"{block.path}.shortcut.conv", block.shortcut
+
+    def norms(self) -> Iterator[tuple[str, int]]:
+        """(attribute path, channels) of every batch normalisation."""
+        if not self.preact:
+            yield "stem.bn", self.stem_planes
+        for block in self.blocks():
+            for number, planes in enumerate(block.norm_planes, start=1):
+                yield f"{block.path}.bn{number}", planes
+            if block.has_shortcut_norm:
+                yield f"{block.path}.shortcut_bn", block.out_planes
+        if self.preact:
+            yield "norm", self.out_planes
+
+    def count_parameters(self, num_classes: int | None = None) -> int:
+        """Number of trained values, with a linear head of `num_classes` where it is given."""
+        head = 0 if num_classes is None else (self.out_planes + 1) * num_classes
+        weights = sum(conv.weight_count for _, conv in self.convolutions())
+        return weights + sum(2 * planes for _, planes in self.norms()) + head
+
+    def count_layers(self, num_classes: int | None = None) -> int:
+        """Number of convolutions, those of shortcuts too, and the linear head."""
+        return len(list(self.convolutions())) + (num_classes is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as values that `json.dumps` takes."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "ResNetSpec":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: a field is unknown, missing or out of its range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ValueError(f"a ResNet's spec has no field {', '.join(unknown)}")
+        tuples = {
+            name: tuple(value) for name, value in fields.items() if isinstance(value, list | tuple)
+        }
+        try:
+            return cls(**{**fields, **tuples})
+        except TypeError as error:
+            raise ValueError(f"incomplete spec of a ResNet: {error}") from error

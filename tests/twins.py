@@ -1,0 +1,94 @@
+"""Pairs of twins with the same weights, random in every leaf."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+import convert
+import flax_resnet
+import torch_resnet
+from resnet_spec import find_spec
+
+NUM_CLASSES = 10
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> None:
+    """Random values in every leaf, of a size that keeps the signal through any depth.
+
+    Fresh initial values would hide swapped leaves: every scale is 1, every bias 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
+        with torch.no_grad():
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.copy_(low + (high - low) * noise)
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            uniform(module.weight, 0.5, 1.5)
+            uniform(module.bias, -0.5, 0.5)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            assert module.num_batches_tracked is not None
+            uniform(module.running_mean, -0.5, 0.5)
+            uniform(module.running_var, 0.5, 1.5)
+            module.num_batches_tracked.fill_(int(torch.randint(1, 1000, (), generator=generator)))
+        elif isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            bound = (3 / module.weight[0].numel()) ** 0.5  # variance 1 / fan in
+            uniform(module.weight, -bound, bound)
+            if module.bias is not None:
+                uniform(module.bias, -0.5, 0.5)
+    ends = [m.get_submodule(m.last_layer) for m in model.modules() if hasattr(m, "last_layer")]
+    for end in ends:  # else the sum of 600 residuals grows to 1e47
+        with torch.no_grad():
+            end.weight.div_(len(ends) ** 0.5)
+
+
+def make_twins(
+    name: str, *, dtype: str = "float64", num_classes: int | None = NUM_CLASSES, **options: Any
+) -> tuple[Any, Any]:
+    """A Flax and a torch model with the same random weights, by way of the converter."""
+    torch_model = torch_resnet.create(name, num_classes, **options)
+    torch_model.to(getattr(torch, dtype))
+    randomise(torch_model)
+    flax_model = flax_resnet.create(
+        name, num_classes, rngs=nnx.Rngs(0), param_dtype=getattr(jnp, dtype), **options
+    )
+    convert.torch_to_flax(torch_model.state_dict(), flax_model)
+    return flax_model, torch_model
+
+
+def image_size(name: str) -> int:
+    """A size at which no stage shrinks to one pixel."""
+    return 32 if find_spec(name).small_images else 64
+
+
+def random_images(count: int, size: int, dtype: str = "float64", channels: int = 3) -> np.ndarray:
+    """(count, size, size, channels), standard normal."""
+    images = np.random.default_rng(0).standard_normal((count, size, size, channels))
+    return images.astype(dtype)
+
+
+def to_nchw(images: np.ndarray) -> torch.Tensor:
+    """(n, h, w, c) -> (n, c, h, w), as torch takes images."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def run_torch(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    """Outputs of the torch twin for (n, h, w, c) images."""
+    with torch.no_grad():
+        return model(to_nchw(images)).numpy()
+
+
+def relative_error(actual: Any, expected: Any) -> float:
+    """Largest difference over the largest magnitude."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    scale = float(np.abs(expected).max()) if expected.size else 0.0
+    difference = float(np.abs(actual - expected).max()) if expected.size else 0.0
+    assert np.isfinite(difference)
+    return difference / scale if scale else difference

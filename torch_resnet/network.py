@@ -1,0 +1,187 @@
+"""Stem, stages, pooling and head: what all residual networks share."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypedDict, TypeVar, Unpack
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from resnet_spec import (
+    MODELS,
+    BlockKind,
+    Dimensions,
+    ResNetSpec,
+    ShortcutKind,
+    plan_stages,
+    stem_conv,
+)
+from torch_resnet.init import resnet_init
+from torch_resnet.layers import batch_norm, conv
+from torch_resnet.shortcut import SHORTCUTS, ProjectionShortcut
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of every model."""
+
+    shortcut: Callable[..., Any]
+    in_planes: int
+    width: int
+    drop_rate: float
+    small_images: bool
+    zero_init_residual: bool
+
+
+class Stem(nn.Module):
+    """3x3 for small images; else 7x7 stride 2 and a 3x3 max pool (He et al. 2015, table 1).
+
+    BN and ReLU follow the convolution in post-activation networks only.
+    """
+
+    def __init__(self, in_planes: int, planes: int, *, small_images: bool, preact: bool):
+        super().__init__()
+        self.preact = preact
+        self.conv = conv(stem_conv(in_planes, planes, small_images=small_images))
+        if not preact:
+            self.bn = batch_norm(planes)
+        self.pool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
+        x = self.conv(x)
+        if not self.preact:
+            x = relu(self.bn(x))
+        return self.pool(x)
+
+
+class ResidualNetwork(nn.Module):
+    """The skeleton of `ResNet` and `PreActResNet`.
+
+    Args:
+        dimensions: (number of blocks, planes), the stem first, then each stage.
+        block: class of a block; see `torch_resnet.blocks` for what one of your own needs.
+        shortcut: class of a shortcut; see `torch_resnet.shortcut`.
+        in_planes: channels of an image.
+        width: the k of Wide ResNets.
+        drop_rate: dropout in basic blocks, in [0, 1).
+        small_images: a 3x3 stem that keeps the size, instead of 7x7 stride 2 and max pooling.
+        zero_init_residual: start each residual branch at zero, see `torch_resnet.init`.
+
+    Attributes:
+        out_planes: number of pooled features.
+        head: identity at first; see `set_head`.
+        spec: the table's row, None where `block` or `shortcut` is a class of your own.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    preact: ClassVar[bool]
+    block_kinds: ClassVar[dict[Any, BlockKind]]
+
+    def __init__(
+        self,
+        dimensions: Dimensions,
+        block: Callable[..., Any],
+        *,
+        shortcut: Callable[..., Any] = ProjectionShortcut,
+        in_planes: int = 3,
+        width: int = 1,
+        drop_rate: float = 0.0,
+        small_images: bool = False,
+        zero_init_residual: bool = False,
+    ):
+        super().__init__()
+        stages = plan_stages(dimensions)
+        self.spec = self._describe(
+            dimensions,
+            block,
+            shortcut,
+            in_planes=in_planes,
+            width=width,
+            drop_rate=drop_rate,
+            small_images=small_images,
+            zero_init_residual=zero_init_residual,
+        )
+        planes = dimensions[0][1]
+        self.stem = Stem(in_planes, planes, small_images=small_images, preact=self.preact)
+        arguments: dict[str, Any] = {"shortcut": shortcut, "width": width, "drop_rate": drop_rate}
+        self.stages = nn.Sequential()
+        for stage in stages:
+            blocks = nn.Sequential()
+            for stage_planes, stride in stage:
+                built = block(planes, stage_planes, stride=stride, **arguments)
+                blocks.append(built)
+                planes = built.out_planes
+            self.stages.append(blocks)
+        if self.preact:
+            self.norm = batch_norm(planes)
+        self.out_planes = planes
+        self.head: nn.Module = nn.Identity()
+        resnet_init(self, zero_init_residual)
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
+        """Pooled features (n, out_planes), or what the head makes of them."""
+        x = self.stages(self.stem(images))
+        if self.preact:
+            x = relu(self.norm(x))
+        return self.head(x.mean(dim=(2, 3)))  # (n, c, h, w) -> (n, c)
+
+    def set_head(self, head: nn.Module) -> None:
+        """Puts `head` behind the pooling: `model.set_head(nn.Linear(model.out_planes, 10))`."""
+        self.head = head
+
+    @classmethod
+    def _describe(
+        cls, dimensions: Dimensions, block: Any, shortcut: Any, **fields: Any
+    ) -> ResNetSpec | None:
+        kind = cls.block_kinds.get(block)
+        shortcut_kinds: dict[Any, ShortcutKind] = {known: kind for kind, known in SHORTCUTS.items()}
+        shortcut_kind = shortcut_kinds.get(shortcut)
+        if kind is None or shortcut_kind is None:
+            return None
+        return ResNetSpec(
+            block=kind,
+            stage_depths=tuple(depth for depth, _ in dimensions[1:]),
+            stage_planes=tuple(planes for _, planes in dimensions[1:]),
+            stem_planes=dimensions[0][1],
+            preact=cls.preact,
+            shortcut=shortcut_kind,
+            **fields,
+        )
+
+    @classmethod
+    def spec_arguments(cls, spec: ResNetSpec) -> dict[str, Any]:
+        """A row of the table as this class's arguments, `dimensions` and `block` among them."""
+        return {
+            "dimensions": spec.dimensions,
+            "block": next(block for block, kind in cls.block_kinds.items() if kind == spec.block),
+            "shortcut": SHORTCUTS[spec.shortcut],
+            "in_planes": spec.in_planes,
+            "width": spec.width,
+            "drop_rate": spec.drop_rate,
+            "small_images": spec.small_images,
+            "zero_init_residual": spec.zero_init_residual,
+        }
+
+
+Network = TypeVar("Network", bound=ResidualNetwork)
+
+
+def named(name: str, base: type[Network]) -> type[Network]:
+    """The class of one row of the table: `ResNet20 = named("ResNet20", ResNet)`."""
+
+    def build(self: Network, **options: Unpack[Options]) -> None:
+        base.__init__(self, **{**base.spec_arguments(MODELS[name]), **options})
+
+    depths = ", ".join(map(str, MODELS[name].stage_depths))
+    bases: tuple[Any, ...] = (base,)
+    return type(
+        name,
+        bases,
+        {
+            "__init__": build,
+            "__module__": base.__module__,
+            "__qualname__": name,
+            "__doc__": f"{name} of the table: {depths} blocks; keyword arguments as in the base.",
+        },
+    )

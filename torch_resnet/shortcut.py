@@ -1,0 +1,79 @@
+"""The shortcuts of He et al. 2015, section 4.1 (options A, B, C), and a 3x3 convolution.
+
+A class of your own is used like these: it is built as `shortcut(in_planes, out_planes, stride)`
+and has `requires_activation`, true where it has weights. It is then followed by a batch
+normalisation in post-activation blocks, and reads the activated input in pre-activation ones.
+"""
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from resnet_spec import ShortcutKind, check_identity_shortcut, shortcut_conv
+from torch_resnet.layers import conv
+
+
+class IdentityShortcut(nn.Module):
+    """Option A: subsampling by the stride, and zeros as new channels, at the end.
+
+    Raises:
+        ValueError: `out_planes` is smaller than `in_planes`.
+    """
+
+    requires_activation = False
+
+    def __init__(self, in_planes: int, out_planes: int, stride: int):
+        super().__init__()
+        check_identity_shortcut(in_planes, out_planes)
+        self.in_planes = in_planes
+        self.out_planes = out_planes
+        self.stride = stride
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
+        x = x[:, :, :: self.stride, :: self.stride]
+        return functional.pad(x, (0, 0, 0, 0, 0, self.out_planes - self.in_planes))
+
+
+class _WeightedShortcut(nn.Module):
+    """A convolution where the table has one for this place, else the input itself."""
+
+    kind: ClassVar[ShortcutKind]
+
+    def __init__(self, in_planes: int, out_planes: int, stride: int):
+        super().__init__()
+        self.out_planes = out_planes
+        spec = shortcut_conv(self.kind, in_planes, out_planes, stride)
+        self.requires_activation = spec is not None
+        if spec is not None:
+            self.conv = conv(spec)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
+        return self.conv(x) if self.requires_activation else x
+
+
+class ProjectionShortcut(_WeightedShortcut):
+    """Option B: a 1x1 convolution where the shape changes, else the input itself."""
+
+    kind = "projection"
+
+
+class FullProjectionShortcut(_WeightedShortcut):
+    """Option C: a 1x1 convolution in every block."""
+
+    kind = "full_projection"
+
+
+class ConvolutionShortcut(_WeightedShortcut):
+    """A 3x3 convolution where the shape changes: every pixel counts (torch-resnet 0.0.4)."""
+
+    kind = "convolution"
+
+
+SHORTCUTS: dict[ShortcutKind, type[nn.Module]] = {
+    "identity": IdentityShortcut,
+    "projection": ProjectionShortcut,
+    "full_projection": FullProjectionShortcut,
+    "convolution": ConvolutionShortcut,
+}
