@@ -42,10 +42,10 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
             uniform(module.weight, -bound, bound)
             if module.bias is not None:
                 uniform(module.bias, -0.5, 0.5)
-    ends = [m.get_submodule(m.last_layer) for m in model.modules() if hasattr(m, "last_layer")]
-    for end in ends:  # else the sum of 600 residuals grows to 1e47
+    blocks = [(m, m.last_layer) for m in model.modules() if hasattr(m, "last_layer")]
+    for block, last_layer in blocks:  # else the sum of 600 residuals grows to 1e47
         with torch.no_grad():
-            end.weight.div_(len(ends) ** 0.5)
+            block.get_parameter(f"{last_layer}.weight").div_(len(blocks) ** 0.5)
 
 
 def make_twins(

@@ -1,0 +1,308 @@
+"""Both twins compute the same: logits, gradients, statistics and steps of SGD.
+
+Run with `-s` to see what is reached; the bounds are far above it, and far below any mistake.
+"""
+
+import collections
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+import convert
+import flax_resnet
+from flax_resnet import BatchNorm
+from flax_resnet.variables import named_variables
+from resnet_spec import MODELS, find_spec
+from tests.twins import (
+    NUM_CLASSES,
+    image_size,
+    make_twins,
+    random_images,
+    relative_error,
+    run_torch,
+    to_nchw,
+)
+from train.network import Network
+from train.optimizer import make_optimizer
+from train.step import cross_entropy
+
+SHORTCUTS = ["projection", "identity", "full_projection", "convolution"]
+OTHER_SHORTCUTS = SHORTCUTS[1:]
+QUICK = ["ResNet20", "PreActResNet20", "ResNet18", "PreActResNet50", "WideResNet16-4"]
+VERY_DEEP = ("1001", "1202")
+
+LOGITS_64 = 1e-12
+GRADIENTS_64 = 1e-10
+STATISTICS_64 = 1e-12
+VERY_DEEP_64 = 1e-10
+STEPS_64 = 1e-9
+LOGITS_32 = 1e-5
+
+_reached: dict[str, dict[str, float]] = collections.defaultdict(dict)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _print_what_was_reached() -> Iterator[None]:
+    yield
+    columns = sorted({column for row in _reached.values() for column in row})
+    print("\n\nlargest relative error of a family's models and shortcuts")
+    print("".join(f"{text:>24}" for text in ("family", *columns)))
+    for family, row in _reached.items():
+        cells = (f"{row[c]:.1e}" if c in row else "" for c in columns)
+        print("".join(f"{text:>24}" for text in (family, *cells)))
+
+
+def reach(name: str, what: str, error: float) -> float:
+    """Notes a family's largest error for the table."""
+    base = name.partition("-")[0].rstrip("0123456789")
+    depth = "1001, 1202" if any(deep in name for deep in VERY_DEEP) else ""
+    kind = "small" if find_spec(name).small_images else "ImageNet"
+    row = _reached[f"{base} {depth or kind}"]
+    row[what] = max(row.get(what, 0.0), error)
+    return error
+
+
+def cases(shortcuts: list[str], *, quick: list[str], only: list[str] | None = None) -> list[Any]:
+    return [
+        pytest.param((name, shortcut), id=f"{name}-{shortcut}", marks=marks)
+        for name in only or MODELS
+        for shortcut in shortcuts
+        for marks in [() if name in quick else pytest.mark.slow]
+    ]
+
+
+@pytest.fixture(scope="module")
+def twins(request: pytest.FixtureRequest) -> tuple[str, Any, Any]:
+    """A name and its two twins in float64, without dropout, which the frameworks draw apart."""
+    name, shortcut = request.param
+    return name, *make_twins(name, shortcut=shortcut, drop_rate=0.0)
+
+
+def bound(name: str, ordinary: float) -> float:
+    return VERY_DEEP_64 if any(deep in name for deep in VERY_DEEP) else ordinary
+
+
+@pytest.mark.parametrize("twins", cases(SHORTCUTS, quick=QUICK), indirect=True)
+def test_twins_agree_on_logits_in_float64(twins):
+    name, flax_model, torch_model = twins
+    images = random_images(2, image_size(name))
+    flax_model.eval()
+    torch_model.eval()
+    logits = flax_model(jnp.asarray(images))  # eagerly: nothing to compile, however deep
+    error = relative_error(logits, run_torch(torch_model, images))
+    assert reach(name, "logits f64", error) <= bound(name, LOGITS_64)
+
+
+@pytest.mark.parametrize(
+    "twins",
+    [*cases(["projection"], quick=QUICK), *cases(OTHER_SHORTCUTS, quick=QUICK, only=QUICK)],
+    indirect=True,
+)
+def test_twins_agree_on_gradients_and_statistics_in_float64(twins):
+    name, flax_model, torch_model = twins
+    images = random_images(3, image_size(name))
+    weights = random_images(3, 1, channels=NUM_CLASSES)[:, 0, 0]  # of the logits in the loss
+    torch_model.train()
+    torch_model.zero_grad()
+    (torch_model(to_nchw(images)) * torch.from_numpy(weights)).sum().backward()
+
+    network = Network(flax_model)
+
+    def loss(params: Any) -> Any:
+        outputs = network.train(params, network.statistics, jnp.asarray(images), jax.random.key(0))
+        return jnp.sum(outputs.logits * weights), outputs.statistics
+
+    gradients, statistics = jax.grad(loss, has_aux=True)(network.params)
+    state = torch_model.state_dict()
+    torch_gradients = {n: p.grad for n, p in torch_model.named_parameters()}
+    for flax_name, gradient in gradients.items():
+        torch_name = convert.leaves.torch_name(flax_name)
+        actual = convert.leaves.to_torch(flax_name, np.asarray(gradient))
+        error = relative_error(actual, torch_gradients[torch_name].numpy())
+        assert reach(name, "gradients f64", error) <= GRADIENTS_64, torch_name
+    assert len(gradients) == len(torch_gradients)
+    for flax_name, statistic in statistics.items():
+        torch_name = convert.leaves.torch_name(flax_name)
+        error = relative_error(np.asarray(statistic), state[torch_name].numpy())
+        assert reach(name, "statistics f64", error) <= bound(name, STATISTICS_64), torch_name
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+)
+def test_twins_agree_on_logits_in_float32(name):
+    flax_model, torch_model = make_twins(name, dtype="float32")
+    images = random_images(2, image_size(name), "float32")
+    flax_model.eval()
+    torch_model.eval()
+    error = relative_error(flax_model(jnp.asarray(images)), run_torch(torch_model, images))
+    assert reach(name, "logits f32", error) <= LOGITS_32
+
+
+@pytest.mark.parametrize(
+    ("name", "nesterov"),
+    [
+        ("ResNet20", False),
+        ("PreActResNet20", True),
+        pytest.param("WideResNet16-2-0.0", False, marks=pytest.mark.slow),
+        pytest.param("PreActResNet50-small", False, marks=pytest.mark.slow),
+    ],
+)
+def test_ten_steps_of_sgd_are_the_same_in_optax_and_torch(name, nesterov):
+    flax_model, torch_model = make_twins(name)
+    torch_model.train()
+    decayed = [p for n, p in torch_model.named_parameters() if p.ndim > 1]
+    others = [p for n, p in torch_model.named_parameters() if p.ndim == 1]
+    sgd = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": 1e-2}, {"params": others, "weight_decay": 0}],
+        lr=0.05,
+        momentum=0.9,
+        nesterov=nesterov,
+    )
+    network = Network(flax_model)
+    optimizer = make_optimizer(
+        lambda step: 0.05, momentum=0.9, nesterov=nesterov, weight_decay=1e-2
+    )
+
+    @jax.jit
+    def step(params: Any, statistics: Any, state: Any, images: Any, labels: Any) -> Any:
+        def loss(params: Any) -> Any:
+            outputs = network.train(params, statistics, images, jax.random.key(0))
+            return cross_entropy(outputs.logits, labels).mean(), outputs.statistics
+
+        gradients, statistics = jax.grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return jax.tree.map(jnp.add, params, updates), statistics, state
+
+    generator = np.random.default_rng(1)
+    params, statistics = network.params, network.statistics
+    state = optimizer.init(params)
+    for _ in range(10):
+        images = generator.standard_normal((8, 16, 16, 3))
+        labels = generator.integers(0, NUM_CLASSES, 8)
+        params, statistics, state = step(params, statistics, state, images, labels)
+        sgd.zero_grad()
+        logits = torch_model(to_nchw(images))
+        torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
+        sgd.step()
+
+    expected = torch_model.state_dict()
+    parameters = dict(torch_model.named_parameters())
+    traces = [s for s in jax.tree.leaves(state, is_leaf=_is_trace) if _is_trace(s)]
+    (momentum,) = (trace.trace for trace in traces)
+    buffers = {n: sgd.state[p]["momentum_buffer"] for n, p in parameters.items()}
+    for arrays, others in (({**params, **statistics}, expected), (momentum, buffers)):
+        assert len(arrays) == len(others)
+        for flax_name, array in arrays.items():
+            torch_name = convert.leaves.torch_name(flax_name)
+            actual = convert.leaves.to_torch(flax_name, np.asarray(array))
+            error = relative_error(actual, others[torch_name].detach().numpy())
+            assert reach(name, "10 steps f64", error) <= STEPS_64, torch_name
+
+
+def _is_trace(state: Any) -> bool:
+    return isinstance(state, optax.TraceState)
+
+
+@pytest.mark.parametrize(
+    "name", ["ResNet20", pytest.param("PreActResNet164", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+    "options", [{"scan_blocks": True}, {"remat": True}, {"scan_blocks": True, "remat": True}]
+)
+def test_scan_and_remat_keep_outputs_statistics_and_gradients(name, options):
+    plain, _ = make_twins(name)
+    other = flax_resnet.create(
+        name, NUM_CLASSES, rngs=nnx.Rngs(0), param_dtype="float64", **options
+    )
+    convert.torch_to_flax(convert.flax_to_torch(plain), other)
+    images = jnp.asarray(random_images(2, 16))
+
+    def run(model: Any) -> Any:
+        network = Network(model)
+
+        def loss(params: Any) -> Any:
+            outputs = network.train(params, network.statistics, images, jax.random.key(0))
+            return jnp.sum(outputs.logits**2), outputs
+
+        gradients, outputs = jax.jit(jax.grad(loss, has_aux=True))(network.params)
+        return {"logits": outputs.logits, **outputs.statistics}, gradients
+
+    for expected, actual in zip(run(plain), run(other), strict=True):
+        assert expected.keys() == actual.keys()
+        for key in expected:
+            assert relative_error(actual[key], expected[key]) <= 1e-10, key
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+def test_dropout_is_drawn_anew_in_every_block_and_step(scan_blocks):
+    model = flax_resnet.create("WideResNet16-1", 10, rngs=nnx.Rngs(0), scan_blocks=scan_blocks)
+    network = Network(model)
+    images = jnp.asarray(random_images(2, 16, "float32"))
+    keys = jax.random.split(jax.random.key(0), 2)
+    runs = [network.train(network.params, network.statistics, images, k).logits for k in keys]
+    again = network.train(network.params, network.statistics, images, keys[0]).logits
+    assert not np.allclose(runs[0], runs[1])
+    np.testing.assert_array_equal(runs[0], again)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "shape"),
+    [(0.0, 1e-4, (2, 1, 1, 5)), (-3.0, 2.0, (1, 2, 1, 5)), (1e3, 1.0, (8, 4, 4, 5))],
+)
+def test_batch_norm_is_torchs_on_hard_inputs_in_float32(mean, std, shape):
+    """Tiny variances, two values, and a mean at which E[x^2] - E[x]^2 is wrong by 0.1."""
+    generator = np.random.default_rng(0)
+    torch_norm, norm = torch.nn.BatchNorm2d(5), BatchNorm(5)
+    for _ in range(3):
+        x = (mean + std * generator.standard_normal(shape)).astype(np.float32)
+        exact = x.astype(np.float64)
+        exact -= exact.mean((0, 1, 2))
+        exact /= np.sqrt(np.mean(exact**2, (0, 1, 2)) + 1e-5)
+        torch_norm(to_nchw(x))
+        np.testing.assert_allclose(norm(jnp.asarray(x)), exact, rtol=1e-5, atol=5e-4)
+    assert torch_norm.running_mean is not None
+    assert torch_norm.running_var is not None
+    np.testing.assert_allclose(norm.mean.get_value(), torch_norm.running_mean, rtol=1e-5)
+    np.testing.assert_allclose(norm.var.get_value(), torch_norm.running_var, rtol=1e-5)
+    assert int(norm.num_batches_tracked.get_value()) == 3
+
+
+def test_batch_norm_refuses_to_train_on_one_value_as_torch_does():
+    with pytest.raises(ValueError, match="one value per channel"):
+        BatchNorm(5)(jnp.ones((1, 1, 1, 5)))
+
+
+def test_statistics_over_devices_are_those_of_the_global_batch():
+    """Eight devices with their shares against torch with the whole batch."""
+    flax_model, torch_model = make_twins("ResNet20")
+    network = Network(flax_model, axis_name="devices")
+    images = random_images(16, 16)
+
+    def forward(shard: Any) -> Any:
+        outputs = network.train(network.params, network.statistics, shard, jax.random.key(0))
+        return jax.lax.all_gather(outputs.logits, "devices", tiled=True), outputs.statistics
+
+    logits, statistics = jax.pmap(forward, "devices", out_axes=None)(
+        images.reshape(8, 2, 16, 16, 3)
+    )
+    torch_model.train()
+    assert relative_error(logits, run_torch(torch_model, images)) <= LOGITS_64
+    state = torch_model.state_dict()
+    for name, statistic in statistics.items():
+        expected = state[convert.leaves.torch_name(name)].numpy()
+        assert relative_error(statistic, expected) <= STATISTICS_64, name
+
+
+def test_every_parameter_and_statistic_is_compared():
+    """The variables that the comparisons above go through are all that there are."""
+    flax_model, torch_model = make_twins("ResNet20")
+    names = {convert.leaves.torch_name(name) for name in named_variables(flax_model)}
+    assert names == set(torch_model.state_dict())
