@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from convert import leaves
-from convert.arrays import to_numpy
 from convert.errors import ConversionError
 from convert.files import Weights
 from convert.models import build_flax
@@ -84,7 +83,7 @@ def write_run(run: Path, weights: Weights) -> None:
     folder = run / FOLDER
     if folder.exists():
         raise ConversionError(f"{run} holds checkpoints already: give a new folder")
-    model = build_flax(weights.classifier, {n: to_numpy(a) for n, a in weights.arrays.items()})
+    model = build_flax(weights.classifier, weights.arrays)
     state = {name: variable.get_value() for name, variable in named_variables(model).items()}
     with contextlib.closing(ocp.CheckpointManager(folder.resolve())) as manager:
         manager.save(

@@ -17,6 +17,8 @@ from convert.errors import ConversionError
 from convert.models import arrays_of, build_flax, build_torch, describe
 from resnet_spec import ClassifierSpec
 
+Visitor = Callable[[str, np.ndarray], None]  # what a reader does with each array in turn
+
 _METADATA_KEY = "flax_resnet"
 _FORMAT_VERSION = 1
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -26,7 +28,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth")
 class Weights:
     """Arrays with torch's names and axes, and what they are, where the file says it."""
 
-    arrays: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray]
     classifier: ClassifierSpec | None
 
 
@@ -70,13 +72,18 @@ def load(path: str | os.PathLike[str], backend: Literal["torch", "flax"]) -> Any
 
 def write_weights(path: Path, weights: Weights) -> None:
     """Writes arrays and their description; see `save`."""
-    arrays = {name: np.asarray(to_numpy(a), order="C") for name, a in weights.arrays.items()}
     write, read = _WRITERS[_suffix(path)], _READERS[_suffix(path)]
+    same: set[str] = set()
+
+    def compare(name: str, array: np.ndarray) -> None:
+        if name in weights.arrays and same_bits(array, weights.arrays[name]):
+            same.add(name)
+
     with _replacing(path) as temporary:
-        write(temporary, Weights(arrays, weights.classifier))
-        back = read(temporary)
-        wrong = [n for n, a in arrays.items() if not same_bits(a, to_numpy(back.arrays[n]))]
-        if wrong or set(back.arrays) != set(arrays) or back.classifier != weights.classifier:
+        write(temporary, weights)
+        classifier = read(temporary, compare)
+        wrong = sorted(set(weights.arrays) - same)
+        if wrong or classifier != weights.classifier:
             raise ConversionError(f"{path} reads back otherwise than written:", wrong)
 
 
@@ -90,7 +97,9 @@ def read_weights(path: Path) -> Weights:
     read = _READERS[_suffix(path)]
     with path.open("rb"):  # a clear FileNotFoundError or PermissionError before any parser
         pass
-    return read(path)
+    arrays: dict[str, np.ndarray] = {}
+    classifier = read(path, arrays.__setitem__)
+    return Weights(arrays, classifier)
 
 
 def _suffix(path: Path) -> str:
@@ -151,19 +160,22 @@ def _write_safetensors(path: Path, weights: Weights) -> None:
     from safetensors.numpy import save_file
 
     metadata = {"format": "pt", **_encode(weights.classifier)}
-    save_file(dict(weights.arrays), path, metadata=metadata)
+    # save_file writes the memory of an array as it lies, whatever its strides are
+    arrays = {name: np.asarray(array, order="C") for name, array in weights.arrays.items()}
+    save_file(arrays, path, metadata=metadata)
 
 
-def _read_safetensors(path: Path) -> Weights:
+def _read_safetensors(path: Path, visit: Visitor) -> ClassifierSpec | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as file:
+        with safe_open(path, framework="np", backend="pread") as file:
+            for name in file.keys():  # noqa: SIM118
+                visit(name, file.get_tensor(name))
             metadata = file.metadata()
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ConversionError(f"{path} is not a whole safetensors file: {error}") from error
-    return Weights(arrays, _decode(path, metadata))
+    return _decode(path, metadata)
 
 
 def _write_torch(path: Path, weights: Weights) -> None:
@@ -175,7 +187,7 @@ def _write_torch(path: Path, weights: Weights) -> None:
     torch.save(state_dict, path)
 
 
-def _read_torch(path: Path) -> Weights:
+def _read_torch(path: Path, visit: Visitor) -> ClassifierSpec | None:
     import pickle
 
     import torch
@@ -187,11 +199,13 @@ def _read_torch(path: Path) -> Weights:
         raise ConversionError(f"{path} is not a whole file of plain tensors: {reason}") from error
     if not isinstance(content, Mapping) or not all(map(torch.is_tensor, content.values())):
         raise ConversionError(f"{path} does not hold a state dict, a mapping of names to tensors")
-    metadata = getattr(content, "_metadata", {})
-    return Weights(dict(content), _decode(path, metadata.get("")))
+    metadata: dict[str, Any] = getattr(content, "_metadata", {})
+    for name, tensor in content.items():
+        visit(name, to_numpy(tensor))
+    return _decode(path, metadata.get(""))
 
 
-_READERS: dict[str, Callable[[Path], Weights]] = {
+_READERS: dict[str, Callable[[Path, Visitor], ClassifierSpec | None]] = {
     ".safetensors": _read_safetensors,
     ".pt": _read_torch,
     ".pth": _read_torch,

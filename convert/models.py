@@ -76,12 +76,17 @@ def build_torch(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) ->
 
 def build_flax(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> "FlaxNetwork":
     """A Flax twin in eval mode with these arrays; parameters in the dtype of the first weight."""
+    import jax
     from flax import nnx
 
     import flax_resnet
 
     check(classifier, arrays)
     param_dtype = arrays["stem.conv.weight"].dtype
+    if param_dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise ConversionError(
+            'float64 weights: call jax.config.update("jax_enable_x64", True) first'
+        )
     rngs = nnx.Rngs(0)
     model = flax_resnet.from_spec(classifier.network, rngs=rngs, param_dtype=param_dtype)
     if classifier.num_classes is not None:

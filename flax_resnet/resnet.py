@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 from flax_resnet.blocks import BasicBlock, Bottleneck
-from flax_resnet.network import Options, ResidualNetwork, named
+from flax_resnet.network import Named, Options, ResidualNetwork, named
 from resnet_spec import Dimensions
 
 
@@ -22,20 +22,24 @@ class ResNet(ResidualNetwork):
         super().__init__(dimensions, block, **options)
 
 
-ResNet18 = named("ResNet18", ResNet)
-ResNet34 = named("ResNet34", ResNet)
-ResNet50 = named("ResNet50", ResNet)
-ResNet101 = named("ResNet101", ResNet)
-ResNet152 = named("ResNet152", ResNet)
-ResNet200 = named("ResNet200", ResNet)
-ResNet20 = named("ResNet20", ResNet)
-ResNet32 = named("ResNet32", ResNet)
-ResNet44 = named("ResNet44", ResNet)
-ResNet56 = named("ResNet56", ResNet)
-ResNet110 = named("ResNet110", ResNet)
-ResNet164 = named("ResNet164", ResNet)
-ResNet1001 = named("ResNet1001", ResNet)
-ResNet1202 = named("ResNet1202", ResNet)
-WideResNet16 = named("WideResNet16", ResNet)
-WideResNet28 = named("WideResNet28", ResNet)
-WideResNet40 = named("WideResNet40", ResNet)
+class NamedResNet(Named, ResNet):
+    """A `ResNet` whose dimensions and block are a row of the table."""
+
+
+ResNet18 = named("ResNet18", NamedResNet)
+ResNet34 = named("ResNet34", NamedResNet)
+ResNet50 = named("ResNet50", NamedResNet)
+ResNet101 = named("ResNet101", NamedResNet)
+ResNet152 = named("ResNet152", NamedResNet)
+ResNet200 = named("ResNet200", NamedResNet)
+ResNet20 = named("ResNet20", NamedResNet)
+ResNet32 = named("ResNet32", NamedResNet)
+ResNet44 = named("ResNet44", NamedResNet)
+ResNet56 = named("ResNet56", NamedResNet)
+ResNet110 = named("ResNet110", NamedResNet)
+ResNet164 = named("ResNet164", NamedResNet)
+ResNet1001 = named("ResNet1001", NamedResNet)
+ResNet1202 = named("ResNet1202", NamedResNet)
+WideResNet16 = named("WideResNet16", NamedResNet)
+WideResNet28 = named("WideResNet28", NamedResNet)
+WideResNet40 = named("WideResNet40", NamedResNet)

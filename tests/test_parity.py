@@ -17,6 +17,7 @@ from flax import nnx
 
 import convert
 import flax_resnet
+from convert import leaves
 from flax_resnet import BatchNorm
 from flax_resnet.variables import named_variables
 from resnet_spec import MODELS, find_spec
@@ -123,13 +124,13 @@ def test_twins_agree_on_gradients_and_statistics_in_float64(twins):
     state = torch_model.state_dict()
     torch_gradients = {n: p.grad for n, p in torch_model.named_parameters()}
     for flax_name, gradient in gradients.items():
-        torch_name = convert.leaves.torch_name(flax_name)
-        actual = convert.leaves.to_torch(flax_name, np.asarray(gradient))
+        torch_name = leaves.torch_name(flax_name)
+        actual = leaves.to_torch(flax_name, np.asarray(gradient))
         error = relative_error(actual, torch_gradients[torch_name].numpy())
         assert reach(name, "gradients f64", error) <= GRADIENTS_64, torch_name
     assert len(gradients) == len(torch_gradients)
     for flax_name, statistic in statistics.items():
-        torch_name = convert.leaves.torch_name(flax_name)
+        torch_name = leaves.torch_name(flax_name)
         error = relative_error(np.asarray(statistic), state[torch_name].numpy())
         assert reach(name, "statistics f64", error) <= bound(name, STATISTICS_64), torch_name
 
@@ -201,8 +202,8 @@ def test_ten_steps_of_sgd_are_the_same_in_optax_and_torch(name, nesterov):
     for arrays, others in (({**params, **statistics}, expected), (momentum, buffers)):
         assert len(arrays) == len(others)
         for flax_name, array in arrays.items():
-            torch_name = convert.leaves.torch_name(flax_name)
-            actual = convert.leaves.to_torch(flax_name, np.asarray(array))
+            torch_name = leaves.torch_name(flax_name)
+            actual = leaves.to_torch(flax_name, np.asarray(array))
             error = relative_error(actual, others[torch_name].detach().numpy())
             assert reach(name, "10 steps f64", error) <= STEPS_64, torch_name
 
@@ -297,12 +298,12 @@ def test_statistics_over_devices_are_those_of_the_global_batch():
     assert relative_error(logits, run_torch(torch_model, images)) <= LOGITS_64
     state = torch_model.state_dict()
     for name, statistic in statistics.items():
-        expected = state[convert.leaves.torch_name(name)].numpy()
+        expected = state[leaves.torch_name(name)].numpy()
         assert relative_error(statistic, expected) <= STATISTICS_64, name
 
 
 def test_every_parameter_and_statistic_is_compared():
     """The variables that the comparisons above go through are all that there are."""
     flax_model, torch_model = make_twins("ResNet20")
-    names = {convert.leaves.torch_name(name) for name in named_variables(flax_model)}
+    names = {leaves.torch_name(name) for name in named_variables(flax_model)}
     assert names == set(torch_model.state_dict())

@@ -164,24 +164,26 @@ class ResidualNetwork(nn.Module):
         }
 
 
-Network = TypeVar("Network", bound=ResidualNetwork)
+class Named(ResidualNetwork):
+    """A network of one row of the table; `row` is set by `named`."""
+
+    row: ClassVar[ResNetSpec]
+
+    def __init__(self, **options: Unpack[Options]):
+        super().__init__(**{**self.spec_arguments(self.row), **options})
 
 
-def named(name: str, base: type[Network]) -> type[Network]:
-    """The class of one row of the table: `ResNet20 = named("ResNet20", ResNet)`."""
+NamedNetwork = TypeVar("NamedNetwork", bound=Named)
 
-    def build(self: Network, **options: Unpack[Options]) -> None:
-        base.__init__(self, **{**base.spec_arguments(MODELS[name]), **options})
 
+def named(name: str, base: type[NamedNetwork]) -> type[NamedNetwork]:
+    """The class of one row of the table: `ResNet20 = named("ResNet20", NamedResNet)`."""
     depths = ", ".join(map(str, MODELS[name].stage_depths))
+    namespace = {
+        "row": MODELS[name],
+        "__module__": base.__module__,
+        "__qualname__": name,
+        "__doc__": f"{name} of the table: {depths} blocks; keyword arguments as in the base.",
+    }
     bases: tuple[Any, ...] = (base,)
-    return type(
-        name,
-        bases,
-        {
-            "__init__": build,
-            "__module__": base.__module__,
-            "__qualname__": name,
-            "__doc__": f"{name} of the table: {depths} blocks; keyword arguments as in the base.",
-        },
-    )
+    return type(name, bases, namespace)

@@ -5,7 +5,7 @@ from typing import Any, Unpack
 
 from resnet_spec import Dimensions
 from torch_resnet.blocks import PreActBlock, PreActBottleneck
-from torch_resnet.network import Options, ResidualNetwork, named
+from torch_resnet.network import Named, Options, ResidualNetwork, named
 
 
 class PreActResNet(ResidualNetwork):
@@ -22,20 +22,24 @@ class PreActResNet(ResidualNetwork):
         super().__init__(dimensions, block, **options)
 
 
-PreActResNet18 = named("PreActResNet18", PreActResNet)
-PreActResNet34 = named("PreActResNet34", PreActResNet)
-PreActResNet50 = named("PreActResNet50", PreActResNet)
-PreActResNet101 = named("PreActResNet101", PreActResNet)
-PreActResNet152 = named("PreActResNet152", PreActResNet)
-PreActResNet200 = named("PreActResNet200", PreActResNet)
-PreActResNet20 = named("PreActResNet20", PreActResNet)
-PreActResNet32 = named("PreActResNet32", PreActResNet)
-PreActResNet44 = named("PreActResNet44", PreActResNet)
-PreActResNet56 = named("PreActResNet56", PreActResNet)
-PreActResNet110 = named("PreActResNet110", PreActResNet)
-PreActResNet164 = named("PreActResNet164", PreActResNet)
-PreActResNet1001 = named("PreActResNet1001", PreActResNet)
-PreActResNet1202 = named("PreActResNet1202", PreActResNet)
-PreActWideResNet16 = named("PreActWideResNet16", PreActResNet)
-PreActWideResNet28 = named("PreActWideResNet28", PreActResNet)
-PreActWideResNet40 = named("PreActWideResNet40", PreActResNet)
+class NamedPreActResNet(Named, PreActResNet):
+    """A `PreActResNet` whose dimensions and block are a row of the table."""
+
+
+PreActResNet18 = named("PreActResNet18", NamedPreActResNet)
+PreActResNet34 = named("PreActResNet34", NamedPreActResNet)
+PreActResNet50 = named("PreActResNet50", NamedPreActResNet)
+PreActResNet101 = named("PreActResNet101", NamedPreActResNet)
+PreActResNet152 = named("PreActResNet152", NamedPreActResNet)
+PreActResNet200 = named("PreActResNet200", NamedPreActResNet)
+PreActResNet20 = named("PreActResNet20", NamedPreActResNet)
+PreActResNet32 = named("PreActResNet32", NamedPreActResNet)
+PreActResNet44 = named("PreActResNet44", NamedPreActResNet)
+PreActResNet56 = named("PreActResNet56", NamedPreActResNet)
+PreActResNet110 = named("PreActResNet110", NamedPreActResNet)
+PreActResNet164 = named("PreActResNet164", NamedPreActResNet)
+PreActResNet1001 = named("PreActResNet1001", NamedPreActResNet)
+PreActResNet1202 = named("PreActResNet1202", NamedPreActResNet)
+PreActWideResNet16 = named("PreActWideResNet16", NamedPreActResNet)
+PreActWideResNet28 = named("PreActWideResNet28", NamedPreActResNet)
+PreActWideResNet40 = named("PreActWideResNet40", NamedPreActResNet)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -30,7 +31,9 @@ def map_eval_step(step: EvalStep) -> Callable[..., Any]:
 def replicate(tree: Any) -> Any:
     """A copy of every array on every local device, placed as the mapped steps return it."""
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    # copied first: a donated state must not take the arrays it was made from with it
+    copy = jax.tree.map(jnp.copy, tree)
+    return jax.device_put(copy, NamedSharding(mesh, PartitionSpec()))
 
 
 def split_batch(indices: np.ndarray) -> np.ndarray:

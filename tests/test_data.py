@@ -1,0 +1,61 @@
+"""The data sets: digits, and CIFAR-10 where its files are."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train.data import load_dataset, normalise
+from train.errors import UserError
+from train.recipes import RECIPES
+
+CIFAR10 = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")) / "cifar10"
+
+
+def test_digits_are_normalised_and_split_without_overlap():
+    dataset = load_dataset(RECIPES["digits"].config)
+    assert len(dataset.train) == 1437
+    assert len(dataset.test) == 360
+    assert dataset.train.images.dtype == np.uint8
+    assert dataset.train.images.shape[1:] == (8, 8, 1)
+    assert dataset.train.images.max() == 255
+    normal = normalise(dataset.train.images, dataset)
+    assert abs(normal.mean()) < 1e-3
+    assert abs(normal.std() - 1) < 1e-3
+    assert set(dataset.test.labels) == set(range(10))
+    train = {image.tobytes() for image in dataset.train.images}
+    assert not any(image.tobytes() in train for image in dataset.test.images)
+
+
+def test_a_held_out_part_is_the_end_of_the_training_set():
+    config = RECIPES["digits"].config
+    whole = load_dataset(config)
+    dataset = load_dataset(dataclasses.replace(config, validation_size=37))
+    assert dataset.test_name == "train[1400:]"
+    np.testing.assert_array_equal(dataset.train.images, whole.train.images[:1400])
+    np.testing.assert_array_equal(dataset.test.labels, whole.train.labels[1400:])
+    with pytest.raises(UserError, match="1437"):
+        load_dataset(dataclasses.replace(config, validation_size=1437))
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
+def test_cifar10_is_read_whole_and_in_order():
+    dataset = load_dataset(RECIPES["cifar10-45k"].config)
+    assert len(dataset.train) == 45_000
+    assert len(dataset.test) == 5_000
+    assert dataset.train.images.shape[1:] == (32, 32, 3)
+    counts = np.bincount(np.concatenate([dataset.train.labels, dataset.test.labels]))
+    np.testing.assert_array_equal(counts, [5_000] * 10)
+    images = np.concatenate([dataset.train.images, dataset.test.images]) / 255
+    np.testing.assert_allclose(images.mean((0, 1, 2)), dataset.mean, atol=1e-4)
+    np.testing.assert_allclose(images.std((0, 1, 2)), dataset.std, atol=1e-4)
+
+
+def test_a_data_set_that_is_not_there_says_where_it_was_looked_for(tmp_path):
+    config = dataclasses.replace(RECIPES["cifar100"].config, data_dir=tmp_path)
+    with pytest.raises(UserError, match=str(tmp_path)) as caught:
+        load_dataset(config)
+    assert "--data-dir" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,64 @@
+"""Who may import whom: each package in a fresh interpreter."""
+
+import subprocess
+import sys
+
+import pytest
+
+TORCH, JAX = ("torch",), ("jax", "jaxlib", "flax", "optax", "orbax")
+ALLOWED = {
+    "resnet_spec": {"forbidden": (*TORCH, *JAX, "numpy", "jaxtyping"), "ours": {"resnet_spec"}},
+    "torch_resnet": {"forbidden": JAX, "ours": {"resnet_spec", "torch_resnet"}},
+    "flax_resnet": {"forbidden": TORCH, "ours": {"resnet_spec", "flax_resnet"}},
+    "convert": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "convert"}},
+    "convert.__main__": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "convert"}},
+    "train.loop": {
+        "forbidden": TORCH,
+        "ours": {"resnet_spec", "flax_resnet", "train", "convert"},
+    },
+    "train.step": {"forbidden": TORCH, "ours": {"resnet_spec", "flax_resnet", "train"}},
+    "train.__main__": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "train"}},
+}
+OURS = ("resnet_spec", "flax_resnet", "torch_resnet", "convert", "train")
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_only_what_it_may(package):
+    """What is forbidden is made impossible to import, as where it is not installed."""
+    forbidden = ALLOWED[package]["forbidden"]
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({forbidden!r}))\n"
+        f"import {package}\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert {name for name in run.stdout.split() if name in OURS} == ALLOWED[package]["ours"]
+
+
+@pytest.mark.parametrize("backend", ["torch", "flax"])
+def test_a_file_loads_with_one_framework_installed(backend, tmp_path):
+    import convert
+    import torch_resnet
+
+    path = tmp_path / "m.safetensors"
+    convert.save(path, torch_resnet.create("ResNet20", 10))
+    forbidden = JAX if backend == "torch" else TORCH
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({forbidden!r}))\n"
+        f"import convert; print(type(convert.load({str(path)!r}, backend={backend!r})).__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "ResNet", run.stderr
+
+
+def test_only_one_file_names_pmap_and_one_hands_over_to_convert():
+    from pathlib import Path
+
+    root = Path(__file__).parents[1] / "train"
+    texts = {path.name: path.read_text() for path in root.glob("*.py")}
+    assert [name for name, text in texts.items() if "jax.pmap" in text] == ["parallel.py"]
+    assert [name for name, text in texts.items() if "import convert" in text] == ["export.py"]
+    assert [name for name, text in texts.items() if "import torch" in text] == ["export.py"]

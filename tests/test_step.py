@@ -1,0 +1,220 @@
+"""The training step: data order, augmentation, schedule, decay, devices, and lowering for TPU."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import flax_resnet
+from tests.twins import relative_error
+from train import parallel
+from train.augment import Augment
+from train.config import Config
+from train.data import Dataset, Split, batch_indices, normalise
+from train.network import Network
+from train.optimizer import make_optimizer, make_schedule
+from train.recipes import RECIPES
+from train.step import Images, TrainState, cross_entropy, make_eval_step, make_train_step
+
+
+def random_dataset(count: int = 64, size: int = 8, seed: int = 0) -> Dataset:
+    generator = np.random.default_rng(seed)
+    split = Split(
+        generator.integers(0, 256, (count, size, size, 3), np.uint8),
+        generator.integers(0, 10, count).astype(np.int32),
+    )
+    return Dataset(split, split, "test", 10, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+def on_device(split: Split) -> Images:
+    return Images(jnp.asarray(split.images), jnp.asarray(split.labels))
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(100, 32), (7, 5), (5, 12), (64, 64)])
+def test_every_epoch_shows_every_image_once_and_none_is_dropped(num_images, batch_size):
+    epochs = batch_size  # after which batches and epochs end together
+    stream = np.concatenate(
+        [batch_indices(3, step, batch_size, num_images) for step in range(num_images)]
+    )
+    assert stream.dtype == np.int32
+    orders = stream.reshape(epochs, num_images)
+    for order in orders:
+        assert sorted(order) == list(range(num_images))
+    assert len({tuple(order) for order in orders}) > 1
+
+
+def test_the_order_is_a_function_of_seed_and_step():
+    one = [batch_indices(1, step, 8, 50) for step in range(20)]
+    for step in reversed(range(20)):
+        np.testing.assert_array_equal(batch_indices(1, step, 8, 50), one[step])
+    assert not np.array_equal(batch_indices(2, 0, 8, 50), one[0])
+
+
+def test_an_augmented_image_is_a_crop_of_the_padded_image_or_its_mirror():
+    dataset = random_dataset(size=6)
+    config = dataclasses.replace(Config(), crop_padding=2, flip=True)
+    keys = jax.random.split(jax.random.key(0), 64)
+    images = np.asarray(Augment(config, dataset)(jnp.asarray(dataset.train.images), keys))
+    normal = normalise(dataset.train.images, dataset)
+    padded = np.pad(normal, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    seen = set()
+    for number, image in enumerate(images):
+        found = [
+            (row, column, mirror)
+            for row in range(5)
+            for column in range(5)
+            for mirror in (1, -1)
+            if np.allclose(
+                padded[number, row : row + 6, column : column + 6][:, ::mirror], image, atol=1e-6
+            )
+        ]
+        assert len(found) == 1
+        seen.update(found)
+    assert {row for row, _, _ in seen} == {column for _, column, _ in seen} == set(range(5))
+    assert {mirror for _, _, mirror in seen} == {1, -1}
+
+
+def test_without_padding_and_flip_an_image_is_only_normalised():
+    dataset = random_dataset()
+    config = dataclasses.replace(Config(), crop_padding=0, flip=False)
+    augment = Augment(config, dataset)
+    images, keys = jnp.asarray(dataset.train.images), jax.random.split(jax.random.key(0), 64)
+    np.testing.assert_array_equal(augment(images, keys), augment.normalise(images))
+    np.testing.assert_allclose(
+        augment.normalise(images), normalise(dataset.train.images, dataset), atol=1e-6
+    )
+
+
+def test_the_papers_schedule():
+    rate: Any = make_schedule(RECIPES["cifar10"].config, 62_500)
+    expected = {0: 0.01, 399: 0.01, 400: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 1e-3}
+    for step, value in expected.items():
+        assert float(rate(step)) == pytest.approx(value), step
+
+
+def test_a_cosine_ends_at_zero():
+    config = dataclasses.replace(RECIPES["digits"].config, warmup_steps=10)
+    rate: Any = make_schedule(config, 110)
+    assert float(rate(9)) == pytest.approx(config.warmup_learning_rate)
+    assert float(rate(10)) == pytest.approx(config.learning_rate)
+    assert float(rate(60)) == pytest.approx(config.learning_rate / 2)
+    assert float(rate(110)) == pytest.approx(0, abs=1e-9)
+
+
+def test_only_convolution_and_linear_weights_decay():
+    network = Network(flax_resnet.create("ResNet20", 10, rngs=nnx.Rngs(0)))
+    ones = jax.tree.map(jnp.ones_like, network.params)
+    optimizer = make_optimizer(
+        optax.constant_schedule(1.0), momentum=0.9, nesterov=False, weight_decay=0.25
+    )
+    zeros = jax.tree.map(jnp.zeros_like, ones)
+    updates: Any = optimizer.update(zeros, optimizer.init(ones), ones)[0]
+    for name, update in updates.items():
+        decays = "conv" in name or name == "head.kernel"
+        np.testing.assert_array_equal(update, -0.25 if decays else 0.0, err_msg=name)
+
+
+def test_the_loss_is_float32_for_bfloat16_logits():
+    logits = jnp.array([[20.0, 20.0625]], jnp.bfloat16)
+    loss = cross_entropy(logits, jnp.array([0]))
+    assert loss.dtype == jnp.float32
+    exact = np.log1p(np.exp(np.float64(logits[0, 1]) - np.float64(logits[0, 0])))
+    np.testing.assert_allclose(loss, exact, rtol=1e-6)
+
+
+def make_step(name: str, dataset: Dataset, **options: Any) -> tuple[Any, TrainState, Any, Network]:
+    model = flax_resnet.create(name, 10, rngs=nnx.Rngs(0), **options)
+    network = Network(model, axis_name=parallel.AXIS)
+    optimizer = make_optimizer(
+        optax.constant_schedule(0.1), momentum=0.9, nesterov=False, weight_decay=1e-4
+    )
+    state = TrainState(
+        jnp.zeros((), jnp.int32), network.params, network.statistics, optimizer.init(network.params)
+    )
+    augment = Augment(Config(), dataset)
+    step = make_train_step(network, optimizer, augment, seed=5, axis_name=parallel.AXIS)
+    return step, state, augment, network
+
+
+def test_eight_devices_train_as_one():
+    assert jax.local_device_count() == 8
+    dataset = random_dataset()
+    step, state, _, _ = make_step("ResNet20", dataset, param_dtype=jnp.float64)
+    data = on_device(dataset.train)
+    eight, one = (
+        parallel.map_train_step(step),
+        jax.jit(jax.vmap(step, in_axes=(None, None, 0), out_axes=None, axis_name=parallel.AXIS)),
+    )
+    many, single = parallel.replicate(state), state
+    many_data = parallel.replicate(data)
+    for number in range(3):
+        indices = batch_indices(0, number, 32, 64)
+        many, many_metrics = eight(many, many_data, parallel.split_batch(indices))
+        single, metrics = one(single, data, indices[None])
+        assert relative_error(many_metrics.loss, metrics.loss) < 1e-6  # the images are float32
+    assert int(many.step) == 3
+    for arrays, others in ((many.params, single.params), (many.statistics, single.statistics)):
+        for name, array in arrays.items():
+            assert relative_error(array, others[name]) < 1e-5, name
+
+
+def test_evaluation_counts_every_image_once():
+    dataset = random_dataset(count=50)
+    _, state, augment, network = make_step("ResNet20", dataset)
+    network = Network(flax_resnet.create("ResNet20", 10, rngs=nnx.Rngs(0)))
+    logits = network.evaluate(
+        state.params, state.statistics, augment.normalise(jnp.asarray(dataset.test.images))
+    )
+    expected = int(jnp.sum(jnp.argmax(logits, -1) != dataset.test.labels))
+    step = parallel.map_eval_step(make_eval_step(network, augment, axis_name=parallel.AXIS))
+    padded = np.full(64, -1, np.int32)
+    padded[:50] = np.arange(50)
+    sums = step(state.params, state.statistics, on_device(dataset.test), padded.reshape(8, 8))
+    assert int(sums.errors) == expected
+    loss = float(jnp.sum(cross_entropy(logits, jnp.asarray(dataset.test.labels))))
+    assert float(sums.loss) == pytest.approx(loss, rel=1e-5)
+
+
+def test_dropout_differs_between_devices():
+    model = flax_resnet.create("WideResNet16-1", 10, rngs=nnx.Rngs(0))
+    network = Network(model, axis_name=parallel.AXIS)
+    image = np.random.default_rng(0).standard_normal((1, 8, 8, 3)).astype(np.float32)
+
+    def forward(images: Any) -> Any:
+        key = jax.random.fold_in(jax.random.key(0), jax.lax.axis_index(parallel.AXIS))
+        return network.train(network.params, network.statistics, images, key).logits
+
+    logits = jax.pmap(forward, parallel.AXIS)(np.repeat(image[None], 8, 0))
+    assert len({tuple(row) for row in np.asarray(logits)[:, 0].tolist()}) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size", "scan_blocks"), [("ResNet50", 224, False), ("ResNet1202", 32, True)]
+)
+def test_the_bfloat16_step_lowers_for_tpu(name, size, scan_blocks):
+    dataset = random_dataset(count=2, size=2)
+    step, state, _, _ = make_step(name, dataset, dtype=jnp.bfloat16, scan_blocks=scan_blocks)
+    data = jax.eval_shape(
+        lambda: Images(jnp.zeros((1_000, size, size, 3), jnp.uint8), jnp.zeros(1_000, jnp.int32))
+    )
+    abstract_state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
+    indices = jax.ShapeDtypeStruct((8, 16), jnp.int32)
+    mapped = jax.jit(parallel.map_train_step(step))
+    exported = jax.export.export(mapped, platforms=["tpu"])(abstract_state, data, indices)
+    module = exported.mlir_module()
+    assert exported.platforms == ("tpu",)
+    assert exported.nr_devices == 8
+    assert "stablehlo.all_reduce" in module
+    convolutions = [line for line in module.splitlines() if "stablehlo.convolution" in line]
+    assert convolutions
+    assert all("bf16" in line for line in convolutions)
+    assert ("stablehlo.while" in module) or not scan_blocks
+    if scan_blocks:  # three stages of 199 equal blocks, forward and backward
+        assert len(convolutions) < 60
