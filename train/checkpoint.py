@@ -61,9 +61,6 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
 
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
-
     def restore(self, fresh: TrainState) -> TrainState:
         """The newest checkpoint, placed as the arrays of `fresh`, a state of the same form.
 

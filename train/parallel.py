@@ -41,6 +41,12 @@ def split_batch(indices: np.ndarray) -> np.ndarray:
     return indices.reshape(jax.local_device_count(), -1)
 
 
+def describe_devices() -> str:
+    """`8 tpu devices`."""
+    devices = jax.local_devices()
+    return f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
+
+
 def check_batch_size(global_batch_size: int) -> None:
     """Raises a UserError if a batch cannot be spread evenly over the local devices."""
     devices = jax.local_device_count()

@@ -1,0 +1,49 @@
+# Everything below sets up .venv first, from requirements.lock.
+PYTHON ?= python3
+BIN := .venv/bin
+# The CPU tests of JAX, torch and pytest workers share the cores.
+WORKERS ?= 2
+
+.PHONY: quickstart test test-slow parity lint format types wheel lock clean
+
+quickstart: .venv/installed  ## train a small ResNet on digits, export it, check it in torch
+	$(BIN)/python -m train digits --run-dir runs/quickstart --overwrite
+
+test: .venv/installed  ## all tests that are not slow
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-slow: .venv/installed  ## the slow ones: every model of the table, real runs
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+parity: .venv/installed  ## the parity of every model, with a table of the errors reached
+	$(BIN)/python -m pytest -s tests/test_parity.py
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: .venv/installed
+	$(BIN)/pyright
+
+wheel: .venv/installed  ## build a wheel and try it in fresh environments
+	.ci/check_wheel
+
+lock: .venv/installed  ## write what is installed now to requirements.lock
+	(head -2 requirements.lock; \
+	 $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f) > .lock.new
+	mv .lock.new requirements.lock
+
+clean:
+	rm -rf .venv dist build runs .pytest_cache .ruff_cache .hypothesis
+
+# torch first and by itself: another package's looser wish for it would take another build.
+.venv/installed: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $$(grep "^torch==" requirements.lock)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	touch .venv/installed

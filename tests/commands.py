@@ -1,0 +1,30 @@
+"""Running the two command lines as a user does: real processes in a folder of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run(
+    module: str, *arguments: str | Path, cwd: Path, devices: int = 1, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m module arguments`, on some CPU devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "XLA_FLAGS": flags, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit code 2 and a clear message, without a traceback."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip()
+    for part in parts:
+        assert part in result.stderr

@@ -1,0 +1,67 @@
+"""The converter's command line: foreign files in, foreign files out, mistakes in one sentence."""
+
+import torch
+
+import convert
+from tests.commands import assert_refused, run
+from tests.peers import import_torchvision
+from tests.twins import make_twins, randomise
+
+
+def test_a_torchvision_file_comes_in_and_goes_out_again(tmp_path):
+    theirs = import_torchvision().models.resnet18(weights=None)
+    randomise(theirs)
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    arguments = ("--layout", "torchvision", "--model", "ResNet18", "-o", "ours.safetensors")
+    result = run("convert", "import", "theirs.pth", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert convert.load(tmp_path / "ours.safetensors", backend="torch").spec is not None
+    result = run(
+        *("convert", "export", "ours.safetensors", "--layout", "torchvision", "-o", "back.pt"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    back = torch.load(tmp_path / "back.pt")
+    assert list(back) == list(theirs.state_dict()) or set(back) == set(theirs.state_dict())
+    assert all(torch.equal(back[name], tensor) for name, tensor in theirs.state_dict().items())
+    other = import_torchvision().models.resnet18(weights=None)
+    other.load_state_dict(back, strict=True)
+
+
+def test_layouts_are_listed(tmp_path):
+    result = run("convert", "layouts", cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stdout.split() == ["flax-resnet", "torchvision"]
+
+
+def test_a_users_mistake_is_one_clear_sentence_and_no_file(tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32")
+    convert.save(tmp_path / "ours.safetensors", model)
+    whole = (tmp_path / "ours.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    torch.save({"a": 1}, tmp_path / "no_tensors.pt")
+    torch.save(model.state_dict(), tmp_path / "plain.pt")
+    (tmp_path / "text.pt").write_text("not a file of weights")
+    files = {path.name for path in tmp_path.iterdir()}
+    ours, out = "ours.safetensors", ("-o", "out.pt")
+    for arguments, parts in (
+        (("export", "half.safetensors", *out), ("half.safetensors", "not a whole")),
+        (("export", "nowhere.pt", *out), ("nowhere.pt", "No such file")),
+        (("export", "nowhere", *out), ("nowhere",)),
+        (("export", ".", *out), ("no checkpoint",)),
+        (("export", ours, *out, "--layout", "torchvison"), ("did you mean torchvision",)),
+        (("export", ours, *out, "--layout", "torchvision"), ("cannot express", "planes")),
+        (("export", ours, "-o", "out.bin"), ("out.bin", ".safetensors")),
+        (("export", ours, "-o", "no/out.pt"), ("folder no",)),
+        (("export", ours, *out, "--step", "3"), ("--step",)),
+        (("export", "plain.pt", *out), ("does not say which model",)),
+        (("import", "plain.pt", *out), ("--model",)),
+        (("import", "plain.pt", *out, "--model", "ResNet21"), ("did you mean", "ResNet20")),
+        (("import", "plain.pt", *out, "--model", "ResNet32"), ("missing: stages.0.3.conv1",)),
+        (("import", "no_tensors.pt", *out, "--model", "ResNet20"), ("state dict",)),
+        (("import", "text.pt", *out, "--model", "ResNet20"), ("text.pt",)),
+        (("import", ours), ("-o",)),
+        (("imprt", ours), ("imprt",)),
+    ):
+        assert_refused(run("convert", *arguments, cwd=tmp_path), *parts)
+        assert {path.name for path in tmp_path.iterdir()} == files, arguments

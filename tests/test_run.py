@@ -1,0 +1,204 @@
+"""Whole training runs from the command line, their files, and what the converter makes of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import convert
+import torch_resnet
+from convert.checkpoints import read_run
+from resnet_spec import find_spec
+from tests.commands import assert_refused, run
+from tests.test_data import CIFAR10
+
+SHORT = ("digits", "--schedule", "drops", "--drop-steps", "8", "--log-every-steps", "4")
+
+
+def train(cwd: Path, *arguments: str | Path, devices: int = 1) -> str:
+    result = run("train", *arguments, cwd=cwd, devices=devices)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of 24 steps, two epochs of digits, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder / "a", train(folder, *SHORT, "--max-steps", "24", "--run-dir", "a")
+
+
+def test_a_run_leaves_its_configuration_metrics_checkpoints_and_export(finished):
+    run_dir, output = finished
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["config"]["model"] == "ResNet20"
+    assert config["config"]["max_steps"] == 24
+    assert config["versions"]["jax"]
+    lines = metrics(run_dir)
+    assert [(line["step"], line["kind"]) for line in lines if line["kind"] == "train"] == [
+        (step, "train") for step in (4, 8, 12, 16, 20, 24)
+    ]
+    rates = {line["step"]: line["learning_rate"] for line in lines if line["kind"] == "train"}
+    assert rates[8] == pytest.approx(0.1)
+    assert rates[12] == pytest.approx(0.01)
+    assert [line["step"] for line in lines if line["kind"] == "test"] == [12, 23, 24]
+    assert list((run_dir / "tensorboard").glob("events*"))
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"23", "24"}
+    assert "epoch   1.07" in output
+    assert "\x1b" not in output  # plain lines where there is no terminal
+
+
+def test_the_export_predicts_the_same_in_torch(finished):
+    run_dir, output = finished
+    result = json.loads((run_dir / "result.json").read_text())
+    parity = result["parity"]
+    assert parity["images"] == 360
+    assert parity["different_predictions"] == 0
+    assert parity["torch_error"] == parity["flax_error"] == pytest.approx(result["error"])
+    assert parity["largest_difference"] <= 1e-5 * parity["largest_logit"]
+    assert "0 predictions differ" in output
+    model = convert.load(run_dir / "model.safetensors", backend="torch")
+    assert model.spec.in_planes == 1
+    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    assert int(model.get_buffer("stem.bn.num_batches_tracked")) == 24
+
+
+def test_the_converter_reads_the_checkpoint_and_writes_one_that_training_goes_on_from(
+    finished, tmp_path
+):
+    run_dir, _ = finished
+    for name in ("w.safetensors", "w.pt"):
+        result = run("convert", "export", run_dir, "-o", name, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    exported = convert.load(run_dir / "model.safetensors", backend="torch").state_dict()
+    for name in ("w.safetensors", "w.pt"):
+        state = convert.load(tmp_path / name, backend="torch").state_dict()
+        assert all(torch.equal(state[key], exported[key]) for key in exported)
+    plain = torch.load(tmp_path / "w.pt", weights_only=True)
+    model = torch_resnet.create("ResNet20", 10, in_planes=1)
+    model.load_state_dict(plain, strict=True)
+
+    result = run("convert", "import", "w.pt", "-o", "b", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    arrays = read_run(tmp_path / "b").arrays
+    assert all(np.array_equal(arrays[key], exported[key].numpy()) for key in exported)
+    output = train(tmp_path, *SHORT, "--max-steps", "4", "--run-dir", "b", "--resume")
+    assert "4 steps" in output
+    first = metrics(tmp_path / "b")[0]
+    assert first["loss"] < 1.8  # a fresh network begins above 2.3
+
+    older = run("convert", "export", run_dir, "-o", "o.pt", "--step", "23", cwd=tmp_path)
+    assert older.returncode == 0, older.stderr
+    assert int(torch.load(tmp_path / "o.pt")["stem.bn.num_batches_tracked"]) == 23
+    assert_refused(
+        run("convert", "export", run_dir, "-o", "o.pt", "--step", "7", cwd=tmp_path), "step 7"
+    )
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(finished, tmp_path):
+    run_dir, _ = finished
+    train(tmp_path, *SHORT, "--max-steps", "14", "--run-dir", "b")
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:  # as if it had been killed later
+        file.write('{"step": 16, "kind": "train", "loss": 0.0}\n{"step": 17, "ki')
+    output = train(tmp_path, *SHORT, "--max-steps", "24", "--run-dir", "b", "--resume")
+    assert "resumed at 14" in output
+    expected, resumed = read_run(run_dir), read_run(tmp_path / "b")
+    assert expected.arrays.keys() == resumed.arrays.keys()
+    for name, array in expected.arrays.items():
+        np.testing.assert_array_equal(array, resumed.arrays[name], err_msg=name)
+    kinds = [(line["step"], line["kind"], line["loss"]) for line in metrics(tmp_path / "b")]
+    whole = [(line["step"], line["kind"], line["loss"]) for line in metrics(run_dir)]
+    assert set(whole) <= set(kinds)
+    assert len({kind[:2] for kind in kinds}) == len(kinds)
+
+
+def test_eight_devices_and_bfloat16_train_too(tmp_path):
+    arguments = ("--max-steps", "12", "--run-dir", "a", "--precision", "bf16")
+    output = train(tmp_path, *SHORT, *arguments, "--model", "WideResNet16-1", devices=8)
+    assert "8 cpu devices" in output
+    weights = read_run(tmp_path / "a")
+    assert all(array.dtype in (np.float32, np.int64) for array in weights.arrays.values())
+    assert json.loads((tmp_path / "a" / "result.json").read_text())["parity"]
+
+
+@pytest.mark.slow
+def test_the_default_recipe_reaches_97_percent(tmp_path):
+    train(tmp_path, "--run-dir", "a")
+    assert json.loads((tmp_path / "a" / "result.json").read_text())["error"] <= 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
+def test_cifar10_trains_from_its_files(tmp_path):
+    output = train(tmp_path, "cifar10-45k", "--max-steps", "20", "--run-dir", "a")
+    assert "45000 images to train, 5000 of train[45000:]" in output
+    result = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert result["parity"]["images"] == 5000
+    assert result["parity"]["different_predictions"] == 0
+    lines = [line for line in metrics(tmp_path / "a") if line["kind"] == "test"]
+    assert lines[-1]["loss"] < 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("cifar11",), ("no recipe called 'cifar11'", "did you mean cifar10")),
+        (("--model", "ResNet21"), ("no model called 'ResNet21'", "ResNet20")),
+        (("--model", "WideResNet50-2-0.3"), ("dropout",)),
+        (("--data", "mnist"), ("mnist", "digits")),
+        (("cifar10", "--data-dir", "nowhere"), ("nowhere", "--data-dir")),
+        (("--validation-size", "2000"), ("2000", "1437")),
+        (("--global-batch-size", "100"), ("100 does not divide by the 8 devices", "96")),
+        (("--global-batch-size", "4"), ("4 does not divide by the 8 devices", "8 does")),
+        (("--global-batch-size", "4096"), ("4096", "1437")),
+        (("--epochs", "0", "--seed", "-1"), ("--epochs", "--seed")),
+        (("--epochs", "many"), ("many",)),
+        (("--no-such-field", "1"), ("no-such-field",)),
+        (("--resume",), ("--run-dir",)),
+        (("--resume", "--run-dir", "nowhere"), ("nowhere", "does not exist")),
+        (("--run-dir", "used"), ("used", "--resume", "--overwrite")),
+        (("--run-dir", "used", "--overwrite"), ("used", "nothing deleted")),
+        (("--run-dir", "used", "--resume"), ("no checkpoint",)),
+    ],
+)
+def test_a_users_mistake_is_one_clear_sentence_and_exit_code_2(tmp_path, arguments, parts):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.txt").write_text("precious")
+    assert_refused(run("train", *arguments, cwd=tmp_path, devices=8, TFDS_DATA_DIR=""), *parts)
+    assert (tmp_path / "used" / "thesis.txt").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+    assert [path.name for path in (tmp_path / "used").iterdir()] == ["thesis.txt"]
+
+
+def test_resuming_another_model_or_a_damaged_checkpoint_is_refused(finished, tmp_path):
+    import shutil
+
+    run_dir = tmp_path / "a"
+    shutil.copytree(finished[0], run_dir)
+    before = (run_dir / "config.json").read_text()
+    resume = ("--run-dir", "a", "--resume")
+    assert_refused(run("train", *SHORT, *resume, "--model", "ResNet32", cwd=tmp_path), "model")
+    assert (run_dir / "config.json").read_text() == before
+    for file in (run_dir / "checkpoints" / "24" / "model").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert_refused(run("train", *SHORT, *resume, cwd=tmp_path), "checkpoints/24")
+    assert_refused(
+        run("convert", "export", "a", "-o", "w.pt", cwd=tmp_path), "not a whole checkpoint"
+    )
+    assert not (tmp_path / "w.pt").exists()
+
+
+def test_help_names_recipes_and_fields(tmp_path):
+    result = run("train", "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    for part in ("cifar10-45k", "--global-batch-size", "resnet-train"):
+        assert part in result.stdout
+    assert find_spec("ResNet20")

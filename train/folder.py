@@ -1,0 +1,62 @@
+"""The folder of a run: checked before anything is computed, written only when a run begins."""
+
+import json
+import platform
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from train.checkpoint import FOLDER as CHECKPOINTS
+from train.config import Config
+from train.errors import UserError
+
+_CONFIG = "config.json"
+_PACKAGES = ("flax-resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def choose_folder(config: Config) -> Path:
+    """The folder of a run; nothing is written or deleted yet.
+
+    Raises:
+        UserError: it cannot be used as the configuration asks.
+    """
+    default = Path("runs") / f"{config.model}-{config.data}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = config.run_dir or default
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--run-dir {folder} is a file, not a folder")
+    if config.resume:
+        if not folder.is_dir():
+            raise UserError(f"--run-dir {folder} does not exist: there is no run to resume")
+        if not (folder / CHECKPOINTS).is_dir():
+            raise UserError(f"--run-dir {folder} holds no checkpoint to resume from")
+    elif folder.is_dir() and any(folder.iterdir()):
+        if not config.overwrite:
+            raise UserError(
+                f"--run-dir {folder} is not empty: go on with --resume, start anew with "
+                "--overwrite, or name another folder"
+            )
+        if not (folder / _CONFIG).exists():
+            raise UserError(f"--overwrite: {folder} is no run of this trainer, nothing deleted")
+    return folder
+
+
+def begin_folder(folder: Path, config: Config) -> None:
+    """Makes the folder, empty unless the run is resumed.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    try:
+        if config.overwrite and folder.is_dir():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run-dir {folder}: {error}") from error
+
+
+def write_config(folder: Path, config: Config, devices: str) -> None:
+    """Writes what is run, by which versions, on what: `config.json`."""
+    versions = {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}}
+    content = {"config": config.to_json(), "versions": versions, "devices": devices}
+    (folder / _CONFIG).write_text(json.dumps(content, indent=2) + "\n")
