@@ -116,6 +116,15 @@ class BatchNorm(nnx.Module):
         y = (wide - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return y.astype(self.dtype or jnp.promote_types(x.dtype, scale.dtype))
 
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """What `nnx.view` sets.
+
+        Args:
+          use_running_average: normalise with the running statistics instead of the batch's.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
     def _track(self, x: Float[Array, "n h w c"]) -> tuple[Array, Array]:
         """The batch's mean and biased variance, (c,) each; updates the running statistics."""
         axes = tuple(range(x.ndim - 1))

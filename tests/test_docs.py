@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.readme_table import rows
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -30,3 +32,26 @@ def test_the_python_of_a_page_runs(page, tmp_path):
         check=False,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_the_readme_shows_the_whole_table():
+    assert "\n".join(rows()) in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_shell_lines_of_the_readme_run(tmp_path):
+    """Those marked `sh`; the ones marked `console` need a data set, a download or make."""
+    parts = (ROOT / "README.md").read_text().split("```sh\n")[1:]
+    lines = "\n".join(part.partition("```")[0] for part in parts)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    run = subprocess.run(
+        ["bash", "-euxc", lines],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    for file in ("digits.safetensors", "digits.pt", "runs/again/model.safetensors"):
+        assert (tmp_path / file).is_file()

@@ -42,7 +42,10 @@ def train(config: Config) -> Result:
     devices = parallel.describe_devices()
     parallel.check_batch_size(config.global_batch_size)
     folder = choose_folder(config)
-    print(f"{config.model} on {config.data}, {devices}, run folder {folder}", flush=True)
+    print(
+        f"{config.model} on {config.data}, {devices}, run folder {folder}; reading images",
+        flush=True,
+    )
     dataset = load_dataset(config)
     trainer = Trainer(config, dataset)
 
