@@ -1,14 +1,15 @@
 """The command line of the converter: `resnet-convert`, or `python -m convert`."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
 from convert import checkpoints, files
 from convert.errors import ConversionError
-from convert.layouts import LAYOUTS, read_layout, write_layout
+from convert.layouts import LAYOUTS, find_layout, read_layout, write_layout
 from convert.models import check
-from resnet_spec import UnknownNameError
+from resnet_spec import SHORTCUTS, find_spec
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     bring.set_defaults(command=_import)
 
+    bring.add_argument("--shortcut", choices=SHORTCUTS, help="if it is not the model's default")
+
     layouts = commands.add_parser("layouts", help="the layouts that are known")
     layouts.set_defaults(command=lambda _: print("\n".join(LAYOUTS)))
     return parser
@@ -65,9 +68,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _export(options: argparse.Namespace) -> None:
     source, output, layout = options.source, options.output, options.layout
-    _check_layout(layout)
+    find_layout(layout)
     _check_output(output)
-    if checkpoints.is_run(source):
+    if source.is_dir():
         weights = checkpoints.read_run(source, options.step)
     elif options.step is not None:
         raise ConversionError(f"--step is for a run's folder, and {source} is none")
@@ -84,28 +87,30 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     source, output = options.source, options.output
-    _check_layout(options.layout)
-    if output.suffix:
+    find_layout(options.layout)
+    is_folder = not output.suffix or output.suffix[1:].isdigit()  # runs/WideResNet28-10-0.0
+    if not is_folder:
         _check_output(output)
+    is_foreign = options.layout != "flax-resnet" or options.reset_counters or options.shortcut
+    if options.model is None and is_foreign:
+        raise ConversionError("a foreign file needs --model, the name in our table")
     weights = files.read_weights(source)
     if options.model is not None:
+        spec = find_spec(options.model)
+        if options.shortcut is not None:
+            spec = dataclasses.replace(spec, shortcut=options.shortcut)
         arrays, classifier = read_layout(
-            weights.arrays, options.model, options.layout, reset_counters=options.reset_counters
+            weights.arrays, spec, options.layout, reset_counters=options.reset_counters
         )
         weights = files.Weights(arrays, classifier)
     if weights.classifier is None:
         raise ConversionError(f"{source} does not say which model it holds: give --model NAME")
     check(weights.classifier, weights.arrays)
-    if output.suffix:
+    if not is_folder:
         files.write_weights(output, weights)
     else:
         checkpoints.write_run(output, weights)
     print(f"wrote {len(weights.arrays)} tensors to {output}")
-
-
-def _check_layout(layout: str) -> None:
-    if layout not in LAYOUTS:
-        raise UnknownNameError("layout", layout, LAYOUTS)
 
 
 def _check_output(output: Path) -> None:

@@ -9,18 +9,12 @@ import numpy as np
 from convert import leaves
 from convert.errors import ConversionError
 from convert.files import Weights
-from convert.models import build_flax
-from resnet_spec import ClassifierSpec
+from convert.models import build_flax, parse_description
 
 # What `train.checkpoint` writes, and all that is read here: `<run>/checkpoints/<step>/<item>`.
 FOLDER = "checkpoints"
 MODEL_ITEM = "model"
 DESCRIPTION_ITEM = "description"
-
-
-def is_run(path: Path) -> bool:
-    """Whether `path` is a folder of a training run, or its folder of checkpoints."""
-    return path.is_dir()
 
 
 def read_run(run: Path, step: int | None = None) -> Weights:
@@ -55,7 +49,7 @@ def read_run(run: Path, step: int | None = None) -> Weights:
                     }
                 ),
             )
-        classifier = ClassifierSpec.from_json(items[DESCRIPTION_ITEM])
+        classifier = parse_description(items[DESCRIPTION_ITEM], len(items[MODEL_ITEM]))
     except Exception as error:  # Orbax raises bare Exception, among others, for damaged files
         reason = str(error).strip().partition("\n")[0]
         raise ConversionError(

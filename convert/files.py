@@ -14,7 +14,14 @@ import numpy as np
 
 from convert.arrays import same_bits, to_numpy, to_tensor
 from convert.errors import ConversionError
-from convert.models import arrays_of, build_flax, build_torch, describe
+from convert.models import (
+    arrays_of,
+    build_flax,
+    build_torch,
+    check,
+    describe,
+    parse_description,
+)
 from resnet_spec import ClassifierSpec
 
 Visitor = Callable[[str, np.ndarray], None]  # what a reader does with each array in turn
@@ -39,11 +46,13 @@ def save(path: str | os.PathLike[str], model: Any) -> None:
     file appears whole, read back and compared, or not at all.
 
     Raises:
-        ConversionError: the model cannot be described (own blocks, own head), the suffix is
-            unknown, or what was written reads back otherwise.
+        ConversionError: the model cannot be described (own blocks, own head) or is not what it
+            was built as, the suffix is unknown, or what was written reads back otherwise.
         OSError: the file cannot be written.
     """
-    write_weights(Path(path), Weights(arrays_of(model), describe(model)))
+    classifier, arrays = describe(model), arrays_of(model)
+    check(classifier, arrays)
+    write_weights(Path(path), Weights(arrays, classifier))
 
 
 def load(path: str | os.PathLike[str], backend: Literal["torch", "flax"]) -> Any:
@@ -137,23 +146,21 @@ def _encode(classifier: ClassifierSpec | None) -> dict[str, str]:
     return {_METADATA_KEY: json.dumps({"version": _FORMAT_VERSION, "model": classifier.to_json()})}
 
 
-def _decode(path: Path, metadata: Mapping[str, Any] | None) -> ClassifierSpec | None:
-    text = (metadata or {}).get(_METADATA_KEY)
+def _decode(path: Path, metadata: Any, num_tensors: int) -> ClassifierSpec | None:
+    text = metadata.get(_METADATA_KEY) if isinstance(metadata, Mapping) else None
     if text is None:
         return None
     try:
         description = json.loads(text)
         version = description["version"]
-        if version != _FORMAT_VERSION:
-            raise ConversionError(
-                f"{path} has format version {version}, this program reads {_FORMAT_VERSION}: "
-                "update flax-resnet"
-            )
-        return ClassifierSpec.from_json(description["model"])
-    except ConversionError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
+        if version == _FORMAT_VERSION:
+            return parse_description(description["model"], num_tensors)
+    except Exception as error:  # whatever a hostile description brings about
         raise ConversionError(f"{path} describes its model wrongly: {error}") from error
+    raise ConversionError(
+        f"{path} has format version {version}, this program reads {_FORMAT_VERSION}: "
+        "update flax-resnet"
+    )
 
 
 def _write_safetensors(path: Path, weights: Weights) -> None:
@@ -166,16 +173,17 @@ def _write_safetensors(path: Path, weights: Weights) -> None:
 
 
 def _read_safetensors(path: Path, visit: Visitor) -> ClassifierSpec | None:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="np", backend="pread") as file:
-            for name in file.keys():  # noqa: SIM118
+            names = list(file.keys())
+            for name in names:
                 visit(name, file.get_tensor(name))
             metadata = file.metadata()
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # of several kinds for damaged headers and unknown dtypes
         raise ConversionError(f"{path} is not a whole safetensors file: {error}") from error
-    return _decode(path, metadata)
+    return _decode(path, metadata, len(names))
 
 
 def _write_torch(path: Path, weights: Weights) -> None:
@@ -188,21 +196,22 @@ def _write_torch(path: Path, weights: Weights) -> None:
 
 
 def _read_torch(path: Path, visit: Visitor) -> ClassifierSpec | None:
-    import pickle
-
     import torch
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        is_state_dict = isinstance(content, Mapping) and all(map(torch.is_tensor, content.values()))
+        if is_state_dict:
+            for name, tensor in content.items():
+                visit(name, to_numpy(tensor))
+    except Exception as error:  # of a dozen kinds for damaged, hostile and unusual files
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConversionError(f"{path} is not a whole file of plain tensors: {reason}") from error
-    if not isinstance(content, Mapping) or not all(map(torch.is_tensor, content.values())):
+    if not is_state_dict:
         raise ConversionError(f"{path} does not hold a state dict, a mapping of names to tensors")
-    metadata: dict[str, Any] = getattr(content, "_metadata", {})
-    for name, tensor in content.items():
-        visit(name, to_numpy(tensor))
-    return _decode(path, metadata.get(""))
+    metadata: Any = getattr(content, "_metadata", None)
+    own = metadata.get("") if isinstance(metadata, Mapping) else None
+    return _decode(path, own, len(content))
 
 
 _READERS: dict[str, Callable[[Path, Visitor], ClassifierSpec | None]] = {

@@ -21,10 +21,8 @@ def torch_name(name: str) -> str:
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
     """A Flax array with torch's axes: a view, but for the counter of batches, int64 in torch."""
     match name.rpartition(".")[2], array.ndim:
-        case "kernel", 4:
-            return array.transpose(3, 2, 0, 1)  # (h, w, in, out) -> (out, in, h, w)
-        case "kernel", 2:
-            return array.T  # (in, out) -> (out, in)
+        case "kernel", ndim if ndim >= 2:  # (h, w, in, out) -> (out, in, h, w), (in, out) -> ...
+            return array.transpose(ndim - 1, ndim - 2, *range(ndim - 2))
         case "num_batches_tracked", 0:
             return array.astype(np.int64)
     return array
@@ -33,8 +31,6 @@ def to_torch(name: str, array: np.ndarray) -> np.ndarray:
 def to_flax(name: str, array: np.ndarray) -> np.ndarray:
     """The inverse of `to_torch`; `name` is Flax's."""
     match name.rpartition(".")[2], array.ndim:
-        case "kernel", 4:
-            return array.transpose(2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)
-        case "kernel", 2:
-            return array.T  # (out, in) -> (in, out)
+        case "kernel", ndim if ndim >= 2:  # (out, in, h, w) -> (h, w, in, out), (out, in) -> ...
+            return array.transpose(*range(2, ndim), 1, 0)
     return array

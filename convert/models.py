@@ -7,7 +7,7 @@ import numpy as np
 
 from convert.arrays import compare_shapes, to_numpy, to_tensor
 from convert.errors import ConversionError
-from convert.twins import flax_to_arrays, torch_to_flax
+from convert.twins import flax_to_arrays, take_dtypes, torch_to_flax
 from resnet_spec import ClassifierSpec
 
 if TYPE_CHECKING:
@@ -48,6 +48,18 @@ def arrays_of(model: Any) -> dict[str, np.ndarray]:
     return flax_to_arrays(model)
 
 
+def parse_description(fields: Any, num_tensors: int) -> ClassifierSpec:
+    """The description in a file of so many tensors, which bound what it may describe.
+
+    Raises:
+        ValueError: it is no description of a model with at most so many layers.
+    """
+    depths = fields["network"]["stage_depths"]
+    if not all(isinstance(depth, int) for depth in depths) or sum(depths) > num_tensors:
+        raise ValueError(f"stages of {depths} blocks in a file of {num_tensors} tensors")
+    return ClassifierSpec.from_json(fields)
+
+
 def check(classifier: ClassifierSpec, tensors: Mapping[str, Any]) -> None:
     """Raises a ConversionError that lists every tensor that the model has not, or otherwise."""
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -75,30 +87,30 @@ def build_torch(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) ->
 
 
 def build_flax(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> "FlaxNetwork":
-    """A Flax twin in eval mode with these arrays; parameters in the dtype of the first weight."""
+    """A Flax twin in eval mode with these arrays, in their own dtypes."""
     import jax
     from flax import nnx
 
     import flax_resnet
 
     check(classifier, arrays)
-    param_dtype = arrays["stem.conv.weight"].dtype
-    if param_dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+    has_float64 = any(array.dtype == np.float64 for array in arrays.values())
+    if has_float64 and not jax.config.read("jax_enable_x64"):
         raise ConversionError(
             'float64 weights: call jax.config.update("jax_enable_x64", True) first'
         )
     rngs = nnx.Rngs(0)
-    model = flax_resnet.from_spec(classifier.network, rngs=rngs, param_dtype=param_dtype)
+    model = flax_resnet.from_spec(classifier.network, rngs=rngs)
     if classifier.num_classes is not None:
         model.set_head(
             nnx.Linear(
                 model.out_planes,
                 classifier.num_classes,
                 use_bias=classifier.head_bias,
-                param_dtype=param_dtype,
                 rngs=rngs,
             )
         )
+    take_dtypes(model, arrays)
     torch_to_flax(arrays, model)
     model.eval()
     return model

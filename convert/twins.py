@@ -64,9 +64,19 @@ def flax_to_arrays(flax_model: "nnx.Module") -> dict[str, np.ndarray]:
 
 
 def _variables(model: "nnx.Module") -> "dict[str, tuple[str, nnx.Variable[Any]]]":
-    """Torch's name -> (Flax's name, variable)."""
+    """The variables by torch's name, each with Flax's name.
+
+    Raises:
+        ConversionError: a layer has no counterpart, or two arrays have one name in torch.
+    """
+    from flax import nnx
+
     from flax_resnet.variables import named_variables
 
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.ConvTranspose):  # torch's has other axes, and is mirrored
+            name = ".".join(map(str, path))
+            raise ConversionError(f"{name} is a transposed convolution, which is not converted")
     named: dict[str, tuple[str, nnx.Variable[Any]]] = {}
     for flax_name, variable in named_variables(model).items():
         name = leaves.torch_name(flax_name)
@@ -74,6 +84,17 @@ def _variables(model: "nnx.Module") -> "dict[str, tuple[str, nnx.Variable[Any]]]
             raise ConversionError(f"{flax_name} and {named[name][0]} are both {name} in torch")
         named[name] = (flax_name, variable)
     return named
+
+
+def take_dtypes(flax_model: "nnx.Module", arrays: Mapping[str, np.ndarray]) -> None:
+    """Makes a Flax model's floating-point variables places for arrays of these dtypes."""
+    import jax
+    import jax.numpy as jnp
+
+    for name, (_, variable) in _variables(flax_model).items():
+        old = variable.get_value()
+        if name in arrays and jnp.issubdtype(old.dtype, jnp.floating):
+            variable.set_value(jax.ShapeDtypeStruct(old.shape, arrays[name].dtype))
 
 
 def _torch_shape(flax_name: str, variable: "nnx.Variable[Any]") -> tuple[int, ...]:
@@ -93,7 +114,7 @@ def _fill(variable: "nnx.Variable[Any]", array: np.ndarray) -> None:
     import jax
 
     old = variable.get_value()
+    is_placed = isinstance(old, jax.Array) and old.committed
     # A copy in C order: JAX may keep the memory it is given, and the caller may write to his.
     array = np.array(array, dtype=old.dtype, order="C")
-    sharding = old.sharding if isinstance(old, jax.Array) else None
-    variable.set_value(jax.device_put(array, sharding))
+    variable.set_value(jax.device_put(array, old.sharding if is_placed else None))

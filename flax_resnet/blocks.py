@@ -21,7 +21,7 @@ class BasicBlock(nnx.Module):
     """Two 3x3 convolutions (He et al. 2015, figure 5 left), dropout between them [3].
 
     Raises:
-        ValueError: `drop_rate` is outside [0, 1).
+        ValueError: `drop_rate` is outside [0, 1].
     """
 
     last_layer = "bn2"  # what `zero_init_residual` zeroes
@@ -102,7 +102,7 @@ class PreActBlock(nnx.Module):
     """BN-ReLU-conv twice (He et al. 2016, figure 4e), dropout between the convolutions [3].
 
     Raises:
-        ValueError: `drop_rate` is outside [0, 1).
+        ValueError: `drop_rate` is outside [0, 1].
     """
 
     last_layer = "conv2"

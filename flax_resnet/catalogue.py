@@ -11,7 +11,7 @@ from flax_resnet.network import ResidualNetwork
 from flax_resnet.preact_resnet import PreActResNet
 from flax_resnet.resnet import ResNet
 from flax_resnet.shortcut import SHORTCUTS
-from resnet_spec import ResNetSpec, UnknownNameError, find_spec, list_models
+from resnet_spec import ClassifierSpec, ResNetSpec, UnknownNameError, find_spec, list_models
 
 __all__ = ["create", "from_spec", "list_models"]
 
@@ -38,6 +38,7 @@ def from_spec(
     spec: ResNetSpec, num_classes: int | None = None, *, rngs: nnx.Rngs, **overrides: Any
 ) -> ResidualNetwork:
     """The network of a row of the table; arguments and errors as in `create`."""
+    num_classes = ClassifierSpec(spec, num_classes).num_classes  # a ValueError if it is no size
     base = PreActResNet if spec.preact else ResNet
     if "shortcut" in overrides:
         overrides["shortcut"] = _find_shortcut(overrides["shortcut"])

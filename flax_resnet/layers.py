@@ -69,7 +69,7 @@ class BatchNorm(nnx.Module):
     Ioffe & Szegedy 2015, arXiv:1502.03167. Unlike Flax's own it keeps the *unbiased* variance of
     a batch (times m / (m - 1) for m values per channel), weighs a new batch by `momentum`, counts
     batches, takes the variance in two passes, and does not slow down tracing with depth.
-    Statistics are computed and kept in float32 at least, whatever the dtype of the input.
+    It computes in float32 at least, and so are its parameters and statistics.
 
     Attributes:
         use_running_average: set by `model.train()` and `model.eval()`.
@@ -99,22 +99,22 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
         self.axis_name = axis_name
         self.use_running_average = False
-        statistics_dtype = jnp.promote_types(param_dtype, jnp.float32)
+        param_dtype = jnp.promote_types(param_dtype, jnp.float32)  # torch mixes it so, too
         self.scale = nnx.Param(jnp.ones(planes, param_dtype))
         self.bias = nnx.Param(jnp.zeros(planes, param_dtype))
-        self.mean = nnx.BatchStat(jnp.zeros(planes, statistics_dtype))
-        self.var = nnx.BatchStat(jnp.ones(planes, statistics_dtype))
+        self.mean = nnx.BatchStat(jnp.zeros(planes, param_dtype))
+        self.var = nnx.BatchStat(jnp.ones(planes, param_dtype))
         self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         scale, bias = self.scale.get_value(), self.bias.get_value()
-        wide = x.astype(jnp.promote_types(x.dtype, self.mean.get_value().dtype))
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.promote_types(scale.dtype, jnp.float32)))
         if self.use_running_average:
             mean, var = self.mean.get_value(), self.var.get_value()
         else:
             mean, var = self._track(wide)
         y = (wide - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
-        return y.astype(self.dtype or jnp.promote_types(x.dtype, scale.dtype))
+        return y.astype(self.dtype or x.dtype)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """What `nnx.view` sets.

@@ -87,7 +87,7 @@ class ResidualNetwork(nnx.Module):
         shortcut: class of a shortcut; see `flax_resnet.shortcut`.
         in_planes: channels of an image.
         width: the k of Wide ResNets.
-        drop_rate: dropout in basic blocks, in [0, 1).
+        drop_rate: dropout in basic blocks, in [0, 1].
         small_images: a 3x3 stem that keeps the size, instead of 7x7 stride 2 and max pooling.
         zero_init_residual: start each residual branch at zero, see `flax_resnet.init`.
         rngs: random streams, `params` for the weights and, where it is used, `dropout`.
@@ -166,15 +166,18 @@ class ResidualNetwork(nnx.Module):
         if zero_init_residual:
             zero_residual_branches(self)
 
-    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
         """Pooled features (n, out_planes), or what the head makes of them."""
-        x = self.stem(images)
+        x = self.stem(x)
         for blocks in self.stages:
             x = run_blocks(blocks, x, scan=self.scan_blocks, remat=self.remat)
         if self.preact:
             x = relu(self.norm(x))
-        pooled_dtype = jnp.promote_types(x.dtype, jnp.float32)
-        return self.head(jnp.mean(x, (1, 2), dtype=pooled_dtype))  # (n, h, w, c) -> (n, c)
+        return self.head(self.avgpool(x))
+
+    def avgpool(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
+        """The mean over height and width, in float32 at least."""
+        return jnp.mean(x, (1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
     def set_head(self, head: nnx.Module) -> None:
         """Puts `head` behind the pooling:
@@ -208,11 +211,7 @@ class ResidualNetwork(nnx.Module):
             "dimensions": spec.dimensions,
             "block": next(block for block, kind in cls.block_kinds.items() if kind == spec.block),
             "shortcut": SHORTCUTS[spec.shortcut],
-            "in_planes": spec.in_planes,
-            "width": spec.width,
-            "drop_rate": spec.drop_rate,
-            "small_images": spec.small_images,
-            "zero_init_residual": spec.zero_init_residual,
+            **spec.options(),
         }
 
 
@@ -220,9 +219,15 @@ class Named(ResidualNetwork):
     """A network of one row of the table; `row` is set by `named`."""
 
     row: ClassVar[ResNetSpec]
+    positional: ClassVar[tuple[str, ...]]
 
-    def __init__(self, **options: Unpack[Options]):
-        super().__init__(**{**self.spec_arguments(self.row), **options})
+    def __init__(self, *values: Any, **options: Unpack[Options]):
+        if len(values) > len(self.positional):
+            raise TypeError(f"{type(self).__name__} takes keyword arguments, not {values!r}")
+        arguments = self.spec_arguments(self.row)
+        dimensions, block = arguments.pop("dimensions"), arguments.pop("block")
+        given = dict(zip(self.positional, values, strict=False))
+        super().__init__(dimensions, block, **{**arguments, **given, **options})
 
 
 NamedNetwork = TypeVar("NamedNetwork", bound=Named)
@@ -231,8 +236,11 @@ NamedNetwork = TypeVar("NamedNetwork", bound=Named)
 def named(name: str, base: type[NamedNetwork]) -> type[NamedNetwork]:
     """The class of one row of the table: `ResNet20 = named("ResNet20", NamedResNet)`."""
     depths = ", ".join(map(str, MODELS[name].stage_depths))
+    positional = ("drop_rate", "small_images") if "Wide" in name else ("small_images",)
     namespace = {
         "row": MODELS[name],
+        # torch-resnet 0.0.4 takes these without their names
+        "positional": positional if MODELS[name].small_images else (),
         "__module__": base.__module__,
         "__qualname__": name,
         "__doc__": f"{name} of the table: {depths} blocks; keyword arguments as in the base.",

@@ -34,10 +34,10 @@ def basic_block(
     """Two 3x3 convolutions, both widened (He et al. 2015, figure 5 left; Zagoruyko 2016, table 1).
 
     Raises:
-        ValueError: `drop_rate` is outside [0, 1).
+        ValueError: `drop_rate` is outside [0, 1].
     """
-    if not 0 <= drop_rate < 1:
-        raise ValueError(f"drop_rate is a probability in [0, 1), not {drop_rate}")
+    if not 0 <= drop_rate <= 1:
+        raise ValueError(f"drop_rate is a probability in [0, 1], not {drop_rate}")
     out_planes = planes * width
     return Conv(in_planes, out_planes, 3, stride), Conv(out_planes, out_planes, 3)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resnet_spec.blocks import Conv
-from resnet_spec.spec import ResNetSpec
+from resnet_spec.spec import ResNetSpec, is_positive_integer
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,13 @@ class ClassifierSpec:
     head_bias: bool = True
 
     def __post_init__(self) -> None:
-        n = self.num_classes
-        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-            raise ValueError(f"num_classes must be a positive integer or None, not {n!r}")
+        if self.num_classes is None:
+            return
+        if not is_positive_integer(self.num_classes):
+            raise ValueError(
+                f"num_classes must be a positive integer or None, not {self.num_classes!r}"
+            )
+        object.__setattr__(self, "num_classes", int(self.num_classes))
 
     def layers(self) -> list[tuple[str, dict[str, tuple[int, ...]]]]:
         """(attribute path, shape of each tensor) of every layer, spelled as torch does."""

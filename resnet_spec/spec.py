@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 from resnet_spec.blocks import BLOCKS, SHORTCUTS, BlockKind, Conv, ShortcutKind
 from resnet_spec.blocks import shortcut_conv as make_shortcut_conv
@@ -22,7 +22,7 @@ def plan_stages(dimensions: Dimensions) -> tuple[tuple[tuple[int, int], ...], ..
         ValueError: there is no stage, or a number of blocks or planes is not a positive integer.
     """
     numbers = [number for entry in dimensions for number in entry]
-    if len(dimensions) < 2 or not all(isinstance(n, int) and n > 0 for n in numbers):
+    if len(dimensions) < 2 or not all(is_positive_integer(n) for n in numbers):
         raise ValueError(
             "dimensions is a list of (number of blocks, planes), both positive, with the stem "
             f"first and at least one stage after it: not {list(dimensions)!r}"
@@ -31,6 +31,11 @@ def plan_stages(dimensions: Dimensions) -> tuple[tuple[tuple[int, int], ...], ..
         tuple((planes, 2 if stage > 0 and index == 0 else 1) for index in range(num_blocks))
         for stage, (num_blocks, planes) in enumerate(dimensions[1:])
     )
+
+
+def is_positive_integer(value: Any) -> bool:
+    """Whether `value` is one, of Python's or NumPy's kind."""
+    return not isinstance(value, bool) and isinstance(value, SupportsIndex) and int(value) > 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class ResNetSpec:
         shortcut: option A, B, C of He et al. 2015, section 4.1, or a 3x3 convolution.
         in_planes: channels of an image.
         width: the k of Wide ResNets (Zagoruyko & Komodakis 2016).
-        drop_rate: dropout between the two convolutions of a basic block, in [0, 1).
+        drop_rate: dropout between the two convolutions of a basic block, in [0, 1].
         small_images: a 3x3 stem that keeps the size, without max pooling.
         zero_init_residual: the residual branches start at zero (Goyal et al. 2017, section 5.1).
 
@@ -94,7 +99,7 @@ class ResNetSpec:
         problems = [
             f"{name} must be a positive integer, not {value!r}"
             for name, value in self._integers()
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1
+            if not is_positive_integer(value)
         ]
         if not self.stage_depths or len(self.stage_depths) != len(self.stage_planes):
             problems.append("stage_depths and stage_planes need one number for each stage")
@@ -108,6 +113,10 @@ class ResNetSpec:
             problems.append(f"drop_rate must be a number, not {self.drop_rate!r}")
         if problems:
             raise ValueError("; ".join(problems))
+        for name in ("stem_planes", "in_planes", "width"):  # NumPy's integers to Python's
+            object.__setattr__(self, name, int(getattr(self, name)))
+        for name in ("stage_depths", "stage_planes"):
+            object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
         for _ in self.blocks():  # the blocks' own rules: dropout, channels that may not shrink
             pass
 
@@ -131,6 +140,11 @@ class ResNetSpec:
     def out_planes(self) -> int:
         """Number of pooled features."""
         return list(self.blocks())[-1].out_planes
+
+    def final_size(self, image_size: int) -> int:
+        """Height of the last stage's output for an image of this height."""
+        halvings = len(self.stage_depths) - 1 + (0 if self.small_images else 2)
+        return -(-image_size // 2**halvings)  # each halving rounds up, as all do at once
 
     def blocks(self) -> Iterator[BlockSpec]:
         """Every block, in the order of the forward pass."""
@@ -185,6 +199,11 @@ class ResNetSpec:
     def count_layers(self, num_classes: int | None = None) -> int:
         """Number of convolutions, those of shortcuts too, and the linear head."""
         return len(list(self.convolutions())) + (num_classes is not None)
+
+    def options(self) -> dict[str, Any]:
+        """The fields that are keyword arguments of the twins under the same name."""
+        names = ("in_planes", "width", "drop_rate", "small_images", "zero_init_residual")
+        return {name: getattr(self, name) for name in names}
 
     def to_json(self) -> dict[str, Any]:
         """The fields as values that `json.dumps` takes."""

@@ -129,7 +129,9 @@ def find_spec(name: str) -> ResNetSpec:
     if name in MODELS:
         return MODELS[name]
     base, *numbers = name.split("-")
-    row = MODELS.get(base) or MODELS.get(base.replace("Wide", ""))
+    row = MODELS.get(base)
+    if row is None and base.removeprefix("PreAct").startswith("WideResNet"):
+        row = MODELS.get(base.replace("Wide", ""))  # WideResNet50-2 is a ResNet50
     changes = _wide_changes(numbers)
     if row is None or "Wide" not in base or changes is None:
         raise UnknownNameError("model", name, MODELS)
@@ -141,12 +143,11 @@ def find_spec(name: str) -> ResNetSpec:
 
 def _wide_changes(numbers: list[str]) -> dict[str, Any] | None:
     """`["10", "0.0"]` as width and drop rate; None where they are not one or two numbers."""
-    try:
-        match numbers:
-            case [width]:
-                return {"width": int(width)}
-            case [width, drop_rate]:
-                return {"width": int(width), "drop_rate": float(drop_rate)}
-    except ValueError:
-        pass
+    if not all(n.isascii() and n.replace(".", "", 1).isdecimal() for n in numbers):
+        return None
+    match numbers:
+        case [width] if width.isdecimal():
+            return {"width": int(width)}
+        case [width, drop_rate] if width.isdecimal():
+            return {"width": int(width), "drop_rate": float(drop_rate)}
     return None

@@ -2,14 +2,6 @@
 
 from resnet_spec import MODELS, ResNetSpec
 
-SOURCES = {
-    "ImageNet": "He et al. 2015 [1]; 200 layers and pre-activation: He et al. 2016 [2]",
-    "ImageNet, wide": "Zagoruyko & Komodakis 2016 [3], table 8",
-    "small": "Chen et al. 2020 (SimCLR), appendix B.9",
-    "CIFAR": "He et al. 2015 [1]; 164 and 1001 layers, pre-activation: He et al. 2016 [2]",
-    "CIFAR, wide": "Zagoruyko & Komodakis 2016 [3], tables 4 to 6",
-}
-
 
 def family(name: str, spec: ResNetSpec) -> str:
     if name.endswith("-small"):

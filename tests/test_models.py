@@ -119,7 +119,7 @@ def test_bad_arguments_are_value_errors(package):
         ({"dimensions": [(1, 16), (0, 16)]}, "positive"),
         ({"in_planes": 0}, "in_planes"),
         ({"width": 0}, "width"),
-        ({"drop_rate": 1.0}, "drop_rate"),
+        ({"drop_rate": 1.5}, "drop_rate"),
     ):
         arguments: Any = {"dimensions": [(1, 16), (1, 16)], **bad, **options}
         with pytest.raises(ValueError, match=match):
@@ -128,6 +128,9 @@ def test_bad_arguments_are_value_errors(package):
         package.ResNet([(1, 16), (1, 8)], shortcut=package.IdentityShortcut, **options)
     with pytest.raises(ValueError, match="did you mean ResNet50"):
         package.create("ResNet50x", **options)
+    for num_classes in (0, -1, "10", 2.0):
+        with pytest.raises(ValueError, match="num_classes must be a positive integer"):
+            package.create("ResNet20", num_classes, **options)
     with pytest.raises(ValueError, match="did you mean identity"):
         package.create("ResNet20", shortcut="Identity", **options)
 
@@ -152,6 +155,33 @@ def test_torch_models_survive_pickling_and_subclassing():
     again = pickle.loads(pickle.dumps(model))
     assert type(again) is torch_resnet.ResNet20
     assert Mine(width=2).spec == again.spec == model.spec
+
+
+def test_the_seeds_ways_of_calling_and_its_attributes_still_work():
+    """torch-resnet 0.0.4 takes these arguments without their names."""
+    assert torch_resnet.ResNet20(False).spec == torch_resnet.ResNet20(small_images=False).spec
+    wide = torch_resnet.WideResNet16(0.0, False)
+    assert wide.spec == torch_resnet.WideResNet16(drop_rate=0.0, small_images=False).spec
+    package: Any = torch_resnet
+    sizes = np.array([[1, 16], [2, 16]])
+    assert package.ResNet(sizes, in_planes=np.int64(1)).spec.in_planes == 1
+    for wrong in (lambda: package.ResNet50(True), lambda: package.ResNet20(True, 1)):
+        with pytest.raises(TypeError, match="keyword"):
+            wrong()
+    with pytest.raises(TypeError, match="block"):
+        package.ResNet20(block=torch_resnet.BasicBlock)
+
+    class Mine(torch_resnet.PreActResNet20):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.norm(self.layers(self.init_layer(x))))
+            return self.head(self.avgpool(x))
+
+    torch.manual_seed(0)
+    mine = Mine().eval()
+    torch.manual_seed(0)
+    ours = torch_resnet.PreActResNet20().eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(mine(images), ours(images))
 
 
 def test_flax_needs_rngs():

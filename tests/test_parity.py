@@ -13,12 +13,8 @@ import numpy as np
 import optax
 import pytest
 import torch
-from flax import nnx
 
-import convert
-import flax_resnet
 from convert import leaves
-from flax_resnet import BatchNorm
 from flax_resnet.variables import named_variables
 from resnet_spec import MODELS, find_spec
 from tests.twins import (
@@ -132,7 +128,7 @@ def test_twins_agree_on_gradients_and_statistics_in_float64(twins):
     for flax_name, statistic in statistics.items():
         torch_name = leaves.torch_name(flax_name)
         error = relative_error(np.asarray(statistic), state[torch_name].numpy())
-        assert reach(name, "statistics f64", error) <= bound(name, STATISTICS_64), torch_name
+        assert reach(name, "statistics f64", error) <= STATISTICS_64, torch_name
 
 
 @pytest.mark.parametrize(
@@ -210,96 +206,6 @@ def test_ten_steps_of_sgd_are_the_same_in_optax_and_torch(name, nesterov):
 
 def _is_trace(state: Any) -> bool:
     return isinstance(state, optax.TraceState)
-
-
-@pytest.mark.parametrize(
-    "name", ["ResNet20", pytest.param("PreActResNet164", marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize(
-    "options", [{"scan_blocks": True}, {"remat": True}, {"scan_blocks": True, "remat": True}]
-)
-def test_scan_and_remat_keep_outputs_statistics_and_gradients(name, options):
-    plain, _ = make_twins(name)
-    other = flax_resnet.create(
-        name, NUM_CLASSES, rngs=nnx.Rngs(0), param_dtype="float64", **options
-    )
-    convert.torch_to_flax(convert.flax_to_torch(plain), other)
-    images = jnp.asarray(random_images(2, 16))
-
-    def run(model: Any) -> Any:
-        network = Network(model)
-
-        def loss(params: Any) -> Any:
-            outputs = network.train(params, network.statistics, images, jax.random.key(0))
-            return jnp.sum(outputs.logits**2), outputs
-
-        gradients, outputs = jax.jit(jax.grad(loss, has_aux=True))(network.params)
-        return {"logits": outputs.logits, **outputs.statistics}, gradients
-
-    for expected, actual in zip(run(plain), run(other), strict=True):
-        assert expected.keys() == actual.keys()
-        for key in expected:
-            assert relative_error(actual[key], expected[key]) <= 1e-10, key
-
-
-@pytest.mark.parametrize("scan_blocks", [False, True])
-def test_dropout_is_drawn_anew_in_every_block_and_step(scan_blocks):
-    model = flax_resnet.create("WideResNet16-1", 10, rngs=nnx.Rngs(0), scan_blocks=scan_blocks)
-    network = Network(model)
-    images = jnp.asarray(random_images(2, 16, "float32"))
-    keys = jax.random.split(jax.random.key(0), 2)
-    runs = [network.train(network.params, network.statistics, images, k).logits for k in keys]
-    again = network.train(network.params, network.statistics, images, keys[0]).logits
-    assert not np.allclose(runs[0], runs[1])
-    np.testing.assert_array_equal(runs[0], again)
-
-
-@pytest.mark.parametrize(
-    ("mean", "std", "shape"),
-    [(0.0, 1e-4, (2, 1, 1, 5)), (-3.0, 2.0, (1, 2, 1, 5)), (1e3, 1.0, (8, 4, 4, 5))],
-)
-def test_batch_norm_is_torchs_on_hard_inputs_in_float32(mean, std, shape):
-    """Tiny variances, two values, and a mean at which E[x^2] - E[x]^2 is wrong by 0.1."""
-    generator = np.random.default_rng(0)
-    torch_norm, norm = torch.nn.BatchNorm2d(5), BatchNorm(5)
-    for _ in range(3):
-        x = (mean + std * generator.standard_normal(shape)).astype(np.float32)
-        exact = x.astype(np.float64)
-        exact -= exact.mean((0, 1, 2))
-        exact /= np.sqrt(np.mean(exact**2, (0, 1, 2)) + 1e-5)
-        torch_norm(to_nchw(x))
-        np.testing.assert_allclose(norm(jnp.asarray(x)), exact, rtol=1e-5, atol=5e-4)
-    assert torch_norm.running_mean is not None
-    assert torch_norm.running_var is not None
-    np.testing.assert_allclose(norm.mean.get_value(), torch_norm.running_mean, rtol=1e-5)
-    np.testing.assert_allclose(norm.var.get_value(), torch_norm.running_var, rtol=1e-5)
-    assert int(norm.num_batches_tracked.get_value()) == 3
-
-
-def test_batch_norm_refuses_to_train_on_one_value_as_torch_does():
-    with pytest.raises(ValueError, match="one value per channel"):
-        BatchNorm(5)(jnp.ones((1, 1, 1, 5)))
-
-
-def test_statistics_over_devices_are_those_of_the_global_batch():
-    """Eight devices with their shares against torch with the whole batch."""
-    flax_model, torch_model = make_twins("ResNet20")
-    network = Network(flax_model, axis_name="devices")
-    images = random_images(16, 16)
-
-    def forward(shard: Any) -> Any:
-        outputs = network.train(network.params, network.statistics, shard, jax.random.key(0))
-        return jax.lax.all_gather(outputs.logits, "devices", tiled=True), outputs.statistics
-
-    logits, statistics = jax.pmap(forward, "devices", out_axes=None)(
-        images.reshape(8, 2, 16, 16, 3)
-    )
-    torch_model.train()
-    assert relative_error(logits, run_torch(torch_model, images)) <= LOGITS_64
-    state = torch_model.state_dict()
-    for name, statistic in statistics.items():
-        expected = state[leaves.torch_name(name)].numpy()
-        assert relative_error(statistic, expected) <= STATISTICS_64, name
 
 
 def test_every_parameter_and_statistic_is_compared():

@@ -128,6 +128,28 @@ def test_eight_devices_and_bfloat16_train_too(tmp_path):
     assert json.loads((tmp_path / "a" / "result.json").read_text())["parity"]
 
 
+def test_a_resumed_run_keeps_its_own_configuration(tmp_path):
+    train(tmp_path, *SHORT, "--max-steps", "3", "--run-dir", "a-1.0", "--seed", "7")
+    output = train(tmp_path, "--resume", "--run-dir", "a-1.0", "--max-steps", "5")
+    assert "resumed at 3" in output
+    config = json.loads((tmp_path / "a-1.0" / "config.json").read_text())["config"]
+    assert (config["seed"], config["schedule"], config["max_steps"]) == (7, "drops", 5)
+    result = run("convert", "export", "a-1.0", "-o", "w.pt", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = run("convert", "import", "w.pt", "-o", "b-0.0", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_run_that_diverges_fails_and_keeps_the_checkpoint_before(tmp_path):
+    train(tmp_path, *SHORT, "--max-steps", "2", "--run-dir", "a")
+    arguments = ("--run-dir", "a", "--resume", "--max-steps", "40", "--learning-rate", "1e30")
+    result = run("train", *SHORT, *arguments, "--warmup-steps", "0", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "the loss is" in result.stderr
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["2"]
+
+
 @pytest.mark.slow
 def test_the_default_recipe_reaches_97_percent(tmp_path):
     train(tmp_path, "--run-dir", "a")
@@ -165,16 +187,20 @@ def test_cifar10_trains_from_its_files(tmp_path):
         (("--resume", "--run-dir", "nowhere"), ("nowhere", "does not exist")),
         (("--run-dir", "used"), ("used", "--resume", "--overwrite")),
         (("--run-dir", "used", "--overwrite"), ("used", "nothing deleted")),
+        (("--learning-rate", "nan", "--momentum", "nan"), ("--learning-rate", "--momentum")),
+        (("--model", "ResNet18", "--global-batch-size", "0"), ("--global-batch-size",)),
         (("--run-dir", "used", "--resume"), ("no checkpoint",)),
     ],
 )
 def test_a_users_mistake_is_one_clear_sentence_and_exit_code_2(tmp_path, arguments, parts):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.txt").write_text("precious")
+    (tmp_path / "used" / "config.json").write_text('{"architectures": ["X"]}')  # not ours
     assert_refused(run("train", *arguments, cwd=tmp_path, devices=8, TFDS_DATA_DIR=""), *parts)
     assert (tmp_path / "used" / "thesis.txt").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
-    assert [path.name for path in (tmp_path / "used").iterdir()] == ["thesis.txt"]
+    names = {path.name for path in (tmp_path / "used").iterdir()}
+    assert names == {"thesis.txt", "config.json"}
 
 
 def test_resuming_another_model_or_a_damaged_checkpoint_is_refused(finished, tmp_path):
@@ -194,6 +220,12 @@ def test_resuming_another_model_or_a_damaged_checkpoint_is_refused(finished, tmp
         run("convert", "export", "a", "-o", "w.pt", cwd=tmp_path), "not a whole checkpoint"
     )
     assert not (tmp_path / "w.pt").exists()
+
+
+def test_a_batch_of_one_image_that_shrinks_to_one_pixel_is_refused(tmp_path):
+    arguments = ("--model", "ResNet18", "--global-batch-size", "1", "--run-dir", "a")
+    assert_refused(run("train", *arguments, cwd=tmp_path), "single value")
+    assert not (tmp_path / "a").exists()
 
 
 def test_help_names_recipes_and_fields(tmp_path):

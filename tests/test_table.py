@@ -95,6 +95,11 @@ def test_full_names_say_width_and_drop_rate():
         ("WideResnet28-10", "WideResNet28-10"),
         ("WideResNet28-ten", "WideResNet28-10"),
         ("ResNet50-2", "WideResNet50-2"),
+        ("WideWideResNet50-2", "WideResNet50-2"),
+        ("ResWideNet50-2", "WideResNet50-2"),
+        ("WideResNet28-1_0", "WideResNet28-10"),
+        ("WideResNet28- 10", "WideResNet28-10"),
+        ("WideResNet28-10.5", "WideResNet28-10"),
         ("PreActResnet18-smal", "PreActResNet18-small"),
     ],
 )

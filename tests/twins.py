@@ -1,6 +1,7 @@
 """Pairs of twins with the same weights, random in every leaf."""
 
 from typing import Any
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from flax import nnx
 import convert
 import flax_resnet
 import torch_resnet
+from convert.arrays import same_bits, to_numpy
 from resnet_spec import find_spec
 
 NUM_CLASSES = 10
@@ -24,7 +26,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 
     def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
         with torch.no_grad():
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            noise = torch.rand(tensor.shape, generator=generator)
             tensor.copy_(low + (high - low) * noise)
 
     for module in model.modules():
@@ -52,12 +54,14 @@ def make_twins(
     name: str, *, dtype: str = "float64", num_classes: int | None = NUM_CLASSES, **options: Any
 ) -> tuple[Any, Any]:
     """A Flax and a torch model with the same random weights, by way of the converter."""
-    torch_model = torch_resnet.create(name, num_classes, **options)
-    torch_model.to(getattr(torch, dtype))
+    with torch.device("meta"):  # initial values are not needed
+        torch_model = torch_resnet.create(name, num_classes, **options)
+    torch_model.to(getattr(torch, dtype)).to_empty(device="cpu")
     randomise(torch_model)
-    flax_model = flax_resnet.create(
-        name, num_classes, rngs=nnx.Rngs(0), param_dtype=getattr(jnp, dtype), **options
-    )
+    with mock.patch("flax_resnet.layers.KAIMING_NORMAL", nnx.initializers.zeros):
+        flax_model = flax_resnet.create(
+            name, num_classes, rngs=nnx.Rngs(0), param_dtype=getattr(jnp, dtype), **options
+        )
     convert.torch_to_flax(torch_model.state_dict(), flax_model)
     return flax_model, torch_model
 
@@ -92,3 +96,10 @@ def relative_error(actual: Any, expected: Any) -> float:
     difference = float(np.abs(actual - expected).max()) if expected.size else 0.0
     assert np.isfinite(difference)
     return difference / scale if scale else difference
+
+
+def assert_same_state(one: Any, other: Any) -> None:
+    """Equal names, shapes, dtypes and bits."""
+    assert set(one) == set(other)
+    for name in one:
+        assert same_bits(to_numpy(one[name]), to_numpy(other[name])), name

@@ -20,7 +20,7 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions (He et al. 2015, figure 5 left), dropout between them [3].
 
     Raises:
-        ValueError: `drop_rate` is outside [0, 1).
+        ValueError: `drop_rate` is outside [0, 1].
     """
 
     last_layer = "bn2"  # what `zero_init_residual` zeroes
@@ -101,7 +101,7 @@ class PreActBlock(nn.Module):
     """BN-ReLU-conv twice (He et al. 2016, figure 4e), dropout between the convolutions [3].
 
     Raises:
-        ValueError: `drop_rate` is outside [0, 1).
+        ValueError: `drop_rate` is outside [0, 1].
     """
 
     last_layer = "conv2"

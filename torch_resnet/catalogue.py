@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from resnet_spec import ResNetSpec, UnknownNameError, find_spec, list_models
+from resnet_spec import ClassifierSpec, ResNetSpec, UnknownNameError, find_spec, list_models
 from torch_resnet.layers import linear
 from torch_resnet.network import ResidualNetwork
 from torch_resnet.preact_resnet import PreActResNet
@@ -32,6 +32,7 @@ def from_spec(
     spec: ResNetSpec, num_classes: int | None = None, **overrides: Any
 ) -> ResidualNetwork:
     """The network of a row of the table; arguments and errors as in `create`."""
+    num_classes = ClassifierSpec(spec, num_classes).num_classes  # a ValueError if it is no size
     base = PreActResNet if spec.preact else ResNet
     if "shortcut" in overrides:
         overrides["shortcut"] = _find_shortcut(overrides["shortcut"])

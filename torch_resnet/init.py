@@ -6,11 +6,10 @@ from torch import nn
 def resnet_init(model: nn.Module, zero_init_residual: bool = False) -> None:
     """Redraws every convolution and resets every BatchNorm of `model`, in place.
 
-    Convolutions as in He et al. 2015 (arXiv:1502.01852, section 2.2, backward case);
-    `zero_init_residual` as in Goyal et al.
-    2017 (arXiv:1706.02677, section 5.1): the layer that a block's class names as its `last_layer`
-    starts at zero, the scale of a BatchNorm or the weight of a convolution. A block of your own
-    without that name is left as it is.
+    Convolutions as in He et al. 2015 (arXiv:1502.01852, section 2.2, backward case).
+    `zero_init_residual` as in Goyal et al. 2017 (arXiv:1706.02677, section 5.1): the layer that a
+    block's class names as its `last_layer` starts at zero, the scale of a BatchNorm or the weight
+    of a convolution. A block of your own without that name is left as it is.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

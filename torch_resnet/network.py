@@ -62,7 +62,7 @@ class ResidualNetwork(nn.Module):
         shortcut: class of a shortcut; see `torch_resnet.shortcut`.
         in_planes: channels of an image.
         width: the k of Wide ResNets.
-        drop_rate: dropout in basic blocks, in [0, 1).
+        drop_rate: dropout in basic blocks, in [0, 1].
         small_images: a 3x3 stem that keeps the size, instead of 7x7 stride 2 and max pooling.
         zero_init_residual: start each residual branch at zero, see `torch_resnet.init`.
 
@@ -119,16 +119,30 @@ class ResidualNetwork(nn.Module):
         self.head: nn.Module = nn.Identity()
         resnet_init(self, zero_init_residual)
 
-    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
         """Pooled features (n, out_planes), or what the head makes of them."""
-        x = self.stages(self.stem(images))
+        x = self.stages(self.stem(x))
         if self.preact:
             x = relu(self.norm(x))
-        return self.head(x.mean(dim=(2, 3)))  # (n, c, h, w) -> (n, c)
+        return self.head(self.avgpool(x))
+
+    def avgpool(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
+        """The mean over height and width."""
+        return x.mean(dim=(2, 3))
 
     def set_head(self, head: nn.Module) -> None:
         """Puts `head` behind the pooling: `model.set_head(nn.Linear(model.out_planes, 10))`."""
         self.head = head
+
+    @property
+    def init_layer(self) -> nn.Module:
+        """The stem, by its name in torch-resnet 0.0.4."""
+        return self.stem
+
+    @property
+    def layers(self) -> nn.Module:
+        """The stages, by their name in torch-resnet 0.0.4."""
+        return self.stages
 
     @classmethod
     def _describe(
@@ -156,11 +170,7 @@ class ResidualNetwork(nn.Module):
             "dimensions": spec.dimensions,
             "block": next(block for block, kind in cls.block_kinds.items() if kind == spec.block),
             "shortcut": SHORTCUTS[spec.shortcut],
-            "in_planes": spec.in_planes,
-            "width": spec.width,
-            "drop_rate": spec.drop_rate,
-            "small_images": spec.small_images,
-            "zero_init_residual": spec.zero_init_residual,
+            **spec.options(),
         }
 
 
@@ -168,9 +178,15 @@ class Named(ResidualNetwork):
     """A network of one row of the table; `row` is set by `named`."""
 
     row: ClassVar[ResNetSpec]
+    positional: ClassVar[tuple[str, ...]]
 
-    def __init__(self, **options: Unpack[Options]):
-        super().__init__(**{**self.spec_arguments(self.row), **options})
+    def __init__(self, *values: Any, **options: Unpack[Options]):
+        if len(values) > len(self.positional):
+            raise TypeError(f"{type(self).__name__} takes keyword arguments, not {values!r}")
+        arguments = self.spec_arguments(self.row)
+        dimensions, block = arguments.pop("dimensions"), arguments.pop("block")
+        given = dict(zip(self.positional, values, strict=False))
+        super().__init__(dimensions, block, **{**arguments, **given, **options})
 
 
 NamedNetwork = TypeVar("NamedNetwork", bound=Named)
@@ -179,8 +195,11 @@ NamedNetwork = TypeVar("NamedNetwork", bound=Named)
 def named(name: str, base: type[NamedNetwork]) -> type[NamedNetwork]:
     """The class of one row of the table: `ResNet20 = named("ResNet20", NamedResNet)`."""
     depths = ", ".join(map(str, MODELS[name].stage_depths))
+    positional = ("drop_rate", "small_images") if "Wide" in name else ("small_images",)
     namespace = {
         "row": MODELS[name],
+        # torch-resnet 0.0.4 takes these without their names
+        "positional": positional if MODELS[name].small_images else (),
         "__module__": base.__module__,
         "__qualname__": name,
         "__doc__": f"{name} of the table: {depths} blocks; keyword arguments as in the base.",

@@ -1,18 +1,24 @@
 """The command line of the trainer: `resnet-train`, or `python -m train`."""
 
+import dataclasses
 import os
 import sys
 
 from resnet_spec import UnknownNameError
 from train.config import Config
-from train.errors import UserError
+from train.errors import DivergedError, UserError
+from train.folder import saved_config
 from train.recipes import DEFAULT, RECIPES
 
 _USAGE = "usage: resnet-train [RECIPE] [--field value ...]"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one recipe; a mistake of the user's is one sentence on stderr and exit code 2."""
+    """Runs one recipe.
+
+    Returns:
+        0; 2 for a user's mistake and 1 for a run that failed, with one sentence on stderr.
+    """
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -20,39 +26,52 @@ def main(arguments: list[str] | None = None) -> int:
 
         train(config)
     except (UserError, UnknownNameError) as error:
-        print(f"resnet-train: {error}", file=sys.stderr)
-        return 2
+        return _fail(2, str(error))
     except ModuleNotFoundError as error:
-        print(
-            f"resnet-train: this needs the package {error.name}: install flax-resnet[train]",
-            file=sys.stderr,
-        )
-        return 2
+        return _fail(2, f"this needs the package {error.name}: install flax-resnet[train]")
+    except (DivergedError, OSError) as error:
+        return _fail(1, str(error))
     except KeyboardInterrupt:
-        print("resnet-train: interrupted; go on with --resume --run-dir", file=sys.stderr)
-        return 130
+        return _fail(130, "interrupted; go on with --resume --run-dir and its folder")
     return 0
+
+
+def _fail(code: int, sentence: str) -> int:
+    print(f"resnet-train: {sentence}", file=sys.stderr)
+    return code
 
 
 def parse(arguments: list[str]) -> Config:
     """The configuration of a command line: a recipe's row, and the fields named on top of it.
 
+    A run that is resumed begins from its own saved configuration instead of the recipe's.
+
     Raises:
         ValueError: there is no such recipe, or a field is out of its range.
         SystemExit: help was asked for (0), or an option is unknown or of the wrong type (2).
     """
-    import tyro
-
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
-    name, rest = (arguments[0], arguments[1:]) if has_recipe else (DEFAULT, arguments)
+    name, fields = (arguments[0], arguments[1:]) if has_recipe else (DEFAULT, arguments)
     if name not in RECIPES:
         raise UnknownNameError("recipe", name, RECIPES)
+    config = _parse_fields(name, RECIPES[name].config, fields)
+    if config.resume and config.run_dir is not None:
+        saved = saved_config(config.run_dir)
+        if saved is not None:
+            saved = dataclasses.replace(saved, overwrite=False)
+            config = _parse_fields(name, saved, fields)
+    return config
+
+
+def _parse_fields(name: str, default: Config, fields: list[str]) -> Config:
+    import tyro
+
     return tyro.cli(
         Config,
         prog=f"resnet-train {name}",
         description=_describe(name),
-        default=RECIPES[name].config,
-        args=rest,
+        default=default,
+        args=fields,
     )
 
 

@@ -14,9 +14,9 @@ import orbax.checkpoint as ocp
 
 from resnet_spec import ClassifierSpec
 from train.errors import UserError
+from train.folder import CHECKPOINTS
 from train.step import TrainState
 
-FOLDER = "checkpoints"
 _KEPT = 2
 
 
@@ -24,7 +24,7 @@ class Checkpoints:
     """The checkpoints in a run's folder; a context manager that waits for the last write."""
 
     def __init__(self, run_dir: Path, classifier: ClassifierSpec):
-        self.folder = (run_dir / FOLDER).resolve()
+        self.folder = (run_dir / CHECKPOINTS).resolve()
         self.classifier = classifier
         self._manager = ocp.CheckpointManager(
             self.folder,

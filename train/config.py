@@ -80,7 +80,7 @@ class Config:
         problems = [
             f"--{name.replace('_', '-')} must be at least {least}, not {value}"
             for name, least in _LEAST.items()
-            if (value := getattr(self, name)) is not None and value < least
+            if (value := getattr(self, name)) is not None and not value >= least  # nor NaN
         ]
         if self.resume and self.overwrite:
             problems.append("--resume and --overwrite exclude each other")
@@ -100,6 +100,19 @@ class Config:
         fields = dataclasses.asdict(self)
         return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
 
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Config":
+        """The inverse of `to_json`.
+
+        Raises:
+            UserError: a field is unknown or out of its range.
+        """
+        paths = {k: Path(fields[k]) for k in ("data_dir", "run_dir") if fields.get(k) is not None}
+        try:
+            return cls(**{**fields, **paths, "drop_steps": tuple(fields["drop_steps"])})
+        except (TypeError, KeyError) as error:
+            raise UserError(f"a saved configuration does not fit this version: {error}") from error
+
 
 _LEAST = {
     "validation_size": 1,
@@ -108,6 +121,7 @@ _LEAST = {
     "max_steps": 1,
     "global_batch_size": 1,
     "learning_rate": 0,
+    "drop_factor": 0,
     "warmup_steps": 0,
     "warmup_learning_rate": 0,
     "momentum": 0,

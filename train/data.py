@@ -1,5 +1,6 @@
 """Whole data sets as uint8 arrays: scikit-learn's digits, CIFAR-10 and CIFAR-100."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to train and to test on; mean and standard deviation of a channel, in 0 to 1."""
+    """Images to train and to test on.
+
+    Attributes:
+        mean, std: of a channel's values in 0 to 1, over the training set.
+        whole_test_size: images that `test` has where the data set is complete.
+    """
 
     train: Split
     test: Split
@@ -32,6 +38,15 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    whole_test_size: int | None = None
+
+    def missing(self) -> str:
+        """A remark if the test set is only a part of the published one, else nothing."""
+        if self.test_name != "test" or self.whole_test_size in (None, len(self.test)):
+            return ""
+        return (
+            f" (a part: the whole test set has {self.whole_test_size}, errors are not comparable)"
+        )
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -40,7 +55,15 @@ def load_dataset(config: Config) -> Dataset:
     Raises:
         UserError: it is not where it was looked for, or cannot hold out so many images.
     """
-    return _LOADERS[config.data](config)
+    dataset = _LOADERS[config.data](config)
+    if config.validation_size is not None:
+        dataset = _hold_out(dataset, config.validation_size)
+    if config.global_batch_size > len(dataset.train):
+        raise UserError(
+            f"--global-batch-size {config.global_batch_size} is more than the "
+            f"{len(dataset.train)} training images"
+        )
+    return dataset
 
 
 def normalise(images: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -82,36 +105,18 @@ def _digits(config: Config) -> Dataset:
     images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     labels = target.astype(np.int32)
     is_test = np.arange(len(images)) % 5 == 0
-    return _hold_out(
-        config,
-        train=Split(images[~is_test], labels[~is_test]),
-        test=Split(images[is_test], labels[is_test]),
-        num_classes=10,
-        mean=(0.3053,),
-        std=(0.3762,),
-    )
+    train, test = Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
+    return Dataset(train, test, "test", num_classes=10, mean=(0.3053,), std=(0.3762,))
 
 
 def _cifar10(config: Config) -> Dataset:
-    return _hold_out(
-        config,
-        train=_read_tfds(config, "train", "label"),
-        test=None if config.validation_size else _read_tfds(config, "test", "label"),
-        num_classes=10,
-        mean=(0.49140, 0.48216, 0.44653),
-        std=(0.24703, 0.24349, 0.26159),
-    )
+    mean, std = (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)
+    return Dataset(*_train_and_test(config), "test", 10, mean, std, whole_test_size=10_000)
 
 
 def _cifar100(config: Config) -> Dataset:
-    return _hold_out(
-        config,
-        train=_read_tfds(config, "train", "label"),
-        test=None if config.validation_size else _read_tfds(config, "test", "label"),
-        num_classes=100,
-        mean=(0.50707, 0.48655, 0.44092),
-        std=(0.26733, 0.25644, 0.27615),
-    )
+    mean, std = (0.50707, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615)
+    return Dataset(*_train_and_test(config), "test", 100, mean, std, whole_test_size=10_000)
 
 
 _LOADERS: dict[str, Callable[[Config], Dataset]] = {
@@ -121,34 +126,25 @@ _LOADERS: dict[str, Callable[[Config], Dataset]] = {
 }
 
 
-def _hold_out(
-    config: Config,
-    *,
-    train: Split,
-    test: Split | None,
-    num_classes: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Dataset:
-    size, test_name = config.validation_size, "test"
-    if size is not None:
-        if size >= len(train):
-            raise UserError(
-                f"--validation-size {size} leaves none of the {len(train)} training images"
-            )
-        test_name = f"train[{len(train) - size}:]"
-        test = Split(train.images[-size:], train.labels[-size:])
-        train = Split(train.images[:-size], train.labels[:-size])
-    assert test is not None
-    if config.global_batch_size > len(train):
-        raise UserError(
-            f"--global-batch-size {config.global_batch_size} is more than the {len(train)} "
-            "training images"
-        )
-    return Dataset(train, test, test_name, num_classes, mean, std)
+def _hold_out(dataset: Dataset, size: int) -> Dataset:
+    """The last `size` training images as the test set."""
+    count = len(dataset.train)
+    if size >= count:
+        raise UserError(f"--validation-size {size} leaves none of the {count} training images")
+    images, labels = dataset.train.images, dataset.train.labels
+    return dataclasses.replace(
+        dataset,
+        train=Split(images[:-size], labels[:-size]),
+        test=Split(images[-size:], labels[-size:]),
+        test_name=f"train[{count - size}:]",
+    )
 
 
-def _read_tfds(config: Config, split: str, label: str) -> Split:
+def _train_and_test(config: Config) -> tuple[Split, Split]:
+    return _read_tfds(config, "train"), _read_tfds(config, "test")
+
+
+def _read_tfds(config: Config, split: str) -> Split:
     """A whole split of a prepared data set, in its original order, without TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow_datasets as tfds
@@ -161,7 +157,7 @@ def _read_tfds(config: Config, split: str, label: str) -> Split:
         )
         records = source.__getitems__(range(len(source)))
         images = np.stack([record["image"] for record in records])
-        labels = np.array([record[label] for record in records], np.int32)
+        labels = np.array([record["label"] for record in records], np.int32)
     except Exception as error:  # tfds raises a dozen kinds for what is not there
         reason = str(error).strip().partition("\n")[0]
         raise UserError(

@@ -6,11 +6,12 @@ import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from train.checkpoint import FOLDER as CHECKPOINTS
 from train.config import Config
 from train.errors import UserError
 
+CHECKPOINTS = "checkpoints"
 _CONFIG = "config.json"
 _PACKAGES = ("flax-resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -36,7 +37,7 @@ def choose_folder(config: Config) -> Path:
                 f"--run-dir {folder} is not empty: go on with --resume, start anew with "
                 "--overwrite, or name another folder"
             )
-        if not (folder / _CONFIG).exists():
+        if saved_config(folder) is None:
             raise UserError(f"--overwrite: {folder} is no run of this trainer, nothing deleted")
     return folder
 
@@ -59,4 +60,26 @@ def write_config(folder: Path, config: Config, devices: str) -> None:
     """Writes what is run, by which versions, on what: `config.json`."""
     versions = {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}}
     content = {"config": config.to_json(), "versions": versions, "devices": devices}
-    (folder / _CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+    write_json(folder / _CONFIG, content)
+
+
+def saved_config(folder: Path) -> Config | None:
+    """The configuration that a run's folder holds; None if it is no run of this trainer.
+
+    Raises:
+        UserError: it holds one of another version.
+    """
+    try:
+        content = json.loads((folder / _CONFIG).read_text())
+        fields, versions = content["config"], content["versions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    is_ours = isinstance(versions, dict) and "flax-resnet" in versions
+    return Config.from_json(fields) if is_ours and isinstance(fields, dict) else None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a whole file or none."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)

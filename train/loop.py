@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ from train import export, parallel
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.data import load_dataset
-from train.folder import begin_folder, choose_folder, write_config
+from train.errors import DivergedError
+from train.folder import begin_folder, choose_folder, write_config, write_json
 from train.report import Report, Stopwatch
 from train.step import Metrics, TrainState
 from train.trainer import Trainer
@@ -57,17 +58,18 @@ def train(config: Config) -> Result:
         write_config(folder, config, devices)
         first_step = int(state.step)
         with Report(folder, start_step=first_step, total_steps=trainer.total_steps) as report:
-            resumed = f", resumed at {first_step}" if first_step else ""
             report.say(
                 f"{len(dataset.train)} images to train, {len(dataset.test)} of "
-                f"{dataset.test_name} to test; {trainer.total_steps} steps{resumed}; compiling"
+                f"{dataset.test_name} to test{dataset.missing()}"
             )
+            resumed = f", resumed at {first_step}" if first_step else ""
+            report.say(f"{trainer.total_steps} steps{resumed}; compiling")
             state = _train_steps(trainer, state, first_step, report, checkpoints, start_time)
             checkpoints.wait()
             error = trainer.test(state)[1]
 
     result = _hand_over(trainer, state, folder, error, start_time)
-    (folder / "result.json").write_text(json.dumps(_as_json(result), indent=2) + "\n")
+    write_json(folder / "result.json", _as_json(result))
     print(f"test error {error:.2%}, {result.seconds:.0f} s in all", flush=True)
     return result
 
@@ -101,6 +103,7 @@ def _train_steps(
                 "images_per_second": stopwatch.read((step - first_step - 1) * batch_size),
             }
             report.metrics(step, "train", values)
+            _check_finite(step, values["loss"])
         report.advance(step)
         if trainer.ends_period(step):
             loss, error = trainer.test(state)
@@ -110,8 +113,17 @@ def _train_steps(
                 f"test loss {loss:.4f}  test error {error:7.2%}  "
                 f"{time.perf_counter() - start_time:6.0f} s"
             )
+            _check_finite(step, loss)  # before the checkpoint: the one before stays the newest
             checkpoints.save(state)
     return state
+
+
+def _check_finite(step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss is {loss} at step {step}: lower --learning-rate, lengthen --warmup-steps, "
+            "or go on from the newest checkpoint with --resume and other fields"
+        )
 
 
 def _hand_over(

@@ -94,10 +94,10 @@ def _reopen(path: Path, start_step: int) -> TextIO:
                 continue
             if fields["step"] <= start_step:
                 kept.append(line + "\n")
-    file = path.open("w")
-    file.writelines(kept)
-    file.flush()
-    return file
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+    return path.open("a")
 
 
 class Stopwatch:

@@ -11,11 +11,12 @@ from flax import nnx
 
 import flax_resnet
 from flax_resnet.network import ResidualNetwork
-from resnet_spec import ClassifierSpec, find_spec
+from resnet_spec import ClassifierSpec, ResNetSpec, find_spec
 from train import parallel
 from train.augment import Augment
 from train.config import Config
 from train.data import Dataset, Split, batch_indices
+from train.errors import UserError
 from train.network import Network
 from train.optimizer import make_optimizer, make_schedule
 from train.step import Images, Metrics, TrainState, make_eval_step, make_train_step
@@ -43,6 +44,7 @@ class Trainer:
             in_planes=dataset.train.images.shape[-1],
         )
         self.classifier = ClassifierSpec(spec, dataset.num_classes)
+        _check_image_size(config, spec, dataset.train.images.shape[1])
         self._schedule = make_schedule(config, self.total_steps)
         optimizer = make_optimizer(
             self._schedule,
@@ -120,6 +122,14 @@ def count_steps(config: Config, num_images: int) -> int:
     """Steps of a whole run: the epochs' images in equal batches, or `max_steps` if fewer."""
     steps = math.ceil(config.epochs * num_images / config.global_batch_size)
     return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+def _check_image_size(config: Config, spec: ResNetSpec, image_size: int) -> None:
+    if config.global_batch_size * spec.final_size(image_size) ** 2 < 2:
+        raise UserError(
+            f"--global-batch-size {config.global_batch_size}: {config.model} shrinks these images "
+            "to one pixel, and BatchNorm cannot train on a single value"
+        )
 
 
 def _images(split: Split) -> Images:
