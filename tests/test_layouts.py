@@ -127,10 +127,10 @@ for name, shortcut in (line.split() for line in sys.stdin):
     model = getattr(torch_resnet, name)(shortcut=getattr(torch_resnet, shortcut))
     initial = [p.detach().clone() for p in model.parameters()]
     for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.uniform_(0.5, 1.0).mul_(0.2 if tensor.ndim > 1 else 1.0)
-        else:
+        if not tensor.is_floating_point():
             tensor.fill_(7)
+        elif tensor.ndim == 1:  # convolutions are random as they are
+            tensor.uniform_(0.5, 1.0)
     images = torch.randn(2, 3, 32, 32)
     model.eval()
     with torch.no_grad():

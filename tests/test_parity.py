@@ -38,7 +38,6 @@ VERY_DEEP = ("1001", "1202")
 LOGITS_64 = 1e-12
 GRADIENTS_64 = 1e-10
 STATISTICS_64 = 1e-12
-VERY_DEEP_64 = 1e-10
 STEPS_64 = 1e-9
 LOGITS_32 = 1e-5
 
@@ -82,10 +81,6 @@ def twins(request: pytest.FixtureRequest) -> tuple[str, Any, Any]:
     return name, *make_twins(name, shortcut=shortcut, drop_rate=0.0)
 
 
-def bound(name: str, ordinary: float) -> float:
-    return VERY_DEEP_64 if any(deep in name for deep in VERY_DEEP) else ordinary
-
-
 @pytest.mark.parametrize("twins", cases(SHORTCUTS, quick=QUICK), indirect=True)
 def test_twins_agree_on_logits_in_float64(twins):
     name, flax_model, torch_model = twins
@@ -94,7 +89,7 @@ def test_twins_agree_on_logits_in_float64(twins):
     torch_model.eval()
     logits = flax_model(jnp.asarray(images))  # eagerly: nothing to compile, however deep
     error = relative_error(logits, run_torch(torch_model, images))
-    assert reach(name, "logits f64", error) <= bound(name, LOGITS_64)
+    assert reach(name, "logits f64", error) <= LOGITS_64
 
 
 @pytest.mark.parametrize(
