@@ -10,10 +10,10 @@ quickstart: .venv/installed  ## train a small ResNet on digits, export it, check
 	$(BIN)/python -m train digits --run-dir runs/quickstart --overwrite
 
 test: .venv/installed  ## all tests that are not slow
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
 test-slow: .venv/installed  ## the slow ones: every model of the table, real runs
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
 
 parity: .venv/installed  ## the parity of every model, with a table of the errors reached
 	$(BIN)/python -m pytest -s tests/test_parity.py

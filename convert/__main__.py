@@ -57,9 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument(
         "--reset-counters", action="store_true", help="take missing num_batches_tracked as zero"
     )
-    bring.set_defaults(command=_import)
-
     bring.add_argument("--shortcut", choices=SHORTCUTS, help="if it is not the model's default")
+    bring.set_defaults(command=_import)
 
     layouts = commands.add_parser("layouts", help="the layouts that are known")
     layouts.set_defaults(command=lambda _: print("\n".join(LAYOUTS)))

@@ -34,6 +34,11 @@ def to_tensor(array: np.ndarray) -> "torch.Tensor":
     return torch.from_numpy(array)
 
 
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether a dtype is of real floating-point numbers, bfloat16 among them."""
+    return dtype == BFLOAT16 or np.issubdtype(dtype, np.floating)
+
+
 def is_lossless(source: np.dtype, target: np.dtype) -> bool:
     """Whether every floating-point value of `source` is one of `target`."""
     if source == target:

@@ -89,7 +89,12 @@ def write_weights(path: Path, weights: Weights) -> None:
             same.add(name)
 
     with _replacing(path) as temporary:
-        write(temporary, weights)
+        try:
+            write(temporary, weights)
+        except OSError:
+            raise
+        except Exception as error:  # both libraries have errors of their own for a full disk
+            raise OSError(f"{path} cannot be written: {error}") from error
         classifier = read(temporary, compare)
         wrong = sorted(set(weights.arrays) - same)
         if wrong or classifier != weights.classifier:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert.arrays import compare_shapes, to_numpy, to_tensor
+from convert.arrays import compare_shapes, is_floating, to_numpy, to_tensor
 from convert.errors import ConversionError
 from convert.twins import flax_to_arrays, take_dtypes, torch_to_flax
 from resnet_spec import ClassifierSpec
@@ -60,10 +60,16 @@ def parse_description(fields: Any, num_tensors: int) -> ClassifierSpec:
     return ClassifierSpec.from_json(fields)
 
 
-def check(classifier: ClassifierSpec, tensors: Mapping[str, Any]) -> None:
-    """Raises a ConversionError that lists every tensor that the model has not, or otherwise."""
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def check(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises a ConversionError that lists every array that the model has not, or otherwise."""
+    given = {name: array.shape for name, array in arrays.items()}
     problems = compare_shapes(classifier.tensors(), given)
+    for name, array in arrays.items():
+        is_counter = name.endswith("num_batches_tracked")
+        if is_counter and array.dtype != np.int64:
+            problems.append(f"dtype: {name} should be int64, is {array.dtype}")
+        elif not is_counter and not is_floating(array.dtype):
+            problems.append(f"dtype: {name} should be floating-point, is {array.dtype}")
     if problems:
         raise ConversionError("these weights are not those of this model:", problems)
 

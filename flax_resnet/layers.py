@@ -109,8 +109,9 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         scale, bias = self.scale.get_value(), self.bias.get_value()
         wide = x.astype(jnp.promote_types(x.dtype, jnp.promote_types(scale.dtype, jnp.float32)))
+        scale, bias = scale.astype(wide.dtype), bias.astype(wide.dtype)
         if self.use_running_average:
-            mean, var = self.mean.get_value(), self.var.get_value()
+            mean, var = (s.get_value().astype(wide.dtype) for s in (self.mean, self.var))
         else:
             mean, var = self._track(wide)
         y = (wide - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias

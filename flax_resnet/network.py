@@ -78,6 +78,13 @@ class Identity(nnx.Module):
         return x
 
 
+class AveragePool(nnx.Module):
+    """The mean over height and width, in float32 at least."""
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
+        return jnp.mean(x, (1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+
+
 class ResidualNetwork(nnx.Module):
     """The skeleton of `ResNet` and `PreActResNet`.
 
@@ -162,6 +169,7 @@ class ResidualNetwork(nnx.Module):
         if self.preact:
             self.norm = batch_norm(planes, **context)
         self.out_planes = planes
+        self.avgpool = AveragePool()
         self.head: nnx.Module = Identity()
         if zero_init_residual:
             zero_residual_branches(self)
@@ -174,10 +182,6 @@ class ResidualNetwork(nnx.Module):
         if self.preact:
             x = relu(self.norm(x))
         return self.head(self.avgpool(x))
-
-    def avgpool(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
-        """The mean over height and width, in float32 at least."""
-        return jnp.mean(x, (1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
     def set_head(self, head: nnx.Module) -> None:
         """Puts `head` behind the pooling:
@@ -227,6 +231,8 @@ class Named(ResidualNetwork):
         arguments = self.spec_arguments(self.row)
         dimensions, block = arguments.pop("dimensions"), arguments.pop("block")
         given = dict(zip(self.positional, values, strict=False))
+        if twice := given.keys() & options.keys():
+            raise TypeError(f"{type(self).__name__} got {', '.join(sorted(twice))} twice")
         super().__init__(dimensions, block, **{**arguments, **given, **options})
 
 

@@ -16,6 +16,8 @@ from flax import nnx
 import convert
 import flax_resnet
 import torch_resnet
+from convert.files import Weights, write_weights
+from convert.models import describe
 from tests.twins import assert_same_state, make_twins, random_images, relative_error, run_torch
 
 DTYPES = ["float64", "float32", "bfloat16"]
@@ -225,6 +227,39 @@ def _replace_in_header(path: Path, old: bytes, new: bytes) -> None:
     content = path.read_bytes()
     assert content.count(old) == 1
     path.write_bytes(content.replace(old, new))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool])
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, dtype):
+    _, model = make_twins("ResNet20", dtype="float32")
+    state = model.state_dict()
+    state["stem.conv.weight"] = state["stem.conv.weight"].to(dtype)
+    state["stem.bn.num_batches_tracked"] = torch.tensor(3.5)
+    write_weights(
+        tmp_path / "m.pt", Weights({n: t.numpy() for n, t in state.items()}, describe(model))
+    )
+    for backend in ("torch", "flax"):
+        with pytest.raises(convert.ConversionError) as caught:
+            convert.load(tmp_path / "m.pt", backend=backend)
+        for part in (r"stem.conv.weight should be floating", "num_batches_tracked should be int64"):
+            assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_disk_that_is_full_is_an_oserror_and_leaves_the_old_file(tmp_path, suffix):
+    _, model = make_twins("ResNet20", dtype="float32")
+    path = tmp_path / f"m{suffix}"
+    convert.save(path, model)
+    old = path.read_bytes()
+    command = f"ulimit -f 200; {sys.executable} -m convert export m{suffix} -o m{suffix}"
+    run = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    assert f"m{suffix}" in run.stderr
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -154,6 +154,9 @@ SEED_MODELS = [
 ]
 
 
+uses_seed = pytest.mark.xdist_group("seed")  # one worker installs and runs it for all
+
+
 @pytest.fixture(scope="module")
 def seed_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Models of PyPI's torch-resnet 0.0.4, run in a process of their own."""
@@ -171,6 +174,7 @@ def seed_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder
 
 
+@uses_seed
 @pytest.mark.parametrize("shortcut", SEED_SHORTCUTS)
 @pytest.mark.parametrize("name", SEED_MODELS)
 def test_the_seeds_weights_give_the_seeds_features_in_both_twins(seed_files, name, shortcut):
@@ -194,6 +198,7 @@ def test_the_seeds_weights_give_the_seeds_features_in_both_twins(seed_files, nam
     assert_same_state(back, theirs["state"])
 
 
+@uses_seed
 @pytest.mark.parametrize("name", SEED_MODELS)
 def test_one_seed_of_torch_draws_the_seeds_initial_weights(seed_files, name):
     theirs = torch.load(seed_files / f"{name}-ProjectionShortcut.pt")["initial"]

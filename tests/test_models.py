@@ -171,6 +171,15 @@ def test_the_seeds_ways_of_calling_and_its_attributes_still_work():
     with pytest.raises(TypeError, match="block"):
         package.ResNet20(block=torch_resnet.BasicBlock)
 
+    with pytest.raises(TypeError, match="twice"):
+        package.ResNet20(True, small_images=False)
+
+    replaced = package.ResNet20()
+    replaced.avgpool = torch.nn.Identity()
+    replaced.init_layer = torch.nn.Conv2d(1, 16, 1)
+    assert replaced(torch.zeros(1, 1, 8, 8)).shape == (1, 64, 2, 2)
+    assert not any("init_layer" in name for name in replaced.state_dict())
+
     class Mine(torch_resnet.PreActResNet20):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = torch.relu(self.norm(self.layers(self.init_layer(x))))

@@ -88,6 +88,18 @@ def test_batch_norm_is_torchs_on_hard_inputs_in_float32(mean, std, shape):
     assert int(norm.num_batches_tracked.get_value()) == 3
 
 
+def test_batch_norm_of_half_precision_weights_computes_in_float32():
+    half, exact = BatchNorm(5), BatchNorm(5)
+    generator = np.random.default_rng(0)
+    for name in ("scale", "bias", "mean", "var"):
+        values = jnp.asarray(generator.uniform(0.5, 1.5, 5), jnp.bfloat16)
+        getattr(half, name).set_value(values)
+        getattr(exact, name).set_value(values.astype(jnp.float32))
+    half.use_running_average = exact.use_running_average = True
+    x = jnp.asarray(generator.standard_normal((2, 4, 4, 5)), jnp.float32)
+    np.testing.assert_array_equal(half(x), exact(x))
+
+
 def test_batch_norm_refuses_to_train_on_one_value_as_torch_does():
     with pytest.raises(ValueError, match="one value per channel"):
         BatchNorm(5)(jnp.ones((1, 1, 1, 5)))

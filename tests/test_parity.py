@@ -67,11 +67,20 @@ def reach(name: str, what: str, error: float) -> float:
 
 def cases(shortcuts: list[str], *, quick: list[str], only: list[str] | None = None) -> list[Any]:
     return [
-        pytest.param((name, shortcut), id=f"{name}-{shortcut}", marks=marks)
+        pytest.param((name, shortcut), id=f"{name}-{shortcut}", marks=marks(name, quick))
         for name in only or MODELS
         for shortcut in shortcuts
-        for marks in [() if name in quick else pytest.mark.slow]
     ]
+
+
+def marks(name: str, quick: list[str]) -> list[Any]:
+    """Slow or not; models whose operations have the same shapes share a worker, which compiles
+    each operation once.
+    """
+    family = "small" if name.endswith("-small") else "wide" if "Wide" in name else "plain"
+    if not find_spec(name).small_images:
+        family = "imagenet"
+    return [pytest.mark.xdist_group(family), *([] if name in quick else [pytest.mark.slow])]
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +135,7 @@ def test_twins_agree_on_gradients_and_statistics_in_float64(twins):
         assert reach(name, "statistics f64", error) <= STATISTICS_64, torch_name
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name, QUICK)) for name in MODELS])
 def test_twins_agree_on_logits_in_float32(name):
     flax_model, torch_model = make_twins(name, dtype="float32")
     images = random_images(2, image_size(name), "float32")

@@ -28,6 +28,9 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+uses_finished = pytest.mark.xdist_group("finished")  # one worker makes the run for all
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of 24 steps, two epochs of digits, and what it printed."""
@@ -35,6 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "a", train(folder, *SHORT, "--max-steps", "24", "--run-dir", "a")
 
 
+@uses_finished
 def test_a_run_leaves_its_configuration_metrics_checkpoints_and_export(finished):
     run_dir, output = finished
     config = json.loads((run_dir / "config.json").read_text())
@@ -55,6 +59,7 @@ def test_a_run_leaves_its_configuration_metrics_checkpoints_and_export(finished)
     assert "\x1b" not in output  # plain lines where there is no terminal
 
 
+@uses_finished
 def test_the_export_predicts_the_same_in_torch(finished):
     run_dir, output = finished
     result = json.loads((run_dir / "result.json").read_text())
@@ -70,6 +75,7 @@ def test_the_export_predicts_the_same_in_torch(finished):
     assert int(model.get_buffer("stem.bn.num_batches_tracked")) == 24
 
 
+@uses_finished
 def test_the_converter_reads_the_checkpoint_and_writes_one_that_training_goes_on_from(
     finished, tmp_path
 ):
@@ -102,6 +108,7 @@ def test_the_converter_reads_the_checkpoint_and_writes_one_that_training_goes_on
     )
 
 
+@uses_finished
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(finished, tmp_path):
     run_dir, _ = finished
     train(tmp_path, *SHORT, "--max-steps", "14", "--run-dir", "b")
@@ -182,6 +189,7 @@ def test_cifar10_trains_from_its_files(tmp_path):
         (("--global-batch-size", "4096"), ("4096", "1437")),
         (("--epochs", "0", "--seed", "-1"), ("--epochs", "--seed")),
         (("--epochs", "many"), ("many",)),
+        (("--seed", str(2**70), "--drop-steps", "9", "9"), ("--seed", "--drop-steps")),
         (("--no-such-field", "1"), ("no-such-field",)),
         (("--resume",), ("--run-dir",)),
         (("--resume", "--run-dir", "nowhere"), ("nowhere", "does not exist")),
@@ -189,7 +197,7 @@ def test_cifar10_trains_from_its_files(tmp_path):
         (("--run-dir", "used", "--overwrite"), ("used", "nothing deleted")),
         (("--learning-rate", "nan", "--momentum", "nan"), ("--learning-rate", "--momentum")),
         (("--model", "ResNet18", "--global-batch-size", "0"), ("--global-batch-size",)),
-        (("--run-dir", "used", "--resume"), ("no checkpoint",)),
+        (("--run-dir", "used", "--resume"), ("config.json", "not written by this trainer")),
     ],
 )
 def test_a_users_mistake_is_one_clear_sentence_and_exit_code_2(tmp_path, arguments, parts):
@@ -203,6 +211,7 @@ def test_a_users_mistake_is_one_clear_sentence_and_exit_code_2(tmp_path, argumen
     assert names == {"thesis.txt", "config.json"}
 
 
+@uses_finished
 def test_resuming_another_model_or_a_damaged_checkpoint_is_refused(finished, tmp_path):
     import shutil
 
@@ -220,6 +229,25 @@ def test_resuming_another_model_or_a_damaged_checkpoint_is_refused(finished, tmp
         run("convert", "export", "a", "-o", "w.pt", cwd=tmp_path), "not a whole checkpoint"
     )
     assert not (tmp_path / "w.pt").exists()
+
+
+@uses_finished
+def test_what_a_folder_says_of_its_run_is_not_guessed(finished, tmp_path):
+    import shutil
+
+    run_dir = tmp_path / "a"
+    shutil.copytree(finished[0], run_dir)
+    resume = ("--run-dir", "a", "--resume")
+    assert_refused(run("train", "cifar100", *resume, cwd=tmp_path), "digits", "leave the recipe")
+    shutil.rmtree(run_dir / "checkpoints" / "24" / "optimizer")
+    assert_refused(run("train", *resume, cwd=tmp_path), "checkpoints/24")
+    content = json.loads((run_dir / "config.json").read_text())
+    for damage in ("{", json.dumps({**content, "config": {"model": 5}}), '{"config": {}}'):
+        (run_dir / "config.json").write_text(damage)
+        assert_refused(run("train", *resume, cwd=tmp_path), "config.json")
+    content["config"]["a_field_of_the_future"] = 1
+    (run_dir / "config.json").write_text(json.dumps(content))
+    train(tmp_path, *SHORT, "--max-steps", "1", "--run-dir", "a", "--overwrite")
 
 
 def test_a_batch_of_one_image_that_shrinks_to_one_pixel_is_refused(tmp_path):

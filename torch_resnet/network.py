@@ -53,6 +53,17 @@ class Stem(nn.Module):
         return self.pool(x)
 
 
+class AveragePool(nn.Module):
+    """The mean over height and width."""
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
+        return x.mean(dim=(2, 3))
+
+
+# Attributes as torch-resnet 0.0.4 calls them, to read and to replace.
+_SEED_NAMES = {"init_layer": "stem", "layers": "stages"}
+
+
 class ResidualNetwork(nn.Module):
     """The skeleton of `ResNet` and `PreActResNet`.
 
@@ -116,6 +127,7 @@ class ResidualNetwork(nn.Module):
         if self.preact:
             self.norm = batch_norm(planes)
         self.out_planes = planes
+        self.avgpool = AveragePool()
         self.head: nn.Module = nn.Identity()
         resnet_init(self, zero_init_residual)
 
@@ -126,23 +138,15 @@ class ResidualNetwork(nn.Module):
             x = relu(self.norm(x))
         return self.head(self.avgpool(x))
 
-    def avgpool(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
-        """The mean over height and width."""
-        return x.mean(dim=(2, 3))
-
     def set_head(self, head: nn.Module) -> None:
         """Puts `head` behind the pooling: `model.set_head(nn.Linear(model.out_planes, 10))`."""
         self.head = head
 
-    @property
-    def init_layer(self) -> nn.Module:
-        """The stem, by its name in torch-resnet 0.0.4."""
-        return self.stem
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(_SEED_NAMES.get(name, name))
 
-    @property
-    def layers(self) -> nn.Module:
-        """The stages, by their name in torch-resnet 0.0.4."""
-        return self.stages
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(_SEED_NAMES.get(name, name), value)
 
     @classmethod
     def _describe(
@@ -186,6 +190,8 @@ class Named(ResidualNetwork):
         arguments = self.spec_arguments(self.row)
         dimensions, block = arguments.pop("dimensions"), arguments.pop("block")
         given = dict(zip(self.positional, values, strict=False))
+        if twice := given.keys() & options.keys():
+            raise TypeError(f"{type(self).__name__} got {', '.join(sorted(twice))} twice")
         super().__init__(dimensions, block, **{**arguments, **given, **options})
 
 

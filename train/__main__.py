@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (DivergedError, OSError) as error:
         return _fail(1, str(error))
     except KeyboardInterrupt:
-        return _fail(130, "interrupted; go on with --resume --run-dir and its folder")
+        return _fail(130, "interrupted; --resume --run-dir FOLDER goes on from a checkpoint")
     return 0
 
 
@@ -58,6 +58,11 @@ def parse(arguments: list[str]) -> Config:
     if config.resume and config.run_dir is not None:
         saved = saved_config(config.run_dir)
         if saved is not None:
+            if has_recipe and RECIPES[name].config.data != saved.data:
+                raise UserError(
+                    f"--run-dir {config.run_dir} is a run on {saved.data}, not {name}: leave the "
+                    "recipe out to go on with it"
+                )
             saved = dataclasses.replace(saved, overwrite=False)
             config = _parse_fields(name, saved, fields)
     return config

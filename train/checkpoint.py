@@ -73,7 +73,7 @@ class Checkpoints:
         place = self.folder / str(step)
         try:
             self._check_description(step, place)
-            restored = self._manager.restore(step, args=self._restore_args(fresh, place))
+            restored = self._manager.restore(step, args=self._restore_args(fresh, step, place))
         except UserError:
             raise
         except Exception as error:  # Orbax raises bare Exception, among others, for damaged files
@@ -100,10 +100,10 @@ class Checkpoints:
         if found != self.classifier:
             raise UserError(f"{place} is of another model: {found}, not {self.classifier}")
 
-    def _restore_args(self, fresh: TrainState, place: Path) -> Any:
+    def _restore_args(self, fresh: TrainState, step: int, place: Path) -> Any:
         model = _abstract({**fresh.params, **fresh.statistics})
         items: dict[str, Any] = {"model": ocp.args.StandardRestore(model)}
-        if (place / "optimizer").is_dir():
+        if step > 0 or (place / "optimizer").is_dir():  # imported weights begin without one
             optimizer = _abstract(_as_tree(fresh.optimizer))
             items["optimizer"] = ocp.args.StandardRestore(optimizer)
         return ocp.args.Composite(**items)

@@ -3,7 +3,8 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from resnet_spec import ShortcutKind, find_spec
 from train.errors import UserError
@@ -78,6 +79,13 @@ class Config:
 
     def __post_init__(self) -> None:
         problems = [
+            f"--{name.replace('_', '-')} cannot be {getattr(self, name)!r}"
+            for name, hint in get_type_hints(type(self)).items()
+            if not _is_of(getattr(self, name), hint)
+        ]
+        if problems:
+            raise UserError("; ".join(problems))
+        problems = [
             f"--{name.replace('_', '-')} must be at least {least}, not {value}"
             for name, least in _LEAST.items()
             if (value := getattr(self, name)) is not None and not value >= least  # nor NaN
@@ -86,7 +94,9 @@ class Config:
             problems.append("--resume and --overwrite exclude each other")
         if self.resume and self.run_dir is None:
             problems.append("--resume needs --run-dir, the folder of the run to go on with")
-        if sorted(self.drop_steps) != list(self.drop_steps):
+        if self.seed >= 2**32:
+            problems.append(f"--seed must be below 2**32, not {self.seed}")
+        if sorted(set(self.drop_steps)) != list(self.drop_steps):
             problems.append(f"--drop-steps must rise, not {self.drop_steps}")
         try:
             find_spec(self.model)
@@ -107,11 +117,24 @@ class Config:
         Raises:
             UserError: a field is unknown or out of its range.
         """
-        paths = {k: Path(fields[k]) for k in ("data_dir", "run_dir") if fields.get(k) is not None}
         try:
+            paths = {k: Path(fields[k]) for k in ("data_dir", "run_dir") if fields[k] is not None}
             return cls(**{**fields, **paths, "drop_steps": tuple(fields["drop_steps"])})
         except (TypeError, KeyError) as error:
             raise UserError(f"a saved configuration does not fit this version: {error}") from error
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of the kind that a field's annotation says; an int is a float, too."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_is_of(value, option) for option in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(v, get_args(hint)[0]) for v in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 _LEAST = {

@@ -37,7 +37,7 @@ def choose_folder(config: Config) -> Path:
                 f"--run-dir {folder} is not empty: go on with --resume, start anew with "
                 "--overwrite, or name another folder"
             )
-        if saved_config(folder) is None:
+        if not _is_own(folder):
             raise UserError(f"--overwrite: {folder} is no run of this trainer, nothing deleted")
     return folder
 
@@ -64,18 +64,35 @@ def write_config(folder: Path, config: Config, devices: str) -> None:
 
 
 def saved_config(folder: Path) -> Config | None:
-    """The configuration that a run's folder holds; None if it is no run of this trainer.
+    """The configuration that a run's folder holds; None where weights were only imported.
 
     Raises:
-        UserError: it holds one of another version.
+        UserError: the file is damaged, or of another version.
     """
-    try:
-        content = json.loads((folder / _CONFIG).read_text())
-        fields, versions = content["config"], content["versions"]
-    except (OSError, ValueError, KeyError, TypeError):
+    if not (folder / _CONFIG).exists():
         return None
-    is_ours = isinstance(versions, dict) and "flax-resnet" in versions
-    return Config.from_json(fields) if is_ours and isinstance(fields, dict) else None
+    try:
+        fields = _read_own(folder)["config"]
+        return Config.from_json(fields)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder / _CONFIG} cannot be resumed from: {error or type(error).__name__}"
+        ) from error
+
+
+def _read_own(folder: Path) -> dict[str, Any]:
+    """The content of a `config.json` that this trainer wrote; a ValueError if it did not."""
+    content = json.loads((folder / _CONFIG).read_text())
+    if not isinstance(content, dict) or "flax-resnet" not in content.get("versions", ()):
+        raise ValueError("it was not written by this trainer")
+    return content
+
+
+def _is_own(folder: Path) -> bool:
+    try:
+        return bool(_read_own(folder))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
