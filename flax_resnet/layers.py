@@ -152,3 +152,17 @@ class BatchNorm(nnx.Module):
         old = statistic.get_value()
         batch = jax.lax.stop_gradient(batch)
         statistic.set_value(old + (batch.astype(old.dtype) - old) * self.momentum)
+
+
+class Identity(nnx.Module):
+    """The head of a model that returns its pooled features."""
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
+class AveragePool(nnx.Module):
+    """The mean over height and width, in float32 at least."""
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
+        return jnp.mean(x, (1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from flax_resnet.depth import run_blocks
 from flax_resnet.init import zero_init_residual as zero_residual_branches
-from flax_resnet.layers import Context, batch_norm, conv
+from flax_resnet.layers import AveragePool, Context, Identity, batch_norm, conv
 from flax_resnet.shortcut import SHORTCUTS, ProjectionShortcut
 from resnet_spec import (
     MODELS,
@@ -69,20 +69,6 @@ class Stem(nnx.Module):
         if self.small_images:
             return x
         return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # type: ignore
-
-
-class Identity(nnx.Module):
-    """The head of a model that returns its pooled features."""
-
-    def __call__(self, x: Array) -> Array:
-        return x
-
-
-class AveragePool(nnx.Module):
-    """The mean over height and width, in float32 at least."""
-
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
-        return jnp.mean(x, (1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
 class ResidualNetwork(nnx.Module):

@@ -1,6 +1,7 @@
 """How one layer of the table is spelled in torch."""
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from resnet_spec import Conv
 
@@ -25,3 +26,10 @@ def batch_norm(planes: int) -> nn.BatchNorm2d:
 def linear(in_features: int, out_features: int) -> nn.Linear:
     """(n, in_features) -> (n, out_features): the head that `create` sets."""
     return nn.Linear(in_features, out_features)
+
+
+class AveragePool(nn.Module):
+    """The mean over height and width."""
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
+        return x.mean(dim=(2, 3))

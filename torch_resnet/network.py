@@ -17,7 +17,7 @@ from resnet_spec import (
     stem_conv,
 )
 from torch_resnet.init import resnet_init
-from torch_resnet.layers import batch_norm, conv
+from torch_resnet.layers import AveragePool, batch_norm, conv
 from torch_resnet.shortcut import SHORTCUTS, ProjectionShortcut
 
 
@@ -51,13 +51,6 @@ class Stem(nn.Module):
         if not self.preact:
             x = relu(self.bn(x))
         return self.pool(x)
-
-
-class AveragePool(nn.Module):
-    """The mean over height and width."""
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
-        return x.mean(dim=(2, 3))
 
 
 # Attributes as torch-resnet 0.0.4 calls them, to read and to replace.

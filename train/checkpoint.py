@@ -6,7 +6,6 @@ writes runs that have no third: training then starts from those weights at step 
 """
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -36,12 +35,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._manager.close()
 
     def save(self, state: TrainState) -> None:
