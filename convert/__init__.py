@@ -2,13 +2,16 @@
 
 from convert.errors import ConversionError
 from convert.files import load, save
-from convert.layouts import from_layout, to_layout
+from convert.layouts import from_layout, layout_spec, to_layout
+from convert.models import build
 from convert.twins import flax_to_torch, torch_to_flax
 
 __all__ = [
     "ConversionError",
+    "build",
     "flax_to_torch",
     "from_layout",
+    "layout_spec",
     "load",
     "save",
     "to_layout",

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from convert.arrays import same_bits, to_numpy, to_tensor
+from convert.description import parse_description
 from convert.errors import ConversionError
 from convert.models import (
     arrays_of,
@@ -20,7 +21,6 @@ from convert.models import (
     build_torch,
     check,
     describe,
-    parse_description,
 )
 from resnet_spec import ClassifierSpec
 
