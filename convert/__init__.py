@@ -1,7 +1,7 @@
 """Weights between the Flax and torch twins, files, training runs and other packages' layouts."""
 
 from convert.errors import ConversionError
-from convert.files import load, save
+from convert.files import load, load_preprocessing, save
 from convert.layouts import from_layout, to_layout
 from convert.twins import flax_to_torch, torch_to_flax
 
@@ -10,6 +10,7 @@ __all__ = [
     "flax_to_torch",
     "from_layout",
     "load",
+    "load_preprocessing",
     "save",
     "to_layout",
     "torch_to_flax",

@@ -2,10 +2,9 @@
 
 import collections
 import contextlib
-import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,21 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from convert.arrays import same_bits, to_numpy, to_tensor
+from convert.descriptions import Description, check_preprocessing, decode, encode
 from convert.errors import ConversionError
-from convert.models import (
-    arrays_of,
-    build_flax,
-    build_torch,
-    check,
-    describe,
-    parse_description,
-)
-from resnet_spec import ClassifierSpec
+from convert.models import arrays_of, build_flax, build_torch, check, describe
+from resnet_spec import ClassifierSpec, Preprocessing
 
 Visitor = Callable[[str, np.ndarray], None]  # what a reader does with each array in turn
 
-_METADATA_KEY = "flax_resnet"
-_FORMAT_VERSION = 1
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
@@ -37,22 +28,31 @@ class Weights:
 
     arrays: Mapping[str, np.ndarray]
     classifier: ClassifierSpec | None
+    preprocessing: Preprocessing | None = None
+
+    @property
+    def description(self) -> Description:
+        return Description(self.classifier, self.preprocessing)
 
 
-def save(path: str | os.PathLike[str], model: Any) -> None:
+def save(
+    path: str | os.PathLike[str], model: Any, *, preprocessing: Preprocessing | None = None
+) -> None:
     """Writes either twin, with its description, to a `.safetensors` or `.pt` file.
 
     The tensors have our names and torch's axes: torch's own loaders read them into the twin. The
-    file appears whole, read back and compared, or not at all.
+    file appears whole, read back and compared, or not at all. `load_preprocessing` gives the
+    preprocessing back.
 
     Raises:
         ConversionError: the model cannot be described (own blocks, own head) or is not what it
-            was built as, the suffix is unknown, or what was written reads back otherwise.
+            was built as, the preprocessing has other channels or class names, the suffix is
+            unknown, or what was written reads back otherwise.
         OSError: the file cannot be written.
     """
     classifier, arrays = describe(model), arrays_of(model)
     check(classifier, arrays)
-    write_weights(Path(path), Weights(arrays, classifier))
+    write_weights(Path(path), Weights(arrays, classifier, preprocessing))
 
 
 def load(path: str | os.PathLike[str], backend: Literal["torch", "flax"]) -> Any:
@@ -79,8 +79,17 @@ def load(path: str | os.PathLike[str], backend: Literal["torch", "flax"]) -> Any
         raise ConversionError(f"{path}: {error}") from error
 
 
+def load_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
+    """What a file of weights says of its preprocessing, None if nothing; no weights are read.
+
+    Raises: as `load`.
+    """
+    return _read(Path(path), None).preprocessing
+
+
 def write_weights(path: Path, weights: Weights) -> None:
     """Writes arrays and their description; see `save`."""
+    check_preprocessing(weights.description)
     write, read = _WRITERS[_suffix(path)], _READERS[_suffix(path)]
     same: set[str] = set()
 
@@ -95,9 +104,9 @@ def write_weights(path: Path, weights: Weights) -> None:
             raise
         except Exception as error:  # both libraries have errors of their own for a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
-        classifier = read(temporary, compare)
+        description = read(temporary, compare)
         wrong = sorted(set(weights.arrays) - same)
-        if wrong or classifier != weights.classifier:
+        if wrong or description != weights.description:
             raise ConversionError(f"{path} reads back otherwise than written:", wrong)
 
 
@@ -108,16 +117,19 @@ def read_weights(path: Path) -> Weights:
         ConversionError: the suffix is unknown or the file is damaged.
         OSError: the file cannot be read.
     """
-    read = _READERS[_suffix(path)]
+    arrays: dict[str, np.ndarray] = {}
+    return Weights(arrays, *_read(path, arrays.__setitem__))
+
+
+def _read(path: Path, visit: Visitor | None) -> Description:
+    read = _READERS[_suffix(path, _READERS)]
     with path.open("rb"):  # a clear FileNotFoundError or PermissionError before any parser
         pass
-    arrays: dict[str, np.ndarray] = {}
-    classifier = read(path, arrays.__setitem__)
-    return Weights(arrays, classifier)
+    return read(path, visit)
 
 
-def _suffix(path: Path) -> str:
-    if path.suffix not in SUFFIXES:
+def _suffix(path: Path, known: Container[str] = SUFFIXES) -> str:
+    if path.suffix not in known:
         raise ConversionError(f"{path}: weights are in {', '.join(SUFFIXES)} files")
     return path.suffix
 
@@ -145,50 +157,28 @@ def _umask() -> int:
     return current
 
 
-def _encode(classifier: ClassifierSpec | None) -> dict[str, str]:
-    if classifier is None:
-        return {}
-    return {_METADATA_KEY: json.dumps({"version": _FORMAT_VERSION, "model": classifier.to_json()})}
-
-
-def _decode(path: Path, metadata: Any, num_tensors: int) -> ClassifierSpec | None:
-    text = metadata.get(_METADATA_KEY) if isinstance(metadata, Mapping) else None
-    if text is None:
-        return None
-    try:
-        description = json.loads(text)
-        version = description["version"]
-        if version == _FORMAT_VERSION:
-            return parse_description(description["model"], num_tensors)
-    except Exception as error:  # whatever a hostile description brings about
-        raise ConversionError(f"{path} describes its model wrongly: {error}") from error
-    raise ConversionError(
-        f"{path} has format version {version}, this program reads {_FORMAT_VERSION}: "
-        "update flax-resnet"
-    )
-
-
 def _write_safetensors(path: Path, weights: Weights) -> None:
     from safetensors.numpy import save_file
 
-    metadata = {"format": "pt", **_encode(weights.classifier)}
+    metadata = {"format": "pt", **encode(weights.description)}
     # save_file writes the memory of an array as it lies, whatever its strides are
     arrays = {name: np.asarray(array, order="C") for name, array in weights.arrays.items()}
     save_file(arrays, path, metadata=metadata)
 
 
-def _read_safetensors(path: Path, visit: Visitor) -> ClassifierSpec | None:
+def _read_safetensors(path: Path, visit: Visitor | None) -> Description:
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="np", backend="pread") as file:
             names = list(file.keys())
-            for name in names:
-                visit(name, file.get_tensor(name))
+            if visit is not None:
+                for name in names:
+                    visit(name, file.get_tensor(name))
             metadata = file.metadata()
     except Exception as error:  # of several kinds for damaged headers and unknown dtypes
         raise ConversionError(f"{path} is not a whole safetensors file: {error}") from error
-    return _decode(path, metadata, len(names))
+    return decode(path, metadata, len(names))
 
 
 def _write_torch(path: Path, weights: Weights) -> None:
@@ -196,17 +186,18 @@ def _write_torch(path: Path, weights: Weights) -> None:
 
     tensors = {name: to_tensor(array) for name, array in weights.arrays.items()}
     state_dict: Any = collections.OrderedDict(tensors)
-    state_dict._metadata = {"": _encode(weights.classifier)}  # which `Module.state_dict` has, too
+    state_dict._metadata = {"": encode(weights.description)}  # which `Module.state_dict` has, too
     torch.save(state_dict, path)
 
 
-def _read_torch(path: Path, visit: Visitor) -> ClassifierSpec | None:
+def _read_torch(path: Path, visit: Visitor | None) -> Description:
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        place = "cpu" if visit is not None else "meta"  # where tensors have no memory
+        content = torch.load(path, map_location=place, weights_only=True)
         is_state_dict = isinstance(content, Mapping) and all(map(torch.is_tensor, content.values()))
-        if is_state_dict:
+        if is_state_dict and visit is not None:
             for name, tensor in content.items():
                 visit(name, to_numpy(tensor))
     except Exception as error:  # of a dozen kinds for damaged, hostile and unusual files
@@ -216,13 +207,14 @@ def _read_torch(path: Path, visit: Visitor) -> ClassifierSpec | None:
         raise ConversionError(f"{path} does not hold a state dict, a mapping of names to tensors")
     metadata: Any = getattr(content, "_metadata", None)
     own = metadata.get("") if isinstance(metadata, Mapping) else None
-    return _decode(path, own, len(content))
+    return decode(path, own, len(content))
 
 
-_READERS: dict[str, Callable[[Path, Visitor], ClassifierSpec | None]] = {
+_READERS: dict[str, Callable[[Path, Visitor | None], Description]] = {
     ".safetensors": _read_safetensors,
     ".pt": _read_torch,
     ".pth": _read_torch,
+    ".bin": _read_torch,  # as old Hugging Face folders call it
 }
 _WRITERS: dict[str, Callable[[Path, Weights], None]] = {
     ".safetensors": _write_safetensors,

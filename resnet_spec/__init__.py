@@ -13,18 +13,21 @@ from resnet_spec.blocks import (
     stem_conv,
 )
 from resnet_spec.classifier import ClassifierSpec
+from resnet_spec.preprocessing import PREPROCESSINGS, Preprocessing
 from resnet_spec.spec import BlockSpec, Dimensions, ResNetSpec, plan_stages
 from resnet_spec.table import MODELS, UnknownNameError, find_spec, list_models, nearest_names
 
 __all__ = [
     "BLOCKS",
     "MODELS",
+    "PREPROCESSINGS",
     "SHORTCUTS",
     "BlockKind",
     "BlockSpec",
     "ClassifierSpec",
     "Conv",
     "Dimensions",
+    "Preprocessing",
     "ResNetSpec",
     "ShortcutKind",
     "UnknownNameError",
