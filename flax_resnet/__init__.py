@@ -60,6 +60,7 @@ from flax_resnet.resnet import (
     WideResNet40,
 )
 from flax_resnet.shortcut import (
+    CentredIdentityShortcut,
     ConvolutionShortcut,
     FullProjectionShortcut,
     IdentityShortcut,
@@ -71,6 +72,7 @@ __all__ = [
     "BasicBlock",
     "BatchNorm",
     "Bottleneck",
+    "CentredIdentityShortcut",
     "ConvolutionShortcut",
     "FullProjectionShortcut",
     "IdentityShortcut",

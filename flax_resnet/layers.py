@@ -9,7 +9,7 @@ from flax.nnx.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from resnet_spec import Conv
+from resnet_spec import Conv, RunningVariance
 
 # He et al. 2015 (arXiv:1502.01852), section 2.2, backward case; normal, as a truncated one is not.
 KAIMING_NORMAL = initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -73,6 +73,8 @@ class BatchNorm(nnx.Module):
 
     Attributes:
         use_running_average: set by `model.train()` and `model.eval()`.
+        running_variance: what a batch adds to the running variance, the unbiased one as torch does
+            or the biased one as Flax's own BatchNorm does.
         axis_name: a mapped axis over which the batch is spread; its statistics are then those of
             the whole batch. Set it on a model with
             `model.set_attributes(BatchNorm, axis_name="devices")`.
@@ -99,6 +101,7 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
         self.axis_name = axis_name
         self.use_running_average = False
+        self.running_variance: RunningVariance = "unbiased"
         param_dtype = jnp.promote_types(param_dtype, jnp.float32)  # torch mixes it so, too
         self.scale = nnx.Param(jnp.ones(planes, param_dtype))
         self.bias = nnx.Param(jnp.zeros(planes, param_dtype))
@@ -143,7 +146,8 @@ class BatchNorm(nnx.Module):
         if self.axis_name is not None:
             var = jax.lax.pmean(var, self.axis_name)
         self._move(self.mean, mean)
-        self._move(self.var, var * (count / (count - 1)))
+        correction = count / (count - 1) if self.running_variance == "unbiased" else 1.0
+        self._move(self.var, var * correction)
         # set_value without an index: indexed assignment makes tracing quadratic in depth
         self.num_batches_tracked.set_value(self.num_batches_tracked.get_value() + 1)
         return mean, var

@@ -10,14 +10,20 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flax_resnet.depth import run_blocks
+from flax_resnet.dialect import speak
 from flax_resnet.init import zero_init_residual as zero_residual_branches
 from flax_resnet.layers import AveragePool, Context, Identity, batch_norm, conv
 from flax_resnet.shortcut import SHORTCUTS, ProjectionShortcut
 from resnet_spec import (
+    DIALECT,
     MODELS,
     BlockKind,
+    BottleneckStride,
+    Dialect,
     Dimensions,
+    PaddingKind,
     ResNetSpec,
+    RunningVariance,
     ShortcutKind,
     plan_stages,
     stem_conv,
@@ -39,6 +45,10 @@ class Options(TypedDict, total=False):
     drop_rate: float
     small_images: bool
     zero_init_residual: bool
+    padding: PaddingKind
+    stem_padding: PaddingKind
+    bottleneck_stride: BottleneckStride
+    running_variance: RunningVariance
 
 
 class Stem(nnx.Module):
@@ -58,6 +68,7 @@ class Stem(nnx.Module):
     ):
         self.preact = preact
         self.small_images = small_images
+        self.pool_padding: Any = ((1, 1), (1, 1))
         self.conv = conv(stem_conv(in_planes, planes, small_images=small_images), **context)
         if not preact:
             self.bn = batch_norm(planes, **context)
@@ -68,7 +79,7 @@ class Stem(nnx.Module):
             x = relu(self.bn(x))
         if self.small_images:
             return x
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # type: ignore
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=self.pool_padding)
 
 
 class ResidualNetwork(nnx.Module):
@@ -83,6 +94,8 @@ class ResidualNetwork(nnx.Module):
         drop_rate: dropout in basic blocks, in [0, 1].
         small_images: a 3x3 stem that keeps the size, instead of 7x7 stride 2 and max pooling.
         zero_init_residual: start each residual branch at zero, see `flax_resnet.init`.
+        dialect: `padding`, `stem_padding`, `bottleneck_stride`, `running_variance`: what other
+            packages do otherwise, see `resnet_spec.ResNetSpec`.
         rngs: random streams, `params` for the weights and, where it is used, `dropout`.
         dtype: precision of the convolutions; None takes it from images and parameters. Statistics,
             pooling and the head of `create` stay in float32 at least.
@@ -119,6 +132,7 @@ class ResidualNetwork(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         scan_blocks: bool = False,
         remat: bool = False,
+        **dialect: Unpack[Dialect],
     ):
         stages = plan_stages(dimensions)
         self.spec = self._describe(
@@ -130,6 +144,7 @@ class ResidualNetwork(nnx.Module):
             drop_rate=drop_rate,
             small_images=small_images,
             zero_init_residual=zero_init_residual,
+            **dialect,
         )
         self.scan_blocks = scan_blocks
         self.remat = remat
@@ -157,6 +172,8 @@ class ResidualNetwork(nnx.Module):
         self.out_planes = planes
         self.avgpool = AveragePool()
         self.head: nnx.Module = Identity()
+        if self.spec is not None:
+            speak(self, self.spec)
         if zero_init_residual:
             zero_residual_branches(self)
 
@@ -183,6 +200,8 @@ class ResidualNetwork(nnx.Module):
         shortcut_kinds: dict[Any, ShortcutKind] = {known: kind for kind, known in SHORTCUTS.items()}
         shortcut_kind = shortcut_kinds.get(shortcut)
         if kind is None or shortcut_kind is None:
+            if dialect := sorted(fields.keys() & set(DIALECT)):
+                raise ValueError(f"{', '.join(dialect)}: not for blocks or shortcuts of your own")
             return None
         return ResNetSpec(
             block=kind,

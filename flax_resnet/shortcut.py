@@ -34,7 +34,19 @@ class IdentityShortcut(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
         x = x[:, :: self.stride, :: self.stride, :]
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.out_planes - self.in_planes)))
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), self.new_planes()))
+
+    def new_planes(self) -> tuple[int, int]:
+        """Number of zero channels before and behind the input's."""
+        return 0, self.out_planes - self.in_planes
+
+
+class CentredIdentityShortcut(IdentityShortcut):
+    """Option A with half of the new channels before and half behind (akamaster's CIFAR ResNets)."""
+
+    def new_planes(self) -> tuple[int, int]:
+        new = self.out_planes - self.in_planes
+        return new // 2, new - new // 2
 
 
 class _WeightedShortcut(nnx.Module):
@@ -73,6 +85,7 @@ class ConvolutionShortcut(_WeightedShortcut):
 
 SHORTCUTS: dict[ShortcutKind, type[nnx.Module]] = {
     "identity": IdentityShortcut,
+    "centred_identity": CentredIdentityShortcut,
     "projection": ProjectionShortcut,
     "full_projection": FullProjectionShortcut,
     "convolution": ConvolutionShortcut,

@@ -4,31 +4,40 @@ from resnet_spec.blocks import (
     BLOCKS,
     SHORTCUTS,
     BlockKind,
+    BottleneckStride,
     Conv,
+    PaddingKind,
+    RunningVariance,
     ShortcutKind,
     basic_block,
     bottleneck,
     check_identity_shortcut,
+    same_padding,
     shortcut_conv,
     stem_conv,
 )
 from resnet_spec.classifier import ClassifierSpec
 from resnet_spec.preprocessing import PREPROCESSINGS, Preprocessing
-from resnet_spec.spec import BlockSpec, Dimensions, ResNetSpec, plan_stages
+from resnet_spec.spec import DIALECT, BlockSpec, Dialect, Dimensions, ResNetSpec, plan_stages
 from resnet_spec.table import MODELS, UnknownNameError, find_spec, list_models, nearest_names
 
 __all__ = [
     "BLOCKS",
+    "DIALECT",
     "MODELS",
     "PREPROCESSINGS",
     "SHORTCUTS",
     "BlockKind",
     "BlockSpec",
+    "BottleneckStride",
     "ClassifierSpec",
     "Conv",
+    "Dialect",
     "Dimensions",
+    "PaddingKind",
     "Preprocessing",
     "ResNetSpec",
+    "RunningVariance",
     "ShortcutKind",
     "UnknownNameError",
     "basic_block",
@@ -38,6 +47,7 @@ __all__ = [
     "list_models",
     "nearest_names",
     "plan_stages",
+    "same_padding",
     "shortcut_conv",
     "stem_conv",
 ]

@@ -1,18 +1,23 @@
 """The convolutions of every block, shortcut and stem: channels, kernel sizes and strides."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 BlockKind = Literal["basic", "bottleneck"]
-ShortcutKind = Literal["identity", "projection", "full_projection", "convolution"]
+ShortcutKind = Literal[
+    "identity", "centred_identity", "projection", "full_projection", "convolution"
+]
+PaddingKind = Literal["even", "same"]
+BottleneckStride = Literal["3x3", "1x1"]
+RunningVariance = Literal["unbiased", "biased"]
 
 BOTTLENECK_EXPANSION = 4  # [1] table 1: 64 -> 256, 128 -> 512, ...
 
 
 @dataclass(frozen=True)
 class Conv:
-    """One bias-free convolution with torch's even padding, `kernel_size // 2` on every side."""
+    """One bias-free convolution; torch's even padding is `kernel_size // 2` on every side."""
 
     in_planes: int
     out_planes: int
@@ -62,9 +67,25 @@ def bottleneck(
     )
 
 
+def move_stride(conv1: Conv, conv2: Conv, conv3: Conv) -> tuple[Conv, Conv, Conv]:
+    """A bottleneck with the stride on the first 1x1, "v1" (He et al. 2015, as published)."""
+    return replace(conv1, stride=conv2.stride), replace(conv2, stride=conv1.stride), conv3
+
+
 def stem_conv(in_planes: int, planes: int, *, small_images: bool) -> Conv:
     """The first convolution: 3x3 for small images, else 7x7 with stride 2 (a max pool follows)."""
     return Conv(in_planes, planes, 3) if small_images else Conv(in_planes, planes, 7, 2)
+
+
+def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+    """(before, after) of TensorFlow's SAME padding along one axis: the odd pixel goes behind.
+
+    Equal to even padding where the stride is 1, or the size odd and the kernel 3; at even sizes it
+    samples other pixels.
+    """
+    out_size = -(-size // stride)
+    total = max((out_size - 1) * stride + kernel_size - size, 0)
+    return total // 2, total - total // 2
 
 
 def check_identity_shortcut(in_planes: int, out_planes: int) -> None:
@@ -98,12 +119,16 @@ def _convolution(in_planes: int, out_planes: int, stride: int) -> Conv | None:
     return Conv(in_planes, out_planes, 3, stride) if changes_shape else None
 
 
+PADDINGS: tuple[PaddingKind, ...] = get_args(PaddingKind)
+BOTTLENECK_STRIDES: tuple[BottleneckStride, ...] = get_args(BottleneckStride)
+RUNNING_VARIANCES: tuple[RunningVariance, ...] = get_args(RunningVariance)
 BLOCKS: dict[BlockKind, Callable[..., tuple[Conv, ...]]] = {
     "basic": basic_block,
     "bottleneck": bottleneck,
 }
 SHORTCUTS: dict[ShortcutKind, Callable[[int, int, int], Conv | None]] = {
     "identity": _option_a,
+    "centred_identity": _option_a,
     "projection": _option_b,
     "full_projection": _option_c,
     "convolution": _convolution,

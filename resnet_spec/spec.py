@@ -1,11 +1,24 @@
 """One residual network as a row of numbers, and every layer that follows from it."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypedDict
 
-from resnet_spec.blocks import BLOCKS, SHORTCUTS, BlockKind, Conv, ShortcutKind
+from resnet_spec.blocks import (
+    BLOCKS,
+    BOTTLENECK_STRIDES,
+    PADDINGS,
+    RUNNING_VARIANCES,
+    SHORTCUTS,
+    BlockKind,
+    BottleneckStride,
+    Conv,
+    PaddingKind,
+    RunningVariance,
+    ShortcutKind,
+    move_stride,
+)
 from resnet_spec.blocks import shortcut_conv as make_shortcut_conv
 from resnet_spec.blocks import stem_conv as make_stem_conv
 
@@ -36,6 +49,28 @@ def plan_stages(dimensions: Dimensions) -> tuple[tuple[tuple[int, int], ...], ..
 def is_positive_integer(value: Any) -> bool:
     """Whether `value` is one, of Python's or NumPy's kind."""
     return not isinstance(value, bool) and isinstance(value, SupportsIndex) and int(value) > 0
+
+
+_CHOICES: dict[str, Collection[str]] = {
+    "block": BLOCKS,
+    "shortcut": SHORTCUTS,
+    "padding": PADDINGS,
+    "stem_padding": PADDINGS,
+    "bottleneck_stride": BOTTLENECK_STRIDES,
+    "running_variance": RUNNING_VARIANCES,
+}
+
+
+class Dialect(TypedDict, total=False):
+    """The fields of a spec in which other packages' networks of one name differ from torch's."""
+
+    padding: PaddingKind
+    stem_padding: PaddingKind
+    bottleneck_stride: BottleneckStride
+    running_variance: RunningVariance
+
+
+DIALECT = tuple(Dialect.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -72,12 +107,20 @@ class ResNetSpec:
         stage_planes: planes of each stage, before width and expansion.
         stem_planes: output channels of the first convolution.
         preact: BN-ReLU-conv (He et al. 2016) instead of conv-BN-ReLU (He et al. 2015).
-        shortcut: option A, B, C of He et al. 2015, section 4.1, or a 3x3 convolution.
+        shortcut: option A, B, C of He et al. 2015, section 4.1, or a 3x3 convolution; option A
+            appends its zero channels, or puts half of them before and half behind ("centred").
         in_planes: channels of an image.
         width: the k of Wide ResNets (Zagoruyko & Komodakis 2016).
         drop_rate: dropout between the two convolutions of a basic block, in [0, 1].
         small_images: a 3x3 stem that keeps the size, without max pooling.
         zero_init_residual: the residual branches start at zero (Goyal et al. 2017, section 5.1).
+        padding: of strided convolutions and the max pool: torch's, equal on both sides, or
+            TensorFlow's SAME, which puts an odd pixel behind.
+        stem_padding: the same of the first convolution.
+        bottleneck_stride: which convolution of a bottleneck has the stride, the 3x3 ("v1.5") or
+            the first 1x1 (He et al. 2015, as published).
+        running_variance: what a batch adds to the running variance, the unbiased one as in torch
+            or the biased one as in Flax. It makes no difference but in training.
 
     Raises:
         ValueError: any field is out of its range; the message names all of them.
@@ -94,6 +137,10 @@ class ResNetSpec:
     drop_rate: float = 0.0
     small_images: bool = False
     zero_init_residual: bool = False
+    padding: PaddingKind = "even"
+    stem_padding: PaddingKind = "even"
+    bottleneck_stride: BottleneckStride = "3x3"
+    running_variance: RunningVariance = "unbiased"
 
     def __post_init__(self) -> None:
         problems = [
@@ -103,9 +150,11 @@ class ResNetSpec:
         ]
         if not self.stage_depths or len(self.stage_depths) != len(self.stage_planes):
             problems.append("stage_depths and stage_planes need one number for each stage")
-        for name, known in (("block", BLOCKS), ("shortcut", SHORTCUTS)):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 problems.append(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.block == "basic" and self.bottleneck_stride == "1x1":
+            problems.append("bottleneck_stride is of a bottleneck: a basic block has no 1x1")
         for name in ("preact", "small_images", "zero_init_residual"):
             if not isinstance(getattr(self, name), bool):
                 problems.append(f"{name} is True or False, not {getattr(self, name)!r}")
@@ -159,6 +208,8 @@ class ResNetSpec:
         convs = BLOCKS[self.block](
             in_planes, planes, stride=stride, width=self.width, drop_rate=self.drop_rate
         )
+        if self.bottleneck_stride == "1x1":
+            convs = move_stride(*convs)
         shortcut = make_shortcut_conv(self.shortcut, in_planes, convs[-1].out_planes, stride)
         return BlockSpec(
             stage=stage,
@@ -202,7 +253,7 @@ class ResNetSpec:
 
     def options(self) -> dict[str, Any]:
         """The fields that are keyword arguments of the twins under the same name."""
-        names = ("in_planes", "width", "drop_rate", "small_images", "zero_init_residual")
+        names = ("in_planes", "width", "drop_rate", "small_images", "zero_init_residual", *DIALECT)
         return {name: getattr(self, name) for name in names}
 
     def to_json(self) -> dict[str, Any]:

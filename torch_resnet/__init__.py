@@ -58,6 +58,7 @@ from torch_resnet.resnet import (
     WideResNet40,
 )
 from torch_resnet.shortcut import (
+    CentredIdentityShortcut,
     ConvolutionShortcut,
     FullProjectionShortcut,
     IdentityShortcut,
@@ -67,6 +68,7 @@ from torch_resnet.shortcut import (
 __all__ = [
     "BasicBlock",
     "Bottleneck",
+    "CentredIdentityShortcut",
     "ConvolutionShortcut",
     "FullProjectionShortcut",
     "IdentityShortcut",

@@ -8,14 +8,20 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from resnet_spec import (
+    DIALECT,
     MODELS,
     BlockKind,
+    BottleneckStride,
+    Dialect,
     Dimensions,
+    PaddingKind,
     ResNetSpec,
+    RunningVariance,
     ShortcutKind,
     plan_stages,
     stem_conv,
 )
+from torch_resnet.dialect import speak
 from torch_resnet.init import resnet_init
 from torch_resnet.layers import AveragePool, batch_norm, conv
 from torch_resnet.shortcut import SHORTCUTS, ProjectionShortcut
@@ -30,6 +36,10 @@ class Options(TypedDict, total=False):
     drop_rate: float
     small_images: bool
     zero_init_residual: bool
+    padding: PaddingKind
+    stem_padding: PaddingKind
+    bottleneck_stride: BottleneckStride
+    running_variance: RunningVariance
 
 
 class Stem(nn.Module):
@@ -69,6 +79,8 @@ class ResidualNetwork(nn.Module):
         drop_rate: dropout in basic blocks, in [0, 1].
         small_images: a 3x3 stem that keeps the size, instead of 7x7 stride 2 and max pooling.
         zero_init_residual: start each residual branch at zero, see `torch_resnet.init`.
+        dialect: `padding`, `stem_padding`, `bottleneck_stride`, `running_variance`: what other
+            packages do otherwise, see `resnet_spec.ResNetSpec`.
 
     Attributes:
         out_planes: number of pooled features.
@@ -93,6 +105,7 @@ class ResidualNetwork(nn.Module):
         drop_rate: float = 0.0,
         small_images: bool = False,
         zero_init_residual: bool = False,
+        **dialect: Unpack[Dialect],
     ):
         super().__init__()
         stages = plan_stages(dimensions)
@@ -105,6 +118,7 @@ class ResidualNetwork(nn.Module):
             drop_rate=drop_rate,
             small_images=small_images,
             zero_init_residual=zero_init_residual,
+            **dialect,
         )
         planes = dimensions[0][1]
         self.stem = Stem(in_planes, planes, small_images=small_images, preact=self.preact)
@@ -122,6 +136,8 @@ class ResidualNetwork(nn.Module):
         self.out_planes = planes
         self.avgpool = AveragePool()
         self.head: nn.Module = nn.Identity()
+        if self.spec is not None:
+            speak(self, self.spec)
         resnet_init(self, zero_init_residual)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
@@ -149,6 +165,8 @@ class ResidualNetwork(nn.Module):
         shortcut_kinds: dict[Any, ShortcutKind] = {known: kind for kind, known in SHORTCUTS.items()}
         shortcut_kind = shortcut_kinds.get(shortcut)
         if kind is None or shortcut_kind is None:
+            if dialect := sorted(fields.keys() & set(DIALECT)):
+                raise ValueError(f"{', '.join(dialect)}: not for blocks or shortcuts of your own")
             return None
         return ResNetSpec(
             block=kind,

@@ -33,7 +33,20 @@ class IdentityShortcut(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
         x = x[:, :, :: self.stride, :: self.stride]
-        return functional.pad(x, (0, 0, 0, 0, 0, self.out_planes - self.in_planes))
+        before, behind = self.new_planes()
+        return functional.pad(x, (0, 0, 0, 0, before, behind))
+
+    def new_planes(self) -> tuple[int, int]:
+        """Number of zero channels before and behind the input's."""
+        return 0, self.out_planes - self.in_planes
+
+
+class CentredIdentityShortcut(IdentityShortcut):
+    """Option A with half of the new channels before and half behind (akamaster's CIFAR ResNets)."""
+
+    def new_planes(self) -> tuple[int, int]:
+        new = self.out_planes - self.in_planes
+        return new // 2, new - new // 2
 
 
 class _WeightedShortcut(nn.Module):
@@ -73,6 +86,7 @@ class ConvolutionShortcut(_WeightedShortcut):
 
 SHORTCUTS: dict[ShortcutKind, type[nn.Module]] = {
     "identity": IdentityShortcut,
+    "centred_identity": CentredIdentityShortcut,
     "projection": ProjectionShortcut,
     "full_projection": FullProjectionShortcut,
     "convolution": ConvolutionShortcut,

@@ -1,0 +1,31 @@
+"""What other packages compute otherwise in a network of the same name, weight for weight.
+
+A network is built as torch does it; its layers are then told to do otherwise.
+"""
+
+from typing import Any
+
+from flax import nnx
+
+from flax_resnet.layers import BatchNorm
+from resnet_spec import ResNetSpec
+
+
+def speak(model: Any, spec: ResNetSpec) -> None:
+    """Gives a network as torch builds it the dialect of `spec`, in place."""
+    if spec.stem_padding == "same":
+        _pad_convolutions(model.stem)
+    if spec.padding == "same":
+        _pad_convolutions(model.stages)
+        model.stem.pool_padding = "SAME"
+    if spec.bottleneck_stride == "1x1":
+        for block in (block for stage in model.stages for block in stage):
+            block.conv1.strides, block.conv2.strides = block.conv2.strides, block.conv1.strides
+    if spec.running_variance == "biased":
+        model.set_attributes(BatchNorm, running_variance="biased")
+
+
+def _pad_convolutions(part: nnx.Module) -> None:
+    for _, module in nnx.iter_modules(part):
+        if isinstance(module, nnx.Conv):
+            module.padding = "SAME"
