@@ -1,38 +1,26 @@
 """Files of weights: `.safetensors` and `.pt`, written whole or not at all, and checked."""
 
 import collections
-import contextlib
+import dataclasses
 import os
-import tempfile
-from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from convert.arrays import same_bits, to_numpy, to_tensor
-from convert.descriptions import Description, check_preprocessing, decode, encode
+from convert.atomic import replacing
 from convert.errors import ConversionError
 from convert.models import arrays_of, build_flax, build_torch, check, describe
-from resnet_spec import ClassifierSpec, Preprocessing
+from convert.weights import Weights, decode_description, encode_description
+from resnet_spec import Preprocessing
+
+__all__ = ["SUFFIXES", "Weights", "load", "read_weights", "save", "write_weights"]
 
 Visitor = Callable[[str, np.ndarray], None]  # what a reader does with each array in turn
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Arrays with torch's names and axes, and what they are, where the file says it."""
-
-    arrays: Mapping[str, np.ndarray]
-    classifier: ClassifierSpec | None
-    preprocessing: Preprocessing | None = None
-
-    @property
-    def description(self) -> Description:
-        return Description(self.classifier, self.preprocessing)
 
 
 def save(
@@ -46,8 +34,8 @@ def save(
 
     Raises:
         ConversionError: the model cannot be described (own blocks, own head) or is not what it
-            was built as, the preprocessing has other channels or class names, the suffix is
-            unknown, or what was written reads back otherwise.
+            was built as, the preprocessing is of another number of channels or classes, the
+            suffix is unknown, or what was written reads back otherwise.
         OSError: the file cannot be written.
     """
     classifier, arrays = describe(model), arrays_of(model)
@@ -79,17 +67,9 @@ def load(path: str | os.PathLike[str], backend: Literal["torch", "flax"]) -> Any
         raise ConversionError(f"{path}: {error}") from error
 
 
-def load_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
-    """What a file of weights says of its preprocessing, None if nothing; no weights are read.
-
-    Raises: as `load`.
-    """
-    return _read(Path(path), None).preprocessing
-
-
 def write_weights(path: Path, weights: Weights) -> None:
     """Writes arrays and their description; see `save`."""
-    check_preprocessing(weights.description)
+    weights.check_preprocessing()
     write, read = _WRITERS[_suffix(path)], _READERS[_suffix(path)]
     same: set[str] = set()
 
@@ -97,7 +77,7 @@ def write_weights(path: Path, weights: Weights) -> None:
         if name in weights.arrays and same_bits(array, weights.arrays[name]):
             same.add(name)
 
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         try:
             write(temporary, weights)
         except OSError:
@@ -106,79 +86,56 @@ def write_weights(path: Path, weights: Weights) -> None:
             raise OSError(f"{path} cannot be written: {error}") from error
         description = read(temporary, compare)
         wrong = sorted(set(weights.arrays) - same)
-        if wrong or description != weights.description:
+        if wrong or Weights({}, **description) != dataclasses.replace(weights, arrays={}):
             raise ConversionError(f"{path} reads back otherwise than written:", wrong)
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, *, suffix: str | None = None) -> Weights:
     """Arrays by name, and their description where the file has one.
+
+    Args:
+        path: the file.
+        suffix: of the format that it is in, where its own name does not tell.
 
     Raises:
         ConversionError: the suffix is unknown or the file is damaged.
         OSError: the file cannot be read.
     """
-    arrays: dict[str, np.ndarray] = {}
-    return Weights(arrays, *_read(path, arrays.__setitem__))
-
-
-def _read(path: Path, visit: Visitor | None) -> Description:
-    read = _READERS[_suffix(path, _READERS)]
+    read = _READERS[suffix or _suffix(path)]
     with path.open("rb"):  # a clear FileNotFoundError or PermissionError before any parser
         pass
-    return read(path, visit)
+    arrays: dict[str, np.ndarray] = {}
+    description = read(path, arrays.__setitem__)
+    return Weights(arrays, **description)
 
 
-def _suffix(path: Path, known: Container[str] = SUFFIXES) -> str:
-    if path.suffix not in known:
+def _suffix(path: Path) -> str:
+    if path.suffix not in SUFFIXES:
         raise ConversionError(f"{path}: weights are in {', '.join(SUFFIXES)} files")
     return path.suffix
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when all went well."""
-    mode = 0o666 & ~_umask()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _write_safetensors(path: Path, weights: Weights) -> None:
     from safetensors.numpy import save_file
 
-    metadata = {"format": "pt", **encode(weights.description)}
+    metadata = {"format": "pt", **encode_description(weights)}
     # save_file writes the memory of an array as it lies, whatever its strides are
     arrays = {name: np.asarray(array, order="C") for name, array in weights.arrays.items()}
     save_file(arrays, path, metadata=metadata)
 
 
-def _read_safetensors(path: Path, visit: Visitor | None) -> Description:
+def _read_safetensors(path: Path, visit: Visitor) -> dict[str, Any]:
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="np", backend="pread") as file:
             names = list(file.keys())
-            if visit is not None:
-                for name in names:
-                    visit(name, file.get_tensor(name))
+            for name in names:
+                visit(name, file.get_tensor(name))
             metadata = file.metadata()
     except Exception as error:  # of several kinds for damaged headers and unknown dtypes
         raise ConversionError(f"{path} is not a whole safetensors file: {error}") from error
-    return decode(path, metadata, len(names))
+    return decode_description(path, metadata, len(names))
 
 
 def _write_torch(path: Path, weights: Weights) -> None:
@@ -186,18 +143,17 @@ def _write_torch(path: Path, weights: Weights) -> None:
 
     tensors = {name: to_tensor(array) for name, array in weights.arrays.items()}
     state_dict: Any = collections.OrderedDict(tensors)
-    state_dict._metadata = {"": encode(weights.description)}  # which `Module.state_dict` has, too
+    state_dict._metadata = {"": encode_description(weights)}  # which `Module.state_dict` has, too
     torch.save(state_dict, path)
 
 
-def _read_torch(path: Path, visit: Visitor | None) -> Description:
+def _read_torch(path: Path, visit: Visitor) -> dict[str, Any]:
     import torch
 
     try:
-        place = "cpu" if visit is not None else "meta"  # where tensors have no memory
-        content = torch.load(path, map_location=place, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         is_state_dict = isinstance(content, Mapping) and all(map(torch.is_tensor, content.values()))
-        if is_state_dict and visit is not None:
+        if is_state_dict:
             for name, tensor in content.items():
                 visit(name, to_numpy(tensor))
     except Exception as error:  # of a dozen kinds for damaged, hostile and unusual files
@@ -207,14 +163,13 @@ def _read_torch(path: Path, visit: Visitor | None) -> Description:
         raise ConversionError(f"{path} does not hold a state dict, a mapping of names to tensors")
     metadata: Any = getattr(content, "_metadata", None)
     own = metadata.get("") if isinstance(metadata, Mapping) else None
-    return decode(path, own, len(content))
+    return decode_description(path, own, len(content))
 
 
-_READERS: dict[str, Callable[[Path, Visitor | None], Description]] = {
+_READERS: dict[str, Callable[[Path, Visitor], dict[str, Any]]] = {
     ".safetensors": _read_safetensors,
     ".pt": _read_torch,
     ".pth": _read_torch,
-    ".bin": _read_torch,  # as old Hugging Face folders call it
 }
 _WRITERS: dict[str, Callable[[Path, Weights], None]] = {
     ".safetensors": _write_safetensors,
