@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from convert import leaves
+from convert.description import parse_description
 from convert.errors import ConversionError
 from convert.files import Weights
-from convert.models import build_flax, parse_description
+from convert.models import build_flax
 from resnet_spec import Preprocessing
 
 # What `train.checkpoint` writes, and all that is read here: `<run>/checkpoints/<step>/<item>`.

@@ -18,6 +18,13 @@ def torch_name(name: str) -> str:
     return f"{layer}.{leaf}" if layer else leaf
 
 
+def flax_leaf(leaf: str, num_axes: int) -> str:
+    """Torch's `weight` is Flax's `kernel`, or `scale` where it has a single axis."""
+    if leaf == "weight":
+        return "kernel" if num_axes > 1 else "scale"
+    return next((flax for flax, torch in _TORCH_LEAVES.items() if torch == leaf), leaf)
+
+
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
     """A Flax array with torch's axes: a view, but for the counter of batches, int64 in torch."""
     match name.rpartition(".")[2], array.ndim:

@@ -1,44 +1,21 @@
-"""Building a twin that fits a description and its arrays, and describing one that is there."""
+"""Building a twin that fits a description and its arrays."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from convert.arrays import compare_shapes, is_floating, to_numpy, to_tensor
+from convert.description import describe, describe_state
 from convert.errors import ConversionError
 from convert.twins import flax_to_arrays, take_dtypes, torch_to_flax
 from resnet_spec import ClassifierSpec
 
+__all__ = ["arrays_of", "build", "build_flax", "build_torch", "check", "describe"]
+
 if TYPE_CHECKING:
     from flax_resnet.network import ResidualNetwork as FlaxNetwork
     from torch_resnet.network import ResidualNetwork as TorchNetwork
-
-
-def describe(model: Any) -> ClassifierSpec:
-    """The table's row of either twin, and its head.
-
-    Raises:
-        ConversionError: the model is no ResNet of ours, has blocks or shortcuts of its own, or a
-            head that is neither the identity nor linear.
-    """
-    spec = getattr(model, "spec", None)
-    if spec is None:
-        raise ConversionError(
-            f"{type(model).__name__} has no row in the table (a block or shortcut of your own?): "
-            "use flax_to_torch or torch_to_flax with models that you build yourself"
-        )
-    match type(model.head).__name__:
-        case "Identity":
-            return ClassifierSpec(spec)
-        case "Linear":
-            num_classes = int(getattr(model.head, "out_features", 0))
-            return ClassifierSpec(spec, num_classes, getattr(model.head, "bias", None) is not None)
-        case other:
-            raise ConversionError(
-                f"a file describes the identity or a linear head, not {other}: use flax_to_torch "
-                "or torch_to_flax with models that you build yourself"
-            )
 
 
 def arrays_of(model: Any) -> dict[str, np.ndarray]:
@@ -46,18 +23,6 @@ def arrays_of(model: Any) -> dict[str, np.ndarray]:
     if hasattr(model, "state_dict"):
         return {name: to_numpy(tensor) for name, tensor in model.state_dict().items()}
     return flax_to_arrays(model)
-
-
-def parse_description(fields: Any, num_tensors: int) -> ClassifierSpec:
-    """The description in a file of so many tensors, which bound what it may describe.
-
-    Raises:
-        ValueError: it is no description of a model with at most so many layers.
-    """
-    depths = fields["network"]["stage_depths"]
-    if not all(isinstance(depth, int) for depth in depths) or sum(depths) > num_tensors:
-        raise ValueError(f"stages of {depths} blocks in a file of {num_tensors} tensors")
-    return ClassifierSpec.from_json(fields)
 
 
 def check(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> None:
@@ -72,6 +37,25 @@ def check(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> None:
             problems.append(f"dtype: {name} should be floating-point, is {array.dtype}")
     if problems:
         raise ConversionError("these weights are not those of this model:", problems)
+
+
+def build(state: Mapping[str, Any], backend: Literal["torch", "flax"]) -> Any:
+    """The torch or Flax twin of a state dict from `from_layout` or `flax_to_torch`, in eval mode.
+
+    Raises:
+        ConversionError: it does not say which network it is of, or its tensors are another's.
+        ValueError: the backend is unknown.
+    """
+    if backend not in ("torch", "flax"):
+        raise ValueError(f"backend is 'torch' or 'flax', not {backend!r}")
+    classifier = describe_state(state)
+    if classifier is None:
+        raise ConversionError(
+            "this state dict does not say which network it is of: build the model by "
+            "`create` and load it, or take the state dict from `from_layout`"
+        )
+    arrays = {name: to_numpy(tensor) for name, tensor in state.items()}
+    return (build_torch if backend == "torch" else build_flax)(classifier, arrays)
 
 
 def build_torch(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> "TorchNetwork":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convert.errors import ConversionError
-from convert.weights import METADATA_KEY
+from resnet_spec.description import DESCRIPTION_KEY
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ def _write_program(program: Traced, path: Path, metadata: Mapping[str, str]) -> 
 def _load_program(path: Path) -> tuple[Run, dict[str, str]]:
     import torch
 
-    metadata = {METADATA_KEY: ""}
+    metadata = {DESCRIPTION_KEY: ""}
     module = torch.export.load(path, extra_files=metadata).module()
 
     def run(images: np.ndarray) -> np.ndarray:

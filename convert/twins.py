@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convert import leaves
-from convert.arrays import compare_shapes, is_lossless, to_numpy, to_tensor
+from convert.arrays import compare_shapes, is_lossless, to_numpy
+from convert.description import as_state_dict, describe, describe_state
 from convert.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -18,15 +19,17 @@ def flax_to_torch(flax_model: "nnx.Module") -> "dict[str, torch.Tensor]":
     """The weights and statistics of a Flax model as the state dict of its torch twin.
 
     `torch_model.load_state_dict(flax_to_torch(flax_model))` is strict and bit-exact. The tensors
-    have memory of their own.
+    have memory of their own. A state dict of a model of the table says which one it is of: a torch
+    twin that computes something else (other padding, say) refuses it.
 
     Raises:
         ConversionError: two arrays of the model have one name in torch.
     """
-    return {
-        name: to_tensor(leaves.to_torch(flax_name, np.asarray(variable.get_value())))
-        for name, (flax_name, variable) in _variables(flax_model).items()
-    }
+    try:
+        classifier = describe(flax_model)
+    except ConversionError:  # blocks or a head of one's own
+        classifier = None
+    return as_state_dict(flax_to_arrays(flax_model), classifier)
 
 
 def torch_to_flax(state_dict: Mapping[str, Any], flax_model: "nnx.Module") -> None:
@@ -46,6 +49,9 @@ def torch_to_flax(state_dict: Mapping[str, Any], flax_model: "nnx.Module") -> No
         {name: _torch_shape(flax_name, v) for name, (flax_name, v) in variables.items()},
         {name: array.shape for name, array in arrays.items()},
     )
+    spec, described = getattr(flax_model, "spec", None), describe_state(state_dict)
+    if spec is not None and described is not None:
+        problems += spec.differences(described.network)
     for name, (_, variable) in variables.items():
         if name in arrays:
             problems += _lossy(name, arrays[name], np.dtype(variable.get_value().dtype))

@@ -1,6 +1,5 @@
 """Arrays together with what they are, and how a file spells that description."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from convert.description import parse_description
 from convert.errors import ConversionError
-from convert.models import parse_description
 from resnet_spec import ClassifierSpec, Preprocessing
-
-METADATA_KEY = "flax_resnet"
-_FORMAT_VERSION = 1
+from resnet_spec.description import DESCRIPTION_KEY, decode, encode
 
 
 @dataclass(frozen=True)
@@ -40,35 +37,31 @@ class Weights:
 
 def encode_description(weights: Weights) -> dict[str, str]:
     """The description as the text that every form of file carries along; empty where none is."""
-    parts = {"model": weights.classifier, "preprocessing": weights.preprocessing}
-    fields = {name: part.to_json() for name, part in parts.items() if part is not None}
-    return {METADATA_KEY: json.dumps({"version": _FORMAT_VERSION, **fields})} if fields else {}
+    more = {}
+    if weights.preprocessing is not None:
+        more["preprocessing"] = weights.preprocessing.to_json()
+    elif weights.classifier is None:
+        return {}
+    return {DESCRIPTION_KEY: encode(weights.classifier, **more)}
 
 
 def decode_description(path: Path, metadata: Any, num_tensors: int) -> dict[str, Any]:
     """The inverse of `encode_description`: the fields of `Weights` that it holds.
 
     Raises:
-        ConversionError: the description is damaged, or of a newer version.
+        ConversionError: the description is damaged, or of another version.
     """
-    text = metadata.get(METADATA_KEY) if isinstance(metadata, Mapping) else None
+    text = metadata.get(DESCRIPTION_KEY) if isinstance(metadata, Mapping) else None
     if text is None:
         return {"classifier": None}
     try:
-        description = json.loads(text)
-        version = description["version"]
-        if version == _FORMAT_VERSION:
-            return _parse(description, num_tensors)
+        return _parse(decode(text), num_tensors)
     except Exception as error:  # whatever a hostile description brings about
         raise ConversionError(f"{path} describes its model wrongly: {error}") from error
-    raise ConversionError(
-        f"{path} has format version {version}, this program reads {_FORMAT_VERSION}: "
-        "update flax-resnet"
-    )
 
 
 def _parse(description: Mapping[str, Any], num_tensors: int) -> dict[str, Any]:
-    model, preprocessing = description.get("model"), description.get("preprocessing")
+    model, preprocessing = description["model"], description.get("preprocessing")
     if model is None and preprocessing is None:
         raise ValueError("it names neither a model nor a preprocessing")
     if model is not None:

@@ -70,6 +70,7 @@ class Dialect(TypedDict, total=False):
     running_variance: RunningVariance
 
 
+_TRAINING_ONLY = ("drop_rate", "zero_init_residual", "running_variance")
 DIALECT = tuple(Dialect.__annotations__)
 
 
@@ -255,6 +256,14 @@ class ResNetSpec:
         """The fields that are keyword arguments of the twins under the same name."""
         names = ("in_planes", "width", "drop_rate", "small_images", "zero_init_residual", *DIALECT)
         return {name: getattr(self, name) for name in names}
+
+    def differences(self, other: "ResNetSpec") -> list[str]:
+        """In which fields another network with these weights would compute something else."""
+        return [
+            f"{f.name}: {getattr(other, f.name)!r}, not {getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if f.name not in _TRAINING_ONLY and getattr(other, f.name) != getattr(self, f.name)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The fields as values that `json.dumps` takes."""

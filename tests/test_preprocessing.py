@@ -15,8 +15,8 @@ import torch_resnet
 from convert.checkpoints import read_run, write_run
 from convert.files import Weights, read_weights, write_weights
 from convert.models import arrays_of, describe
-from convert.weights import METADATA_KEY
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, Preprocessing, find_spec
+from resnet_spec.description import DESCRIPTION_KEY
 from resnet_spec.preprocessing import AKAMASTER_CIFAR10
 
 # Numbers that no decimal notation of fewer than 17 digits keeps.
@@ -170,16 +170,16 @@ HOSTILE = {
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_content_is_one_clear_error(tmp_path, suffix, kind):
-    fields = {"version": 1, **HOSTILE[kind]}
+    fields = {"version": 1, "model": None, **HOSTILE[kind]}
     if kind == "other channels":
         fields["model"] = ClassifierSpec(find_spec("ResNet20"), 10).to_json()
     path, text = tmp_path / f"m{suffix}", json.dumps(fields)
     names = [f"n{number}" for number in range(100)]  # as many tensors as blocks are described
     if suffix == ".safetensors":
-        save_file({n: np.zeros(1) for n in names}, path, metadata={METADATA_KEY: text})
+        save_file({n: np.zeros(1) for n in names}, path, metadata={DESCRIPTION_KEY: text})
     else:
         state: Any = torch.nn.ParameterDict({n: torch.zeros(1) for n in names}).state_dict()
-        state._metadata = {"": {METADATA_KEY: text}}
+        state._metadata = {"": {DESCRIPTION_KEY: text}}
         torch.save(state, path)
     for read in (convert.load_preprocessing, read_weights):
         with pytest.raises(convert.ConversionError, match=r"m\.\w+ describes its model wrongly"):

@@ -12,6 +12,7 @@ from resnet_spec import (
     MODELS,
     BlockKind,
     BottleneckStride,
+    ClassifierSpec,
     Dialect,
     Dimensions,
     PaddingKind,
@@ -21,6 +22,7 @@ from resnet_spec import (
     plan_stages,
     stem_conv,
 )
+from resnet_spec.description import DESCRIPTION_KEY, decode
 from torch_resnet.dialect import speak
 from torch_resnet.init import resnet_init
 from torch_resnet.layers import AveragePool, batch_norm, conv
@@ -150,6 +152,20 @@ class ResidualNetwork(nn.Module):
     def set_head(self, head: nn.Module) -> None:
         """Puts `head` behind the pooling: `model.set_head(nn.Linear(model.out_planes, 10))`."""
         self.head = head
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any
+    ) -> None:
+        """Refuses weights that say they are of a network that computes something else."""
+        text = local_metadata.get(DESCRIPTION_KEY)
+        if text is not None and self.spec is not None:
+            described = ClassifierSpec.from_json(decode(text)["model"]).network
+            *_, error_messages = rest
+            error_messages += [
+                f"weights of another network: {difference}"
+                for difference in self.spec.differences(described)
+            ]
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def __getattr__(self, name: str) -> Any:
         return super().__getattr__(_SEED_NAMES.get(name, name))

@@ -1,39 +1,49 @@
 """torchvision's ResNets: ResNet18/34/50/101/152 and the wide 50-2 and 101-2 (v1.5 as ours)."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from convert.errors import ConversionError
+from convert.layouts.layout import Layout, walk
 from resnet_spec import ResNetSpec
+
+IMAGENET_LIMITS: dict[str, Any] = {
+    "small_images": (False,),
+    "stage_planes": ((64, 128, 256, 512),),
+    "stem_planes": (64,),
+    "shortcut": ("projection",),
+    "drop_rate": (0.0,),
+    "padding": ("even",),
+    "stem_padding": ("even",),
+    "bottleneck_stride": ("3x3",),
+}
+"""What nearly all packages' networks for ImageNet have in common."""
 
 
 def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
-    """(our layer, torchvision's) for every layer.
+    """(our layer, torchvision's) for every layer."""
+    return walk(
+        spec,
+        stem="conv1",
+        stem_bn="bn1",
+        block=lambda stage, index: f"layer{stage + 1}.{index}",
+        conv="conv{}",
+        bn="bn{}",
+        shortcut="downsample.0",
+        shortcut_bn="downsample.1",
+        head="fc",
+    )
 
-    Raises:
-        ConversionError: torchvision has no such network; the differences are listed.
-    """
-    differences = [
-        difference
-        for has_it, difference in (
-            (spec.preact, "pre-activation (its blocks are conv-BN-ReLU)"),
-            (spec.small_images, "a stem for small images (its stem is 7x7, stride 2, max pool)"),
-            (spec.shortcut != "projection", f"{spec.shortcut} shortcuts (it projects)"),
-            (spec.drop_rate != 0, "dropout"),
-            (spec.block == "basic" and spec.width != 1, "wide basic blocks"),
-            (spec.stage_planes != (64, 128, 256, 512), f"stages of {spec.stage_planes} planes"),
-        )
-        if has_it
-    ]
-    if differences:
-        raise ConversionError("the layout torchvision cannot express this model:", differences)
-    yield "stem.conv", "conv1"
-    yield "stem.bn", "bn1"
-    for block in spec.blocks():
-        theirs = f"layer{block.stage + 1}.{block.index}"
-        for number in range(1, len(block.convs) + 1):
-            yield f"{block.path}.conv{number}", f"{theirs}.conv{number}"
-            yield f"{block.path}.bn{number}", f"{theirs}.bn{number}"
-        if block.shortcut is not None:
-            yield f"{block.path}.shortcut.conv", f"{theirs}.downsample.0"
-            yield f"{block.path}.shortcut_bn", f"{theirs}.downsample.1"
-    yield "head", "fc"
+
+def no_wide_basic_block(spec: ResNetSpec) -> list[str]:
+    """Only bottlenecks are wide in these packages."""
+    is_wide = spec.block == "basic" and spec.width != 1
+    return [f"width={spec.width}: basic blocks are not wide there"] if is_wide else []
+
+
+LAYOUT = Layout(
+    "torchvision",
+    "torchvision: ResNet18/34/50/101/152, WideResNet50-2, 101-2",
+    names,
+    limits={"preact": (False,), **IMAGENET_LIMITS},
+    differences=no_wide_basic_block,
+)
