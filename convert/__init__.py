@@ -4,6 +4,7 @@ from convert.errors import ConversionError
 from convert.files import load, save
 from convert.layouts import from_layout, layout_spec, to_layout
 from convert.models import build
+from convert.preprocessing import load_preprocessing
 from convert.twins import flax_to_torch, torch_to_flax
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "from_layout",
     "layout_spec",
     "load",
+    "load_preprocessing",
     "save",
     "to_layout",
     "torch_to_flax",

@@ -79,7 +79,8 @@ def _export(options: argparse.Namespace) -> None:
         raise ConversionError(f"{source} does not say which model it holds: use `import` first")
     check(weights.classifier, weights.arrays)
     if layout != "flax-resnet":  # a foreign file carries no description of ours
-        weights = files.Weights(write_layout(weights.arrays, weights.classifier, layout), None)
+        arrays = write_layout(weights.arrays, weights.classifier, layout)
+        weights = files.Weights(arrays, None, weights.preprocessing)
     files.write_weights(output, weights)
     print(f"wrote {len(weights.arrays)} tensors to {output} in the layout {layout}")
 
@@ -101,7 +102,7 @@ def _import(options: argparse.Namespace) -> None:
         arrays, classifier = read_layout(
             weights.arrays, spec, options.layout, reset_counters=options.reset_counters
         )
-        weights = files.Weights(arrays, classifier)
+        weights = files.Weights(arrays, classifier, weights.preprocessing)
     if weights.classifier is None:
         raise ConversionError(f"{source} does not say which model it holds: give --model NAME")
     check(weights.classifier, weights.arrays)

@@ -11,11 +11,13 @@ from convert.description import parse_description
 from convert.errors import ConversionError
 from convert.files import Weights
 from convert.models import build_flax
+from resnet_spec import Preprocessing
 
 # What `train.checkpoint` writes, and all that is read here: `<run>/checkpoints/<step>/<item>`.
 FOLDER = "checkpoints"
 MODEL_ITEM = "model"
 DESCRIPTION_ITEM = "description"
+PREPROCESSING = "preprocessing"  # a field of the description, beside the model's
 
 
 def read_run(run: Path, step: int | None = None) -> Weights:
@@ -50,7 +52,12 @@ def read_run(run: Path, step: int | None = None) -> Weights:
                     }
                 ),
             )
-        classifier = parse_description(items[DESCRIPTION_ITEM], len(items[MODEL_ITEM]))
+        description = items[DESCRIPTION_ITEM]
+        classifier = parse_description(description, len(items[MODEL_ITEM]))
+        preprocessing = description.get(PREPROCESSING)  # runs of older versions have none
+        if preprocessing is not None:
+            preprocessing = Preprocessing.from_json(preprocessing)
+            preprocessing.check(classifier)
     except Exception as error:  # Orbax raises bare Exception, among others, for damaged files
         reason = str(error).strip().partition("\n")[0]
         raise ConversionError(
@@ -60,7 +67,7 @@ def read_run(run: Path, step: int | None = None) -> Weights:
         leaves.torch_name(name): leaves.to_torch(name, array)
         for name, array in items[MODEL_ITEM].items()
     }
-    return Weights(arrays, classifier)
+    return Weights(arrays, classifier, preprocessing)
 
 
 def write_run(run: Path, weights: Weights) -> None:
@@ -78,6 +85,9 @@ def write_run(run: Path, weights: Weights) -> None:
     folder = run / FOLDER
     if folder.exists():
         raise ConversionError(f"{run} holds checkpoints already: give a new folder")
+    description = weights.classifier.to_json()
+    if weights.preprocessing is not None:
+        description[PREPROCESSING] = weights.preprocessing.to_json()
     model = build_flax(weights.classifier, weights.arrays)
     state = {name: variable.get_value() for name, variable in named_variables(model).items()}
     with contextlib.closing(ocp.CheckpointManager(folder.resolve())) as manager:
@@ -86,7 +96,7 @@ def write_run(run: Path, weights: Weights) -> None:
             args=ocp.args.Composite(
                 **{
                     MODEL_ITEM: ocp.args.StandardSave(state),
-                    DESCRIPTION_ITEM: ocp.args.JsonSave(weights.classifier.to_json()),
+                    DESCRIPTION_ITEM: ocp.args.JsonSave(description),
                 }
             ),
         )

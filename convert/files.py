@@ -1,58 +1,46 @@
 """Files of weights: `.safetensors` and `.pt`, written whole or not at all, and checked."""
 
 import collections
-import contextlib
-import json
+import dataclasses
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from convert.arrays import same_bits, to_numpy, to_tensor
-from convert.description import parse_description
+from convert.atomic import replacing
 from convert.errors import ConversionError
-from convert.models import (
-    arrays_of,
-    build_flax,
-    build_torch,
-    check,
-    describe,
-)
-from resnet_spec import ClassifierSpec
+from convert.models import arrays_of, build_flax, build_torch, check, describe
+from convert.weights import Weights, decode_description, encode_description
+from resnet_spec import Preprocessing
+
+__all__ = ["SUFFIXES", "Weights", "load", "read_weights", "save", "write_weights"]
 
 Visitor = Callable[[str, np.ndarray], None]  # what a reader does with each array in turn
 
-_METADATA_KEY = "flax_resnet"
-_FORMAT_VERSION = 1
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Arrays with torch's names and axes, and what they are, where the file says it."""
-
-    arrays: Mapping[str, np.ndarray]
-    classifier: ClassifierSpec | None
-
-
-def save(path: str | os.PathLike[str], model: Any) -> None:
+def save(
+    path: str | os.PathLike[str], model: Any, *, preprocessing: Preprocessing | None = None
+) -> None:
     """Writes either twin, with its description, to a `.safetensors` or `.pt` file.
 
     The tensors have our names and torch's axes: torch's own loaders read them into the twin. The
-    file appears whole, read back and compared, or not at all.
+    file appears whole, read back and compared, or not at all. `load_preprocessing` gives the
+    preprocessing back.
 
     Raises:
         ConversionError: the model cannot be described (own blocks, own head) or is not what it
-            was built as, the suffix is unknown, or what was written reads back otherwise.
+            was built as, the preprocessing is of another number of channels or classes, the
+            suffix is unknown, or what was written reads back otherwise.
         OSError: the file cannot be written.
     """
     classifier, arrays = describe(model), arrays_of(model)
     check(classifier, arrays)
-    write_weights(Path(path), Weights(arrays, classifier))
+    write_weights(Path(path), Weights(arrays, classifier, preprocessing))
 
 
 def load(path: str | os.PathLike[str], backend: Literal["torch", "flax"]) -> Any:
@@ -81,6 +69,7 @@ def load(path: str | os.PathLike[str], backend: Literal["torch", "flax"]) -> Any
 
 def write_weights(path: Path, weights: Weights) -> None:
     """Writes arrays and their description; see `save`."""
+    weights.check_preprocessing()
     write, read = _WRITERS[_suffix(path)], _READERS[_suffix(path)]
     same: set[str] = set()
 
@@ -88,32 +77,36 @@ def write_weights(path: Path, weights: Weights) -> None:
         if name in weights.arrays and same_bits(array, weights.arrays[name]):
             same.add(name)
 
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         try:
             write(temporary, weights)
         except OSError:
             raise
         except Exception as error:  # both libraries have errors of their own for a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
-        classifier = read(temporary, compare)
+        description = read(temporary, compare)
         wrong = sorted(set(weights.arrays) - same)
-        if wrong or classifier != weights.classifier:
+        if wrong or Weights({}, **description) != dataclasses.replace(weights, arrays={}):
             raise ConversionError(f"{path} reads back otherwise than written:", wrong)
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, *, suffix: str | None = None) -> Weights:
     """Arrays by name, and their description where the file has one.
+
+    Args:
+        path: the file.
+        suffix: of the format that it is in, where its own name does not tell.
 
     Raises:
         ConversionError: the suffix is unknown or the file is damaged.
         OSError: the file cannot be read.
     """
-    read = _READERS[_suffix(path)]
+    read = _READERS[suffix or _suffix(path)]
     with path.open("rb"):  # a clear FileNotFoundError or PermissionError before any parser
         pass
     arrays: dict[str, np.ndarray] = {}
-    classifier = read(path, arrays.__setitem__)
-    return Weights(arrays, classifier)
+    description = read(path, arrays.__setitem__)
+    return Weights(arrays, **description)
 
 
 def _suffix(path: Path) -> str:
@@ -122,62 +115,16 @@ def _suffix(path: Path) -> str:
     return path.suffix
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when all went well."""
-    mode = 0o666 & ~_umask()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
-def _encode(classifier: ClassifierSpec | None) -> dict[str, str]:
-    if classifier is None:
-        return {}
-    return {_METADATA_KEY: json.dumps({"version": _FORMAT_VERSION, "model": classifier.to_json()})}
-
-
-def _decode(path: Path, metadata: Any, num_tensors: int) -> ClassifierSpec | None:
-    text = metadata.get(_METADATA_KEY) if isinstance(metadata, Mapping) else None
-    if text is None:
-        return None
-    try:
-        description = json.loads(text)
-        version = description["version"]
-        if version == _FORMAT_VERSION:
-            return parse_description(description["model"], num_tensors)
-    except Exception as error:  # whatever a hostile description brings about
-        raise ConversionError(f"{path} describes its model wrongly: {error}") from error
-    raise ConversionError(
-        f"{path} has format version {version}, this program reads {_FORMAT_VERSION}: "
-        "update flax-resnet"
-    )
-
-
 def _write_safetensors(path: Path, weights: Weights) -> None:
     from safetensors.numpy import save_file
 
-    metadata = {"format": "pt", **_encode(weights.classifier)}
+    metadata = {"format": "pt", **encode_description(weights)}
     # save_file writes the memory of an array as it lies, whatever its strides are
     arrays = {name: np.asarray(array, order="C") for name, array in weights.arrays.items()}
     save_file(arrays, path, metadata=metadata)
 
 
-def _read_safetensors(path: Path, visit: Visitor) -> ClassifierSpec | None:
+def _read_safetensors(path: Path, visit: Visitor) -> dict[str, Any]:
     from safetensors import safe_open
 
     try:
@@ -188,7 +135,7 @@ def _read_safetensors(path: Path, visit: Visitor) -> ClassifierSpec | None:
             metadata = file.metadata()
     except Exception as error:  # of several kinds for damaged headers and unknown dtypes
         raise ConversionError(f"{path} is not a whole safetensors file: {error}") from error
-    return _decode(path, metadata, len(names))
+    return decode_description(path, metadata, len(names))
 
 
 def _write_torch(path: Path, weights: Weights) -> None:
@@ -196,11 +143,11 @@ def _write_torch(path: Path, weights: Weights) -> None:
 
     tensors = {name: to_tensor(array) for name, array in weights.arrays.items()}
     state_dict: Any = collections.OrderedDict(tensors)
-    state_dict._metadata = {"": _encode(weights.classifier)}  # which `Module.state_dict` has, too
+    state_dict._metadata = {"": encode_description(weights)}  # which `Module.state_dict` has, too
     torch.save(state_dict, path)
 
 
-def _read_torch(path: Path, visit: Visitor) -> ClassifierSpec | None:
+def _read_torch(path: Path, visit: Visitor) -> dict[str, Any]:
     import torch
 
     try:
@@ -216,10 +163,10 @@ def _read_torch(path: Path, visit: Visitor) -> ClassifierSpec | None:
         raise ConversionError(f"{path} does not hold a state dict, a mapping of names to tensors")
     metadata: Any = getattr(content, "_metadata", None)
     own = metadata.get("") if isinstance(metadata, Mapping) else None
-    return _decode(path, own, len(content))
+    return decode_description(path, own, len(content))
 
 
-_READERS: dict[str, Callable[[Path, Visitor], ClassifierSpec | None]] = {
+_READERS: dict[str, Callable[[Path, Visitor], dict[str, Any]]] = {
     ".safetensors": _read_safetensors,
     ".pt": _read_torch,
     ".pth": _read_torch,

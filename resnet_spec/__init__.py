@@ -17,6 +17,7 @@ from resnet_spec.blocks import (
     stem_conv,
 )
 from resnet_spec.classifier import ClassifierSpec
+from resnet_spec.preprocessing import PREPROCESSINGS, Preprocessing
 from resnet_spec.spec import DIALECT, BlockSpec, Dialect, Dimensions, ResNetSpec, plan_stages
 from resnet_spec.table import MODELS, UnknownNameError, find_spec, list_models, nearest_names
 
@@ -24,6 +25,7 @@ __all__ = [
     "BLOCKS",
     "DIALECT",
     "MODELS",
+    "PREPROCESSINGS",
     "SHORTCUTS",
     "BlockKind",
     "BlockSpec",
@@ -33,6 +35,7 @@ __all__ = [
     "Dialect",
     "Dimensions",
     "PaddingKind",
+    "Preprocessing",
     "ResNetSpec",
     "RunningVariance",
     "ShortcutKind",

@@ -10,9 +10,10 @@ DESCRIPTION_KEY = "flax_resnet"
 _VERSION = 1
 
 
-def encode(classifier: ClassifierSpec, **more: Any) -> str:
-    """The text that describes a model, and `more` entries beside it."""
-    return json.dumps({"version": _VERSION, "model": classifier.to_json(), **more})
+def encode(classifier: ClassifierSpec | None, **more: Any) -> str:
+    """The text that describes a model, None for one of foreign names, and `more` entries."""
+    model = None if classifier is None else classifier.to_json()
+    return json.dumps({"version": _VERSION, "model": model, **more})
 
 
 def decode(text: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from convert.checkpoints import read_run
 from resnet_spec import find_spec
 from tests.commands import assert_refused, run
 from tests.test_data import CIFAR10
+from train.data import load_dataset, normalise
+from train.recipes import RECIPES
 
 SHORT = ("digits", "--schedule", "drops", "--drop-steps", "8", "--log-every-steps", "4")
 
@@ -124,6 +126,25 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(finished, tmp_path):
     whole = [(line["step"], line["kind"], line["loss"]) for line in metrics(run_dir)]
     assert set(whole) <= set(kinds)
     assert len({kind[:2] for kind in kinds}) == len(kinds)
+
+
+@uses_finished
+def test_a_run_and_its_exports_carry_the_preprocessing_that_it_trained_with(finished, tmp_path):
+    run_dir, _ = finished
+    result = run("convert", "export", run_dir, "-o", "w.pt", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = run("convert", "import", "w.pt", "-o", "v.safetensors", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    dataset = load_dataset(RECIPES["digits"].config)
+    images = dataset.test.images
+    for path in (run_dir / "model.safetensors", tmp_path / "w.pt", tmp_path / "v.safetensors"):
+        found = convert.load_preprocessing(path)
+        assert found is not None
+        mean, std = (np.array(values, np.float32) for values in (found.mean, found.std))
+        seen = (images.astype(np.float32) / np.float32(255) - mean) / std
+        np.testing.assert_array_equal(seen, normalise(images, dataset))
+        assert (found.image_size, found.crop_fraction) == (8, 1.0)
+        assert found.class_names == tuple("0123456789")
 
 
 def test_eight_devices_and_bfloat16_train_too(tmp_path):

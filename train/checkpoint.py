@@ -1,8 +1,9 @@
 """Checkpoints of a run: written by Orbax in the background, restored into a state of the same form.
 
 A checkpoint is three items. `model`: parameters and statistics by name; `description`: which
-network they are; `optimizer`: momentum and counters. The converter reads the first two, and
-writes runs that have no third: training then starts from those weights at step 0.
+network they are, and the preprocessing of its images; `optimizer`: momentum and counters. The
+converter reads the first two, and writes runs that have no third: training then starts from those
+weights at step 0.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from resnet_spec import ClassifierSpec
+from resnet_spec import ClassifierSpec, Preprocessing
 from train.errors import UserError
 from train.folder import CHECKPOINTS
 from train.step import TrainState
@@ -22,9 +23,10 @@ _KEPT = 2
 class Checkpoints:
     """The checkpoints in a run's folder; a context manager that waits for the last write."""
 
-    def __init__(self, run_dir: Path, classifier: ClassifierSpec):
+    def __init__(self, run_dir: Path, classifier: ClassifierSpec, preprocessing: Preprocessing):
         self.folder = (run_dir / CHECKPOINTS).resolve()
         self.classifier = classifier
+        self.description = {**classifier.to_json(), "preprocessing": preprocessing.to_json()}
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -45,7 +47,7 @@ class Checkpoints:
             int(state.step),
             args=ocp.args.Composite(
                 model=ocp.args.StandardSave({**state.params, **state.statistics}),
-                description=ocp.args.JsonSave(self.classifier.to_json()),
+                description=ocp.args.JsonSave(self.description),
                 optimizer=ocp.args.StandardSave(_as_tree(state.optimizer)),
             ),
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet_spec import PREPROCESSINGS, Preprocessing
 from train.config import Config
 from train.errors import UserError
 
@@ -30,6 +31,7 @@ class Dataset:
     Attributes:
         mean, std: of a channel's values in 0 to 1, over the training set.
         whole_test_size: images that `test` has where the data set is complete.
+        class_names: in the order of the labels, where the data set says them.
     """
 
     train: Split
@@ -39,6 +41,13 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     whole_test_size: int | None = None
+    class_names: tuple[str, ...] | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What `normalise` and the trainer do to every image: whole, of one size."""
+        size = self.train.images.shape[1]
+        return Preprocessing(self.mean, self.std, size, class_names=self.class_names)
 
     def missing(self) -> str:
         """A remark if the test set is only a part of the published one, else nothing."""
@@ -106,23 +115,21 @@ def _digits(config: Config) -> Dataset:
     labels = target.astype(np.int32)
     is_test = np.arange(len(images)) % 5 == 0
     train, test = Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
-    return Dataset(train, test, "test", num_classes=10, mean=(0.3053,), std=(0.3762,))
+    names = tuple(map(str, range(10)))
+    return Dataset(train, test, "test", 10, (0.3053,), (0.3762,), class_names=names)
 
 
-def _cifar10(config: Config) -> Dataset:
-    mean, std = (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)
-    return Dataset(*_train_and_test(config), "test", 10, mean, std, whole_test_size=10_000)
-
-
-def _cifar100(config: Config) -> Dataset:
-    mean, std = (0.50707, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615)
-    return Dataset(*_train_and_test(config), "test", 100, mean, std, whole_test_size=10_000)
+def _cifar(config: Config) -> Dataset:
+    (train, names), (test, _) = _read_tfds(config, "train"), _read_tfds(config, "test")
+    known = PREPROCESSINGS[config.data]
+    numbers = (len(names), known.mean, known.std)
+    return Dataset(train, test, "test", *numbers, whole_test_size=10_000, class_names=names)
 
 
 _LOADERS: dict[str, Callable[[Config], Dataset]] = {
     "digits": _digits,
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
+    "cifar10": _cifar,
+    "cifar100": _cifar,
 }
 
 
@@ -140,12 +147,11 @@ def _hold_out(dataset: Dataset, size: int) -> Dataset:
     )
 
 
-def _train_and_test(config: Config) -> tuple[Split, Split]:
-    return _read_tfds(config, "train"), _read_tfds(config, "test")
+def _read_tfds(config: Config, split: str) -> tuple[Split, tuple[str, ...]]:
+    """A whole split of a prepared data set in its original order, and the names of its classes.
 
-
-def _read_tfds(config: Config, split: str) -> Split:
-    """A whole split of a prepared data set, in its original order, without TensorFlow."""
+    TensorFlow is not needed.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow_datasets as tfds
 
@@ -158,6 +164,7 @@ def _read_tfds(config: Config, split: str) -> Split:
         records = source.__getitems__(range(len(source)))
         images = np.stack([record["image"] for record in records])
         labels = np.array([record["label"] for record in records], np.int32)
+        names = tuple(source.dataset_info.features["label"].names)
     except Exception as error:  # tfds raises a dozen kinds for what is not there
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
@@ -165,4 +172,4 @@ def _read_tfds(config: Config, split: str) -> Split:
             "tensorflow-datasets in the array_record format, or name its folder by --data-dir or "
             f"TFDS_DATA_DIR ({type(error).__name__}: {reason})"
         ) from error
-    return Split(images, labels)
+    return Split(images, labels), names

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 import convert
+from resnet_spec import Preprocessing
 from train.data import Dataset, normalise
 
 FILE = "model.safetensors"
@@ -50,10 +51,10 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def export(run_dir: Path, model: Any) -> Path:
+def export(run_dir: Path, model: Any, preprocessing: Preprocessing) -> Path:
     """Writes `model.safetensors` into the run's folder."""
     path = run_dir / FILE
-    convert.save(path, model)
+    convert.save(path, model, preprocessing=preprocessing)
     return path
 
 

@@ -51,7 +51,7 @@ def train(config: Config) -> Result:
     trainer = Trainer(config, dataset)
 
     begin_folder(folder, config)
-    with Checkpoints(folder, trainer.classifier) as checkpoints:
+    with Checkpoints(folder, trainer.classifier, dataset.preprocessing) as checkpoints:
         state = trainer.first_state
         if config.resume:
             state = checkpoints.restore(state)
@@ -130,7 +130,7 @@ def _hand_over(
     trainer: Trainer, state: TrainState, folder: Path, error: float, start_time: float
 ) -> Result:
     model = trainer.model(state)
-    exported = export.export(folder, model)
+    exported = export.export(folder, model, trainer.dataset.preprocessing)
     print(f"exported {exported}", flush=True)
     parity = None
     if export.has_torch():

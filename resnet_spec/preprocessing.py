@@ -1,0 +1,145 @@
+"""What is done to an image before a network sees it: carried with the weights, never guessed."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from resnet_spec.classifier import ClassifierSpec
+from resnet_spec.spec import is_positive_integer
+
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a picture to the network's input.
+
+    The picture is resized so that its shorter side is `image_size / crop_fraction`, rounded down;
+    the square of `image_size` in its middle is kept; its channels, red, green and blue with values
+    in 0 to 1, are normalised as `(value - mean) / std`.
+
+    Attributes:
+        mean, std: one number for each channel, in units of 0 to 1.
+        image_size: height and width in pixels.
+        class_names: what the logits stand for, in their order; None where nobody said it.
+        interpolation: how a picture of another size is resized.
+        crop_fraction: side of the kept square over the shorter side of the resized picture.
+
+    Raises:
+        ValueError: any field is out of its range; the message names all of them.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    class_names: tuple[str, ...] | None = None
+    interpolation: Interpolation = "bilinear"
+    crop_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        problems = self._problems()
+        if problems:
+            raise ValueError("; ".join(problems))
+        for name in ("mean", "std"):  # NumPy's numbers and lists to Python's and tuples
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        object.__setattr__(self, "image_size", int(self.image_size))
+        object.__setattr__(self, "crop_fraction", float(self.crop_fraction))
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", tuple(self.class_names))
+
+    def _problems(self) -> list[str]:
+        problems = [
+            f"{name} must be a list of finite numbers, not {values!r}"
+            for name, values in (("mean", self.mean), ("std", self.std))
+            if not (_is_list(values) and values and all(map(_is_finite, values)))
+        ]
+        if not problems and len(self.mean) != len(self.std):
+            problems.append(f"mean has {len(self.mean)} channels, std {len(self.std)}")
+        if not problems and not all(float(value) > 0 for value in self.std):
+            problems.append(f"std must be positive, not {self.std!r}")
+        if not is_positive_integer(self.image_size):
+            problems.append(f"image_size must be a positive integer, not {self.image_size!r}")
+        names = self.class_names
+        if names is not None and not (_is_list(names) and all(isinstance(n, str) for n in names)):
+            problems.append("class_names must be a list of strings, or None")
+        if self.interpolation not in get_args(Interpolation):
+            known = ", ".join(get_args(Interpolation))
+            problems.append(f"interpolation is one of {known}, not {self.interpolation!r}")
+        if not _is_finite(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
+            problems.append(f"crop_fraction must be in (0, 1], not {self.crop_fraction!r}")
+        return problems
+
+    def check(self, classifier: ClassifierSpec) -> None:
+        """Raises a ValueError where this cannot be the preprocessing of such a model."""
+        problems = []
+        channels, classes = classifier.network.in_planes, classifier.num_classes
+        if len(self.mean) != channels:
+            problems.append(f"mean and std have {len(self.mean)} channels, the model {channels}")
+        if self.class_names is not None and len(self.class_names) != classes:
+            problems.append(f"{len(self.class_names)} class names for a head of {classes}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as values that `json.dumps` takes, and keeps to the last bit."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Preprocessing":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: a field is unknown, missing or out of its range.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, Mapping) or set(fields) != names:
+            raise ValueError(f"a preprocessing has the fields {', '.join(sorted(names))}")
+        return cls(**fields)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool | str) and math.isfinite(value)
+    except (TypeError, OverflowError):  # no number; an integer beyond all floats
+        return False
+
+
+# Channel means and deviations of the ImageNet training set, and 256 pixels cut to 224, as in
+# https://github.com/pytorch/examples/tree/main/imagenet (main.py) and torchvision's ResNets.
+IMAGENET = Preprocessing(
+    mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), image_size=224, crop_fraction=0.875
+)
+# Over the 50,000 training images; the names of batches.meta, Krizhevsky 2009.
+CIFAR10 = Preprocessing(
+    mean=(0.49140, 0.48216, 0.44653),
+    std=(0.24703, 0.24349, 0.26159),
+    image_size=32,
+    class_names=(
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
+)
+# Over the 50,000 training images of CIFAR-100.
+CIFAR100 = Preprocessing(
+    mean=(0.50707, 0.48655, 0.44092), std=(0.26733, 0.25644, 0.27615), image_size=32
+)
+# https://github.com/akamaster/pytorch_resnet_cifar10 (trainer.py) normalises CIFAR-10 with
+# ImageNet's numbers, and so must everyone who uses its weights.
+AKAMASTER_CIFAR10 = dataclasses.replace(CIFAR10, mean=IMAGENET.mean, std=IMAGENET.std)
+
+PREPROCESSINGS: dict[str, Preprocessing] = {
+    "imagenet": IMAGENET,
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "akamaster-cifar10": AKAMASTER_CIFAR10,
+}
+"""Well-known ones by name."""
