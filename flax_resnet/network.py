@@ -238,7 +238,8 @@ class Named(ResidualNetwork):
         given = dict(zip(self.positional, values, strict=False))
         if twice := given.keys() & options.keys():
             raise TypeError(f"{type(self).__name__} got {', '.join(sorted(twice))} twice")
-        super().__init__(dimensions, block, **{**arguments, **given, **options})
+        merged: dict[str, Any] = {**arguments, **given, **options}
+        super().__init__(dimensions, block, **merged)
 
 
 NamedNetwork = TypeVar("NamedNetwork", bound=Named)

@@ -174,7 +174,8 @@ class BonsaiResNet(nnx.Module):
 
     def __call__(self, x: Any) -> Any:
         x = nnx.relu(self.stem(x))
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        edges: Any = ((1, 1), (1, 1))
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=edges)
         for stage in range(self.num_stages):
             for block in getattr(self, f"layer{stage}").blocks:
                 x = block(x)

@@ -81,8 +81,7 @@ def _transformers(name: str, **options: Any) -> Peer:
         layer_type=spec.block,
         depths=list(spec.stage_depths),
         hidden_sizes=[planes * expansion for planes in spec.stage_planes],
-        num_labels=1000,
-        **options,
+        **{"num_labels": 1000, **options},
     )
     model = ResNetForImageClassification(config)
     peer = _torch_peer(model)

@@ -138,6 +138,7 @@ class ResidualNetwork(nn.Module):
         self.out_planes = planes
         self.avgpool = AveragePool()
         self.head: nn.Module = nn.Identity()
+        self.register_load_state_dict_pre_hook(_refuse_another_network)
         if self.spec is not None:
             speak(self, self.spec)
         resnet_init(self, zero_init_residual)
@@ -152,20 +153,6 @@ class ResidualNetwork(nn.Module):
     def set_head(self, head: nn.Module) -> None:
         """Puts `head` behind the pooling: `model.set_head(nn.Linear(model.out_planes, 10))`."""
         self.head = head
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any
-    ) -> None:
-        """Refuses weights that say they are of a network that computes something else."""
-        text = local_metadata.get(DESCRIPTION_KEY)
-        if text is not None and self.spec is not None:
-            described = ClassifierSpec.from_json(decode(text)["model"]).network
-            *_, error_messages = rest
-            error_messages += [
-                f"weights of another network: {difference}"
-                for difference in self.spec.differences(described)
-            ]
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def __getattr__(self, name: str) -> Any:
         return super().__getattr__(_SEED_NAMES.get(name, name))
@@ -205,6 +192,20 @@ class ResidualNetwork(nn.Module):
         }
 
 
+def _refuse_another_network(
+    model: ResidualNetwork, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any
+) -> None:
+    """Weights may say which network they are of: not of one that computes something else."""
+    text = local_metadata.get(DESCRIPTION_KEY)
+    if text is not None and model.spec is not None:
+        described = ClassifierSpec.from_json(decode(text)["model"]).network
+        *_, error_messages = rest
+        error_messages += [
+            f"weights of another network: {difference}"
+            for difference in model.spec.differences(described)
+        ]
+
+
 class Named(ResidualNetwork):
     """A network of one row of the table; `row` is set by `named`."""
 
@@ -219,7 +220,8 @@ class Named(ResidualNetwork):
         given = dict(zip(self.positional, values, strict=False))
         if twice := given.keys() & options.keys():
             raise TypeError(f"{type(self).__name__} got {', '.join(sorted(twice))} twice")
-        super().__init__(dimensions, block, **{**arguments, **given, **options})
+        merged: dict[str, Any] = {**arguments, **given, **options}
+        super().__init__(dimensions, block, **merged)
 
 
 NamedNetwork = TypeVar("NamedNetwork", bound=Named)
