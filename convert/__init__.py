@@ -2,6 +2,7 @@
 
 from convert.errors import ConversionError
 from convert.files import load, save
+from convert.inference import export_onnx, export_program
 from convert.layouts import from_layout, layout_spec, to_layout
 from convert.models import build
 from convert.preprocessing import load_preprocessing
@@ -10,6 +11,8 @@ from convert.twins import flax_to_torch, torch_to_flax
 __all__ = [
     "ConversionError",
     "build",
+    "export_onnx",
+    "export_program",
     "flax_to_torch",
     "from_layout",
     "layout_spec",

@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from convert import checkpoints, files
+from convert import checkpoints, files, inference
 from convert.errors import ConversionError
 from convert.layouts import LAYOUTS, find_layout, read_layout, write_layout
 from convert.models import check
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", type=Path, required=True, help=".safetensors or .pt")
     export.add_argument("--layout", default="flax-resnet", help="names to write (see `layouts`)")
     export.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    inference.add_export_options(export)
     export.set_defaults(command=_export)
 
     bring = commands.add_parser("import", help="a file, ours or foreign, to our file or a new run")
@@ -68,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 def _export(options: argparse.Namespace) -> None:
     source, output, layout = options.source, options.output, options.layout
     find_layout(layout)
-    _check_output(output)
+    form = inference.choose_format(options)
+    if form is None:
+        _check_output(output)
     if source.is_dir():
         weights = checkpoints.read_run(source, options.step)
     elif options.step is not None:
@@ -78,6 +81,9 @@ def _export(options: argparse.Namespace) -> None:
     if weights.classifier is None:
         raise ConversionError(f"{source} does not say which model it holds: use `import` first")
     check(weights.classifier, weights.arrays)
+    if form is not None:
+        print(inference.export_inference(weights, output, form, options.image_size))
+        return
     if layout != "flax-resnet":  # a foreign file carries no description of ours
         arrays = write_layout(weights.arrays, weights.classifier, layout)
         weights = files.Weights(arrays, None, weights.preprocessing)

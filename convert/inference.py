@@ -94,17 +94,25 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def find_format(output: Path, chosen: str | None) -> str | None:
-    """The format of an output, None where it is a file of weights.
+def choose_format(options: argparse.Namespace) -> str | None:
+    """The format that `resnet-convert export` is asked for, None where it is a file of weights.
 
     Raises:
-        ConversionError: the suffix is not the chosen format's.
+        ConversionError: the options contradict each other, or there is no such folder.
     """
-    if chosen is not None and output.suffix != FORMS[chosen].suffix:
-        raise ConversionError(
-            f"{output}: --format {chosen} is written to {FORMS[chosen].suffix} files"
-        )
-    return {form.suffix: name for name, form in FORMS.items()}.get(output.suffix)
+    output, chosen = options.output, options.format
+    by_suffix = {form.suffix: name for name, form in FORMS.items()}
+    format = chosen or by_suffix.get(output.suffix)
+    if format is None:
+        if options.image_size is not None:
+            raise ConversionError(f"--image-size is of a model for inference, not of {output}")
+        return None
+    _check_suffix(output, format)
+    if options.layout != "flax-resnet":
+        raise ConversionError(f"--layout is of weights: {output} holds a model")
+    if not output.parent.is_dir():
+        raise ConversionError(f"the folder {output.parent} does not exist")
+    return format
 
 
 def export_inference(
@@ -125,11 +133,10 @@ def _export(
 ) -> Exported:
     form = FORMS[format]
     form.check_packages()
-    find_format(path, format)
-    weights = _describe(model, preprocessing, image_size)
+    _check_suffix(path, format)
+    weights, size = describe_export(model, preprocessing, image_size)
     assert weights.classifier is not None
     twin = build_torch(weights.classifier, weights.arrays).float()
-    size = _image_size(weights, image_size)
     shape = (weights.classifier.network.in_planes, size, size)
     images = [_random_images(count, shape) for count in _BATCH_SIZES]
     expected = [_run_twin(twin, batch) for batch in images]
@@ -152,29 +159,34 @@ def _export(
     return Exported(path, size, difference)
 
 
-def _describe(model: Any, preprocessing: Preprocessing | None, image_size: int | None) -> Weights:
-    """The weights of a twin with a preprocessing of this image size, checked."""
-    if not isinstance(model, Weights):
-        model = Weights(arrays_of(model), describe(model))
-    if model.classifier is None:
+def _check_suffix(path: Path, format: str) -> None:
+    suffix = FORMS[format].suffix
+    if path.suffix != suffix:
+        raise ConversionError(f"{path}: the format {format} is written to {suffix} files")
+
+
+def describe_export(
+    model: Any, preprocessing: Preprocessing | None, image_size: int | None
+) -> tuple[Weights, int]:
+    """The weights with the preprocessing of the exported model, and the size of its images.
+
+    Raises:
+        ConversionError: the model cannot be described, or this is not its preprocessing.
+        ValueError: the image size is not positive.
+    """
+    weights = model if isinstance(model, Weights) else Weights(arrays_of(model), describe(model))
+    if weights.classifier is None:
         raise ConversionError("these weights do not say which model they are")
-    preprocessing = preprocessing or model.preprocessing
-    if preprocessing is not None and image_size is not None:
-        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
-    weights = dataclasses.replace(model, preprocessing=preprocessing)
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"an image size is a positive number of pixels, not {image_size}")
+    known = preprocessing or weights.preprocessing
+    if known is None:
+        usual = 32 if weights.classifier.network.small_images else 224
+        return weights, image_size or usual
+    known = dataclasses.replace(known, image_size=image_size or known.image_size)
+    weights = dataclasses.replace(weights, preprocessing=known)
     weights.check_preprocessing()
-    return weights
-
-
-def _image_size(weights: Weights, image_size: int | None) -> int:
-    if image_size is not None:
-        if image_size < 1:
-            raise ConversionError(f"an image size is a positive number of pixels, not {image_size}")
-        return image_size
-    if weights.preprocessing is not None:
-        return weights.preprocessing.image_size
-    assert weights.classifier is not None
-    return 32 if weights.classifier.network.small_images else 224
+    return weights, known.image_size
 
 
 def _random_images(count: int, shape: tuple[int, ...]) -> np.ndarray:
