@@ -65,10 +65,14 @@ def _check_pickles(path: Path) -> None:
     """Refuses what asks for code, or for memory out of proportion, before torch reads it."""
     unsafe: set[str] = set()
     for pickle in _pickles(path):
-        start = pickle.tell()
-        result = scan(pickle)
+        try:
+            result = scan(pickle)
+        except ValueError:
+            if unsafe:  # what was found says more than what is missing
+                break
+            raise
         unsafe |= set(result.unsafe)
-        if result.copies * (pickle.tell() - start) > _MOST_COPIED:
+        if result.copies * pickle.tell() > _MOST_COPIED:
             raise ValueError(f"it copies containers {result.copies} times")
     if unsafe:
         raise ConversionError(
