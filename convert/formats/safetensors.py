@@ -39,10 +39,11 @@ def read(path: Path, visit: Visitor) -> Contents:
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
                 visit(name, file.get_tensor(name))
             metadata = file.metadata()
-    except (KeyboardInterrupt, SystemExit):
+    except BaseException as error:
+        # A panic of the library's Rust is no Exception, and its class cannot be imported.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise _damaged(path, error) from error
         raise
-    except BaseException as error:  # a panic of the library's Rust is no Exception
-        raise _damaged(path, error) from error
     return Contents(metadata or {}, problems)
 
 
