@@ -139,5 +139,5 @@ def _unwrap(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[
     notes = []
     while prefix := next((w for w in _WRAPPERS if all(n.startswith(w) for n in arrays)), None):
         arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
-        notes.append(f"every name began with {prefix!r}, which was taken off")
+        notes.append(f"every name began with {prefix!r}, which is left off")
     return arrays, notes

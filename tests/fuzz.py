@@ -6,33 +6,28 @@ ConversionError or an OSError; in 5 s, and in three times the file and 200 MB of
 
 import argparse
 import collections
-import json
 import multiprocessing
 import os
-import random
 import resource
 import signal
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import torch
-from hypothesis import strategies
 
 from convert.errors import ConversionError
 from convert.files import read_weights
 from convert.models import check
-from tests import mutators
+from tests.fuzz_cases import cases, hypothesis_cases
 
 SECONDS = 5.0
 MEGABYTES = 200
-# Share of all cases.
+# Share of all files.
 KINDS = {
     "safetensors": 0.3,
     "npz": 0.2,
@@ -63,73 +58,6 @@ class Summary:
 
 class _HangError(BaseException):
     """Raised by the alarm, past whatever catches an Exception."""
-
-
-def cases(kind: str, seed: int, start: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """(suffix, content) of each damaged file of a batch, the same for the same arguments."""
-    files = mutators.base_files()
-    header, data = mutators.split_header(files["safetensors"][0][1])
-    for number in range(start, start + count):
-        rng = random.Random(f"{kind} {seed} {number}")
-        if kind == "config":
-            text = mutators.mutate_json(rng, mutators.description())
-            if rng.random() < 0.2:
-                text = mutators.mutate_bytes(rng, text.encode()).decode("latin1")
-            yield ".safetensors", _described(header, data, text)
-            continue
-        suffix, content = rng.choice(files[kind])
-        if kind == "safetensors" and rng.random() < 0.5:
-            content = mutators.with_header(mutators.mutate_json(rng, header), data)
-        elif content.startswith(b"PK") and rng.random() < 0.6:
-            content = mutators.mutate_zip(rng, content)
-        else:
-            content = mutators.mutate_bytes(rng, content)
-        yield suffix, content
-
-
-def _described(header: Any, data: bytes, description: str) -> bytes:
-    metadata = {"flax_resnet": description}
-    return mutators.with_header(json.dumps({**header, "__metadata__": metadata}), data)
-
-
-def hypothesis_cases(
-    kind: str, seed: int, start: int, count: int, run: Callable[[str, bytes], None]
-) -> None:
-    """Runs so many files whose JSON hypothesis makes up, whole or as part of a sound one."""
-    _, data = mutators.split_header(mutators.base_files()["safetensors"][0][1])
-    header, _ = mutators.split_header(mutators.base_files()["safetensors"][0][1])
-    sound: Any = mutators.description() if kind.startswith("config") else header
-    names = strategies.sampled_from([*sound, *header["head.weight"], "network", "stage_depths"])
-    anything = strategies.recursive(
-        strategies.none()
-        | strategies.booleans()
-        | strategies.integers()
-        | strategies.floats()
-        | strategies.text(),
-        lambda inner: (
-            strategies.lists(inner) | strategies.dictionaries(names | strategies.text(), inner)
-        ),
-        max_leaves=10,
-    )
-
-    @hypothesis.seed(hash((seed, start)))
-    @hypothesis.settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(anything, strategies.booleans())
-    def generate(value: Any, is_merged: bool) -> None:
-        if is_merged and isinstance(value, dict):
-            value = {**sound, **value}
-        if kind.startswith("config"):
-            run(".safetensors", _described(header, data, json.dumps(value)))
-        else:
-            run(".safetensors", mutators.with_header(json.dumps(value), data))
-
-    generate()
 
 
 def run_case(path: Path, content: bytes) -> tuple[str, float, float]:
