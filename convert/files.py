@@ -45,8 +45,8 @@ def save(
 
     Raises:
         ConversionError: the model cannot be described (own blocks, own head) or is not what it
-            was built as, the preprocessing is of another number of channels or classes, a value is NaN or infinite, the suffix is unknown, or what was written
-            reads back otherwise.
+            was built as, the preprocessing is of another number of channels or classes, a value
+            is NaN or infinite, the suffix is unknown, or what was written reads back otherwise.
         OSError: the file cannot be written.
     """
     classifier, arrays = describe(model), arrays_of(model)

@@ -127,7 +127,6 @@ def test_a_twin_of_another_dialect_refuses_the_weights():
     with pytest.raises(RuntimeError, match="centred_identity"):
         other.load_state_dict(described)
 
-
     other_flax = flax_resnet.create("ResNet20", 10, rngs=nnx.Rngs(0), shortcut="identity")
     with pytest.raises(convert.ConversionError, match="centred_identity"):
         convert.torch_to_flax(state, other_flax)

@@ -168,7 +168,8 @@ class ResidualNetwork(nn.Module):
         shortcut_kinds: dict[Any, ShortcutKind] = {known: kind for kind, known in SHORTCUTS.items()}
         shortcut_kind = shortcut_kinds.get(shortcut)
         if kind is None or shortcut_kind is None:
-            if dialect := sorted(fields.keys() & set(DIALECT)):
+            usual = {name: getattr(ResNetSpec, name) for name in DIALECT}
+            if dialect := [n for n, value in usual.items() if fields.get(n, value) != value]:
                 raise ValueError(f"{', '.join(dialect)}: not for blocks or shortcuts of your own")
             return None
         return ResNetSpec(
