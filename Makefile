@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The CPU tests of JAX, torch and pytest workers share the cores.
 WORKERS ?= 2
 
-.PHONY: quickstart test test-slow parity lint format types wheel lock clean
+.PHONY: quickstart test test-slow parity fuzz benchmark lint format types wheel lock clean
 
 quickstart: .venv/installed  ## train a small ResNet on digits, export it, check it in torch
 	$(BIN)/python -m train digits --run-dir runs/quickstart --overwrite
@@ -17,6 +17,12 @@ test-slow: .venv/installed  ## the slow ones: every model of the table, real run
 
 parity: .venv/installed  ## the parity of every model, with a table of the errors reached
 	$(BIN)/python -m pytest -s tests/test_parity.py
+
+fuzz: .venv/installed  ## 100,000 damaged files: read, or refused with our own error
+	$(BIN)/python -m tests.fuzz --count 100000 --seed 0
+
+benchmark: .venv/installed  ## the converter's speed and memory beside torch's own loading
+	$(BIN)/python -m benchmarks.convert
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -1,11 +1,10 @@
 """Weights between the Flax and torch twins, files, training runs and other packages' layouts."""
 
 from convert.errors import ConversionError
-from convert.files import load, save
+from convert.files import load, load_preprocessing, save
 from convert.inference import export_onnx, export_program
 from convert.layouts import from_layout, layout_spec, to_layout
 from convert.models import build
-from convert.preprocessing import load_preprocessing
 from convert.twins import flax_to_torch, torch_to_flax
 
 __all__ = [

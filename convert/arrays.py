@@ -56,6 +56,21 @@ def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.array_equal(one, other))
 
 
+def value_problems(name: str, array: np.ndarray, *, allow_nonfinite: bool = False) -> list[str]:
+    """What no weight should be: without any value, NaN or infinite; one sentence each."""
+    if array.size == 0:
+        return [f"empty: {name} {array.shape} has no value"]
+    is_real = is_floating(array.dtype) or array.dtype.kind == "c"
+    if allow_nonfinite or not is_real:
+        return []
+    is_finite = np.isfinite(array)
+    if is_finite.all():
+        return []
+    nans = int(np.count_nonzero(np.isnan(array)))
+    infinities = array.size - int(np.count_nonzero(is_finite)) - nans
+    return [f"non-finite: {name} has {nans} NaN and {infinities} infinite of {array.size} values"]
+
+
 def compare_shapes(
     expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
 ) -> list[str]:

@@ -1,32 +1,43 @@
-"""Files of weights: `.safetensors` and `.pt`, written whole or not at all, and checked."""
+"""Files of weights: written whole or not at all, read strictly, and loaded as either twin."""
 
-import collections
-import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from convert.arrays import same_bits, to_numpy, to_tensor
+from convert.arrays import same_bits, value_problems
 from convert.atomic import replacing
 from convert.errors import ConversionError
+from convert.formats import FORMS, Form
 from convert.models import arrays_of, build_flax, build_torch, check, describe
 from convert.weights import Weights, decode_description, encode_description
 from resnet_spec import Preprocessing
 
-__all__ = ["SUFFIXES", "Weights", "load", "read_weights", "save", "write_weights"]
+__all__ = [
+    "SUFFIXES",
+    "Weights",
+    "load",
+    "load_preprocessing",
+    "read_weights",
+    "save",
+    "write_weights",
+]
 
-Visitor = Callable[[str, np.ndarray], None]  # what a reader does with each array in turn
-
-SUFFIXES = (".safetensors", ".pt", ".pth")
+SUFFIXES = tuple(FORMS)
+# What torch's DataParallel and torch.compile put before every name.
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def save(
-    path: str | os.PathLike[str], model: Any, *, preprocessing: Preprocessing | None = None
+    path: str | os.PathLike[str],
+    model: Any,
+    *,
+    preprocessing: Preprocessing | None = None,
+    allow_nonfinite: bool = False,
 ) -> None:
-    """Writes either twin, with its description, to a `.safetensors` or `.pt` file.
+    """Writes either twin, with its description, to a file of one of `SUFFIXES`.
 
     The tensors have our names and torch's axes: torch's own loaders read them into the twin. The
     file appears whole, read back and compared, or not at all. `load_preprocessing` gives the
@@ -34,27 +45,33 @@ def save(
 
     Raises:
         ConversionError: the model cannot be described (own blocks, own head) or is not what it
-            was built as, the preprocessing is of another number of channels or classes, the
-            suffix is unknown, or what was written reads back otherwise.
+            was built as, the preprocessing is of another number of channels or classes, a value is NaN or infinite, the suffix is unknown, or what was written
+            reads back otherwise.
         OSError: the file cannot be written.
     """
     classifier, arrays = describe(model), arrays_of(model)
     check(classifier, arrays)
-    write_weights(Path(path), Weights(arrays, classifier, preprocessing))
+    weights = Weights(arrays, classifier, preprocessing)
+    write_weights(Path(path), weights, allow_nonfinite=allow_nonfinite)
 
 
-def load(path: str | os.PathLike[str], backend: Literal["torch", "flax"]) -> Any:
+def load(
+    path: str | os.PathLike[str],
+    backend: Literal["torch", "flax"],
+    *,
+    allow_nonfinite: bool = False,
+) -> Any:
     """The model of a file that `save` wrote, in eval mode, as a torch or a Flax twin.
 
     Raises:
-        ConversionError: the file is damaged, does not describe its model, or its tensors are not
-            the ones of the model it describes.
+        ConversionError: the file is damaged, does not describe its model, its tensors are not
+            the ones of the model it describes, or a value is NaN or infinite.
         OSError: the file cannot be read.
         ValueError: the backend is unknown.
     """
     if backend not in ("torch", "flax"):
         raise ValueError(f"backend is 'torch' or 'flax', not {backend!r}")
-    weights = read_weights(Path(path))
+    weights = read_weights(Path(path), allow_nonfinite=allow_nonfinite)
     if weights.classifier is None:
         raise ConversionError(
             f"{path} does not say which model it holds: name its layout and model, as in "
@@ -67,10 +84,14 @@ def load(path: str | os.PathLike[str], backend: Literal["torch", "flax"]) -> Any
         raise ConversionError(f"{path}: {error}") from error
 
 
-def write_weights(path: Path, weights: Weights) -> None:
+def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False) -> None:
     """Writes arrays and their description; see `save`."""
     weights.check_preprocessing()
-    write, read = _WRITERS[_suffix(path)], _READERS[_suffix(path)]
+    form = _form(path)
+    problems = _value_problems(weights.arrays, allow_nonfinite)
+    if problems:
+        raise ConversionError(f"{path} is not written:", problems)
+    metadata = encode_description(weights)
     same: set[str] = set()
 
     def compare(name: str, array: np.ndarray) -> None:
@@ -79,100 +100,83 @@ def write_weights(path: Path, weights: Weights) -> None:
 
     with replacing(path) as temporary:
         try:
-            write(temporary, weights)
+            form.write(temporary, weights.arrays, metadata)
         except OSError:
             raise
-        except Exception as error:  # both libraries have errors of their own for a full disk
+        except Exception as error:  # the libraries have errors of their own for a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
-        description = read(temporary, compare)
+        written = form.read(temporary, compare)
         wrong = sorted(set(weights.arrays) - same)
-        if wrong or Weights({}, **description) != dataclasses.replace(weights, arrays={}):
+        is_told = all(written.metadata.get(name) == text for name, text in metadata.items())
+        if wrong or not is_told:
             raise ConversionError(f"{path} reads back otherwise than written:", wrong)
 
 
-def read_weights(path: Path, *, suffix: str | None = None) -> Weights:
-    """Arrays by name, and their description where the file has one.
+def load_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
+    """What a file says of its preprocessing, None where it says nothing.
+
+    Raises:
+        ConversionError: the suffix is unknown, or the file or its description is damaged.
+        OSError: the file cannot be read.
+    """
+    path, names = Path(path), []
+    contents = _form(path).read(path, lambda name, _: names.append(name))
+    description = decode_description(path, contents.metadata, len(names))
+    return description.get("preprocessing")
+
+
+def read_weights(
+    path: Path, *, suffix: str | None = None, allow_nonfinite: bool = False
+) -> Weights:
+    """Arrays by name, their description where the file has one, and notes on what was left out.
+
+    A prefix that torch's wrappers put before every name is taken off. Nothing in the file is run,
+    and memory stays below three times the file and 200 MB.
 
     Args:
         path: the file.
-        suffix: of the format that it is in, where its own name does not tell.
+        suffix: of the form that it is in, where its own name does not tell.
+        allow_nonfinite: take NaN and infinite values, too.
 
     Raises:
-        ConversionError: the suffix is unknown or the file is damaged.
+        ConversionError: the suffix is unknown, the file is damaged or needs code to load, a name
+            is there twice, an array is empty, or a value is NaN or infinite: all are listed.
         OSError: the file cannot be read.
     """
-    read = _READERS[suffix or _suffix(path)]
+    form = _form(path, suffix)
     with path.open("rb"):  # a clear FileNotFoundError or PermissionError before any parser
         pass
     arrays: dict[str, np.ndarray] = {}
-    description = read(path, arrays.__setitem__)
-    return Weights(arrays, **description)
+    contents = form.read(path, arrays.__setitem__)
+    problems = [*contents.problems, *_value_problems(arrays, allow_nonfinite)]
+    if problems:
+        raise ConversionError(f"{path} holds what no weights should:", problems)
+    description = decode_description(path, contents.metadata, len(arrays))
+    arrays, notes = _unwrap(arrays)
+    return Weights(arrays, **description, notes=(*contents.notes, *notes))
 
 
-def _suffix(path: Path) -> str:
-    if path.suffix not in SUFFIXES:
+def _form(path: Path, suffix: str | None = None) -> Form:
+    suffix = path.suffix if suffix is None else suffix
+    if suffix not in FORMS:
         raise ConversionError(f"{path}: weights are in {', '.join(SUFFIXES)} files")
-    return path.suffix
+    return FORMS[suffix]
 
 
-def _write_safetensors(path: Path, weights: Weights) -> None:
-    from safetensors.numpy import save_file
-
-    metadata = {"format": "pt", **encode_description(weights)}
-    # save_file writes the memory of an array as it lies, whatever its strides are
-    arrays = {name: np.asarray(array, order="C") for name, array in weights.arrays.items()}
-    save_file(arrays, path, metadata=metadata)
-
-
-def _read_safetensors(path: Path, visit: Visitor) -> dict[str, Any]:
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="np", backend="pread") as file:
-            names = list(file.keys())
-            for name in names:
-                visit(name, file.get_tensor(name))
-            metadata = file.metadata()
-    except Exception as error:  # of several kinds for damaged headers and unknown dtypes
-        raise ConversionError(f"{path} is not a whole safetensors file: {error}") from error
-    return decode_description(path, metadata, len(names))
+def _value_problems(arrays: Mapping[str, np.ndarray], allow_nonfinite: bool) -> list[str]:
+    if not arrays:
+        return ["there is no array"]
+    return [
+        problem
+        for name, array in arrays.items()
+        for problem in value_problems(name, array, allow_nonfinite=allow_nonfinite)
+    ]
 
 
-def _write_torch(path: Path, weights: Weights) -> None:
-    import torch
-
-    tensors = {name: to_tensor(array) for name, array in weights.arrays.items()}
-    state_dict: Any = collections.OrderedDict(tensors)
-    state_dict._metadata = {"": encode_description(weights)}  # which `Module.state_dict` has, too
-    torch.save(state_dict, path)
-
-
-def _read_torch(path: Path, visit: Visitor) -> dict[str, Any]:
-    import torch
-
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        is_state_dict = isinstance(content, Mapping) and all(map(torch.is_tensor, content.values()))
-        if is_state_dict:
-            for name, tensor in content.items():
-                visit(name, to_numpy(tensor))
-    except Exception as error:  # of a dozen kinds for damaged, hostile and unusual files
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ConversionError(f"{path} is not a whole file of plain tensors: {reason}") from error
-    if not is_state_dict:
-        raise ConversionError(f"{path} does not hold a state dict, a mapping of names to tensors")
-    metadata: Any = getattr(content, "_metadata", None)
-    own = metadata.get("") if isinstance(metadata, Mapping) else None
-    return decode_description(path, own, len(content))
-
-
-_READERS: dict[str, Callable[[Path, Visitor], dict[str, Any]]] = {
-    ".safetensors": _read_safetensors,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-}
-_WRITERS: dict[str, Callable[[Path, Weights], None]] = {
-    ".safetensors": _write_safetensors,
-    ".pt": _write_torch,
-    ".pth": _write_torch,
-}
+def _unwrap(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays without the prefixes that all their names share."""
+    notes = []
+    while prefix := next((w for w in _WRAPPERS if all(n.startswith(w) for n in arrays)), None):
+        arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
+        notes.append(f"every name began with {prefix!r}, which is left off")
+    return arrays, notes

@@ -1,7 +1,7 @@
 """Arrays together with what they are, and how a file spells that description."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,10 @@ from convert.errors import ConversionError
 from resnet_spec import ClassifierSpec, Preprocessing
 from resnet_spec.description import DESCRIPTION_KEY, decode, encode
 
+# A real one has 500 characters, with the names of 21,843 classes half a million; parsed JSON takes
+# up to 25 times its length in memory.
+_LARGEST_DESCRIPTION = 2**20
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -21,11 +25,13 @@ class Weights:
         arrays: by name.
         classifier: the model that they are the weights of, None where nothing says it.
         preprocessing: of the images that the model was trained on, None where nothing says it.
+        notes: what a reader should know: wrappers and prefixes taken off, entries left out.
     """
 
     arrays: Mapping[str, np.ndarray]
     classifier: ClassifierSpec | None
     preprocessing: Preprocessing | None = None
+    notes: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
 
     def check_preprocessing(self) -> None:
         """Raises a ConversionError where the preprocessing is that of another model."""
@@ -45,16 +51,18 @@ def encode_description(weights: Weights) -> dict[str, str]:
     return {DESCRIPTION_KEY: encode(weights.classifier, **more)}
 
 
-def decode_description(path: Path, metadata: Any, num_tensors: int) -> dict[str, Any]:
+def decode_description(path: Path, metadata: Mapping[Any, Any], num_tensors: int) -> dict[str, Any]:
     """The inverse of `encode_description`: the fields of `Weights` that it holds.
 
     Raises:
-        ConversionError: the description is damaged, or of another version.
+        ConversionError: the description is damaged, too long, or of another version.
     """
-    text = metadata.get(DESCRIPTION_KEY) if isinstance(metadata, Mapping) else None
+    text = metadata.get(DESCRIPTION_KEY)
     if text is None:
         return {"classifier": None}
     try:
+        if len(text) > _LARGEST_DESCRIPTION:
+            raise ValueError(f"{len(text)} characters are too many")
         return _parse(decode(text), num_tensors)
     except Exception as error:  # whatever a hostile description brings about
         raise ConversionError(f"{path} describes its model wrongly: {error}") from error

@@ -18,11 +18,12 @@ from resnet_spec.blocks import (
 )
 from resnet_spec.classifier import ClassifierSpec
 from resnet_spec.preprocessing import PREPROCESSINGS, Preprocessing
-from resnet_spec.spec import DIALECT, BlockSpec, Dialect, Dimensions, ResNetSpec, plan_stages
+from resnet_spec.spec import CHOICES, DIALECT, BlockSpec, Dialect, Dimensions, ResNetSpec, plan_stages
 from resnet_spec.table import MODELS, UnknownNameError, find_spec, list_models, nearest_names
 
 __all__ = [
     "BLOCKS",
+    "CHOICES",
     "DIALECT",
     "MODELS",
     "PREPROCESSINGS",

@@ -1,7 +1,7 @@
 """A residual network together with its head: what a file of weights says about itself."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from resnet_spec.blocks import Conv
@@ -12,22 +12,31 @@ from resnet_spec.spec import ResNetSpec, is_positive_integer
 class ClassifierSpec:
     """A network and its head: linear with `num_classes` outputs, or none where that is None.
 
+    Attributes:
+        network: a row of the table.
+        num_classes: outputs of the head.
+        head_bias: whether the head has one.
+        statistics_batch_size: images that each running variance was taken over, where it is known:
+            the biased and the unbiased one differ by m / (m - 1) for m values per channel. A note:
+            it does not tell two models apart.
+
     Raises:
-        ValueError: `num_classes` is not a positive integer.
+        ValueError: `num_classes` or `statistics_batch_size` is not a positive integer.
     """
 
     network: ResNetSpec
     num_classes: int | None = None
     head_bias: bool = True
+    statistics_batch_size: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.num_classes is None:
-            return
-        if not is_positive_integer(self.num_classes):
-            raise ValueError(
-                f"num_classes must be a positive integer or None, not {self.num_classes!r}"
-            )
-        object.__setattr__(self, "num_classes", int(self.num_classes))
+        for name in ("num_classes", "statistics_batch_size"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not is_positive_integer(value):
+                raise ValueError(f"{name} must be a positive integer or None, not {value!r}")
+            object.__setattr__(self, name, int(value))
 
     def layers(self) -> list[tuple[str, dict[str, tuple[int, ...]]]]:
         """(attribute path, shape of each tensor) of every layer, spelled as torch does."""
@@ -52,6 +61,7 @@ class ClassifierSpec:
             "network": self.network.to_json(),
             "num_classes": self.num_classes,
             "head_bias": self.head_bias,
+            "statistics_batch_size": self.statistics_batch_size,
         }
 
     @classmethod
@@ -65,9 +75,10 @@ class ClassifierSpec:
             network = ResNetSpec.from_json(fields["network"])
             head_bias = fields["head_bias"]
             num_classes = fields["num_classes"]
+            batch_size = fields.get("statistics_batch_size")  # files of older versions have none
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"incomplete description of a model: {error}") from error
-        return cls(network, num_classes, bool(head_bias))
+        return cls(network, num_classes, bool(head_bias), batch_size)
 
 
 def _conv_shape(conv: Conv) -> tuple[int, ...]:

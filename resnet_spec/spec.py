@@ -51,7 +51,7 @@ def is_positive_integer(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, SupportsIndex) and int(value) > 0
 
 
-_CHOICES: dict[str, Collection[str]] = {
+CHOICES: dict[str, Collection[str]] = {
     "block": BLOCKS,
     "shortcut": SHORTCUTS,
     "padding": PADDINGS,
@@ -59,6 +59,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "bottleneck_stride": BOTTLENECK_STRIDES,
     "running_variance": RUNNING_VARIANCES,
 }
+"""The values of every field of a spec that is a choice."""
 
 
 class Dialect(TypedDict, total=False):
@@ -151,7 +152,7 @@ class ResNetSpec:
         ]
         if not self.stage_depths or len(self.stage_depths) != len(self.stage_planes):
             problems.append("stage_depths and stage_planes need one number for each stage")
-        for name, known in _CHOICES.items():
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 problems.append(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
         if self.block == "basic" and self.bottleneck_stride == "1x1":

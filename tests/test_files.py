@@ -23,7 +23,7 @@ from tests.twins import assert_same_state, make_twins, random_images, relative_e
 DTYPES = ["float64", "float32", "bfloat16"]
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".npz"])
 @pytest.mark.parametrize("source", ["flax", "torch"])
 def test_a_file_knows_its_model_and_loads_as_either_twin(tmp_path, suffix, source):
     twins = dict(
@@ -149,7 +149,7 @@ def test_tensors_that_numpy_cannot_hold_are_one_clear_error(tmp_path, kind):
     "content", [b"", b"\x80\x02s]\x8a", b"\x80\x02}q\x00.", b"PK\x03\x04", b"a" * 99]
 )
 def test_garbage_is_one_clear_error(tmp_path, content):
-    for suffix in (".pt", ".safetensors"):
+    for suffix in (".pt", ".safetensors", ".npz"):
         path = tmp_path / f"m{suffix}"
         path.write_bytes(content)
         with pytest.raises(convert.ConversionError):
@@ -184,7 +184,7 @@ def test_tensors_of_unknown_dtypes_in_a_safetensors_file_are_one_clear_error(tmp
         convert.load(path, backend="flax")
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".npz"])
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.3, 0.99])
 def test_a_truncated_file_is_one_clear_error(tmp_path, suffix, kept):
     _, model = make_twins("ResNet20", dtype="float32")
@@ -245,7 +245,7 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, dtype)
             assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".th", ".npz"])
 def test_a_disk_that_is_full_is_an_oserror_and_leaves_the_old_file(tmp_path, suffix):
     _, model = make_twins("ResNet20", dtype="float32")
     path = tmp_path / f"m{suffix}"

@@ -43,7 +43,9 @@ class Trainer:
             zero_init_residual=config.zero_init_residual,
             in_planes=dataset.train.images.shape[-1],
         )
-        self.classifier = ClassifierSpec(spec, dataset.num_classes)
+        self.classifier = ClassifierSpec(
+            spec, dataset.num_classes, statistics_batch_size=config.global_batch_size
+        )
         _check_image_size(config, spec, dataset.train.images.shape[1])
         self._schedule = make_schedule(config, self.total_steps)
         optimizer = make_optimizer(

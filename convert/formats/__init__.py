@@ -1,0 +1,35 @@
+"""The forms a file of weights can have, one module each.
+
+A form is a module with `write(path, arrays, metadata)`, which stores arrays by name and a mapping
+of text to text, and `read(path, visit)`, which hands each array in turn to `visit` and returns
+the `Contents`. A new form is a module and its suffix in `FORMS`. Reading never runs what a file
+holds, takes no more memory than three times the file and 200 MB, and raises a ConversionError.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from convert.formats import npz, pytorch, safetensors
+from convert.formats.contents import Contents, Visitor
+
+
+class Form(Protocol):
+    """What a module of this folder has."""
+
+    def write(
+        self, path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+    ) -> None: ...
+
+    def read(self, path: Path, visit: Visitor) -> Contents: ...
+
+
+FORMS: dict[str, Form] = {
+    ".safetensors": safetensors,
+    ".pt": pytorch,
+    ".pth": pytorch,
+    ".th": pytorch,
+    ".npz": npz,
+}

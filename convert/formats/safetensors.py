@@ -1,0 +1,73 @@
+"""`.safetensors`: a JSON header and the arrays' bytes."""
+
+import collections
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.errors import ConversionError
+from convert.formats.contents import Contents, Visitor
+
+# Parsed JSON takes up to 25 times its length in memory; 60,000 tensors fit.
+_LARGEST_HEADER = 2**23
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes arrays, and text as the header's `__metadata__`."""
+    from safetensors.numpy import save_file
+
+    # save_file writes the memory of an array as it lies, whatever its strides are
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    save_file(arrays, path, metadata={"format": "pt", **metadata})
+
+
+def read(path: Path, visit: Visitor) -> Contents:
+    """Visits every tensor; a name that is in the header twice is a problem.
+
+    Raises:
+        ConversionError: the file is damaged, or holds a dtype that NumPy lacks.
+    """
+    from safetensors import safe_open
+
+    problems = _duplicates(path)
+    try:
+        with safe_open(path, framework="np", backend="pread") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                visit(name, file.get_tensor(name))
+            metadata = file.metadata()
+    except BaseException as error:
+        # A panic of the library's Rust is no Exception, and its class cannot be imported.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise _damaged(path, error) from error
+        raise
+    return Contents(metadata or {}, problems)
+
+
+def _duplicates(path: Path) -> tuple[str, ...]:
+    """The names that the header gives twice, of which the library would keep the last."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _LARGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes is more than {_LARGEST_HEADER}")
+            header = file.read(length)
+        names: list[str] = []
+
+        def note_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            if len(pairs) != len({name for name, _ in pairs}):
+                counts = collections.Counter(name for name, _ in pairs)
+                names.extend(name for name, count in counts.items() if count > 1)
+            return dict(pairs)
+
+        json.loads(header, object_pairs_hook=note_repeated)
+    except Exception as error:  # of several kinds, RecursionError and MemoryError among them
+        raise _damaged(path, error) from error
+    return tuple(f"duplicate: the header has {name} more than once" for name in names)
+
+
+def _damaged(path: Path, error: BaseException) -> ConversionError:
+    return ConversionError(f"{path} is not a whole safetensors file: {error}")
