@@ -1,0 +1,158 @@
+"""Hugging Face folders, `config.json` beside `model.safetensors`, as timm and transformers do."""
+
+import contextlib
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from convert.atomic import replacing
+from convert.description import parse_description
+from convert.errors import ConversionError
+from convert.files import read_weights, write_weights
+from convert.layouts import read_layout, timm_config, transformers_config, write_layout
+from convert.weights import Weights
+from resnet_spec import ClassifierSpec, Preprocessing
+
+_CONFIGS: dict[str, ModuleType] = {"timm": timm_config, "transformers": transformers_config}
+LAYOUTS = tuple(_CONFIGS)
+_CONFIG = "config.json"
+_JSON_FILES = (_CONFIG, transformers_config.PREPROCESSOR)
+# The file of weights, and the form that it is in; the first that is there counts.
+_WEIGHTS = {"model.safetensors": ".safetensors", "pytorch_model.bin": ".pt"}
+_LARGEST_JSON = 2**23  # bytes; the names of 20,000 classes take one hundredth
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a path is a folder with weights of its own, and no training run's."""
+    has_weights = any((path / name).is_file() for name in _WEIGHTS)
+    return has_weights and not (path / "checkpoints").is_dir()
+
+
+def write_folder(folder: Path, weights: Weights, layout: str) -> None:
+    """Writes a folder that timm or transformers opens.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)`, or
+    `ResNetForImageClassification.from_pretrained("FOLDER")`, is then the model.
+
+    Args:
+        folder: a new one, or one that is empty; it appears whole or not at all.
+        weights: with their model's description; for timm with their preprocessing, too.
+        layout: one of `LAYOUTS`.
+
+    Raises:
+        ConversionError: the package has no such model, the folder is not empty, or what was
+            written reads back otherwise.
+        OSError: the folder cannot be written.
+    """
+    if layout not in _CONFIGS:
+        raise ConversionError(f"a folder is in the layout {' or '.join(LAYOUTS)}, not {layout}")
+    if weights.classifier is None:
+        raise ConversionError("these weights do not say which model they are")
+    weights.check_preprocessing()
+    arrays = write_layout(weights.arrays, weights.classifier, layout)
+    if weights.classifier.num_classes is not None and not weights.classifier.head_bias:
+        raise ConversionError(f"the heads of {layout} have a bias, and this one has none")
+    contents = _CONFIGS[layout].write(weights.classifier, weights.preprocessing)
+    with _appearing(folder) as temporary:
+        write_weights(temporary / next(iter(_WEIGHTS)), Weights(arrays, None))
+        for name, content in contents.items():
+            with replacing(temporary / name) as file:
+                file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        _, written, preprocessing = _read_description(temporary, Weights(arrays, None))
+        problems = weights.classifier.network.differences(written.network)
+        if written.num_classes != weights.classifier.num_classes:
+            problems.append(f"num_classes: {written.num_classes}")
+        if preprocessing != weights.preprocessing:
+            problems.append(f"preprocessing: {preprocessing}")
+        if problems:
+            raise ConversionError(f"{folder} reads back as another model:", problems)
+
+
+def read_folder(folder: Path, *, reset_counters: bool = False) -> Weights:
+    """The weights of a folder of timm's, of transformers' or of ours, under our names.
+
+    Args:
+        folder: with `model.safetensors` or `pytorch_model.bin`, and the package's `config.json`.
+        reset_counters: take missing `num_batches_tracked` as zero.
+
+    Raises:
+        ConversionError: it is a model that the table has not (the differences are listed), or the
+            folder is damaged.
+        OSError: a file cannot be read.
+    """
+    found = [name for name in _WEIGHTS if (folder / name).is_file()]
+    if not found:
+        raise ConversionError(
+            f"{folder} holds no {' or '.join(_WEIGHTS)} (weights in several files are not read)"
+        )
+    weights = read_weights(folder / found[0], suffix=_WEIGHTS[found[0]])
+    if weights.classifier is not None:  # ours: the file describes itself
+        return weights
+    layout, classifier, preprocessing = _read_description(folder, weights)
+    arrays, with_head = read_layout(
+        weights.arrays, classifier.network, layout, reset_counters=reset_counters
+    )
+    if with_head.num_classes != classifier.num_classes:
+        raise ConversionError(
+            f"{folder}: {_CONFIG} speaks of a head of {classifier.num_classes} classes, the "
+            f"weights have one of {with_head.num_classes}"
+        )
+    return Weights(arrays, with_head, preprocessing)
+
+
+def _read_description(
+    folder: Path, weights: Weights
+) -> tuple[str, ClassifierSpec, Preprocessing | None]:
+    """(layout, classifier, preprocessing) of a folder with these arrays, which bound its size."""
+    files = {name: _read_json(folder / name) for name in _JSON_FILES if (folder / name).is_file()}
+    if _CONFIG not in files:
+        raise ConversionError(f"{folder} has no {_CONFIG}, and its weights do not describe a model")
+    config = files[_CONFIG]
+    if "model_type" in config or "architectures" in config:
+        layout = "transformers"
+    elif "architecture" in config:
+        layout = "timm"
+    else:
+        raise ConversionError(f"{folder / _CONFIG} is neither of timm nor of transformers")
+    try:
+        fields, preprocessing = _CONFIGS[layout].read(files)
+        classifier = parse_description(fields, len(weights.arrays))
+        if preprocessing is not None:
+            preprocessing.check(classifier)
+    except ConversionError as error:
+        raise ConversionError(f"{folder}: {error}") from error
+    except Exception as error:  # whatever hostile JSON brings about
+        reason = f"{type(error).__name__}: {error}"
+        raise ConversionError(f"{folder}: not as {layout} writes it ({reason})") from error
+    return layout, classifier, preprocessing
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        text = file.read(_LARGEST_JSON + 1)
+    try:
+        content = json.loads(text) if len(text) <= _LARGEST_JSON else None
+    except Exception as error:  # of several kinds, RecursionError among them
+        raise ConversionError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path} is not a configuration")
+    return content
+
+
+@contextlib.contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when all went well."""
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConversionError(f"{folder} is there already and not an empty folder: give a new one")
+    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,174 @@
+"""The JSON files of a folder that transformers opens as `ResNetForImageClassification`."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from convert.errors import ConversionError
+from resnet_spec import ClassifierSpec, Preprocessing
+from resnet_spec.blocks import BOTTLENECK_EXPANSION
+
+PREPROCESSOR = "preprocessor_config.json"
+# ConvNeXT's processor is the one that ResNets have there; from this size on it squeezes a whole
+# picture instead of cutting out its middle, which BiT's never does.
+_SQUEEZED_FROM = 384
+_RESAMPLE: dict[int, str] = dict(  # Pillow's numbers
+    enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"))
+)
+# What transformers takes where a file is silent (`ResNetConfig`, `ConvNextImageProcessor`).
+_DEFAULTS: dict[str, Any] = {
+    "num_channels": 3,
+    "embedding_size": 64,
+    "hidden_sizes": [256, 512, 1024, 2048],
+    "depths": [3, 4, 6, 3],
+    "layer_type": "bottleneck",
+    "downsample_in_bottleneck": False,
+}
+_ONLY_VALUES = {"model_type": "resnet", "hidden_act": "relu", "downsample_in_first_stage": False}
+_ARCHITECTURE = "ResNetForImageClassification"
+_STEPS = ("do_resize", "do_rescale", "do_normalize")
+
+
+def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> dict[str, Any]:
+    """Name -> content of the JSON files; without a preprocessing only `config.json`."""
+    spec, count = classifier.network, classifier.num_classes or 0
+    names = None if preprocessing is None else preprocessing.class_names
+    labels = names or tuple(f"LABEL_{number}" for number in range(count))
+    expansion = BOTTLENECK_EXPANSION if spec.block == "bottleneck" else 1
+    config = {
+        "architectures": [_ARCHITECTURE],
+        "model_type": "resnet",
+        "num_channels": spec.in_planes,
+        "embedding_size": spec.stem_planes,
+        "hidden_sizes": [planes * expansion for planes in spec.stage_planes],
+        "depths": list(spec.stage_depths),
+        "layer_type": spec.block,
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": spec.bottleneck_stride == "1x1",
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    if preprocessing is None:
+        return {"config.json": config}
+    return {"config.json": config, PREPROCESSOR: _write_processor(preprocessing)}
+
+
+def read(files: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing | None]:
+    """The description of the model, as `ClassifierSpec.to_json`'s, and its preprocessing.
+
+    Raises:
+        ConversionError: it is a network that the table has not; the differences are listed.
+        ValueError, KeyError, TypeError: the content is not transformers'.
+    """
+    given = files["config.json"]
+    config = {**_DEFAULTS, **given}
+    expansion = BOTTLENECK_EXPANSION if config["layer_type"] == "bottleneck" else 1
+    problems = list(_unsupported(config))
+    if any(size % expansion for size in config["hidden_sizes"]):
+        problems.append(f"hidden_sizes {config['hidden_sizes']} do not divide by {expansion}")
+    if problems:
+        raise ConversionError("config.json describes a network that this table has not:", problems)
+    labels = _labels(config)
+    network = {
+        "block": config["layer_type"],
+        "stage_depths": config["depths"],
+        "stage_planes": [size // expansion for size in config["hidden_sizes"]],
+        "stem_planes": config["embedding_size"],
+        "in_planes": config["num_channels"],
+    }
+    if config["downsample_in_bottleneck"] and config["layer_type"] == "bottleneck":
+        network["bottleneck_stride"] = "1x1"
+    fields = {"network": network, "num_classes": len(labels) or None, "head_bias": True}
+    is_named = any(label != f"LABEL_{number}" for number, label in enumerate(labels))
+    processor = files.get(PREPROCESSOR)
+    if processor is None:
+        return fields, None
+    return fields, _read_processor(processor, tuple(labels) if is_named else None)
+
+
+def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
+    for name, only in _ONLY_VALUES.items():
+        if config.get(name, only) != only:
+            yield f"{name} is {config[name]!r}, here {only!r}"
+    architectures = config.get("architectures") or [_ARCHITECTURE]
+    if architectures != [_ARCHITECTURE]:
+        yield f"architectures are {architectures!r}, here {_ARCHITECTURE}"
+    if config["layer_type"] not in ("basic", "bottleneck"):
+        yield f"layer_type is {config['layer_type']!r}, here basic or bottleneck"
+    if config.get("quantization_config") is not None:
+        yield "its weights are quantised"
+
+
+def _labels(config: Mapping[str, Any]) -> list[str]:
+    """The names of the classes in order; two without names are transformers' default."""
+    labels = config.get("id2label")
+    if labels is None:
+        return [f"LABEL_{number}" for number in range(config.get("num_labels", 2))]
+    return [labels[str(number)] for number in range(len(labels))]
+
+
+def _write_processor(preprocessing: Preprocessing) -> dict[str, Any]:
+    size, fraction = preprocessing.image_size, preprocessing.crop_fraction
+    processor: dict[str, Any] = {
+        "image_processor_type": "ConvNextImageProcessor",
+        **dict.fromkeys(_STEPS, True),
+        "size": {"shortest_edge": size},
+        "crop_pct": fraction,
+        "resample": list(_RESAMPLE.values()).index(preprocessing.interpolation),
+        "rescale_factor": 1 / 255,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
+    if size >= _SQUEEZED_FROM:
+        processor |= {
+            "image_processor_type": "BitImageProcessor",
+            "size": {"shortest_edge": int(size / fraction)},
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+        }
+    return processor
+
+
+def _read_processor(
+    processor: Mapping[str, Any], class_names: tuple[str, ...] | None
+) -> Preprocessing:
+    kind = str(processor.get("image_processor_type", processor.get("feature_extractor_type")))
+    edge, cut, fraction = _read_size(processor)
+    problems = [f"{step} is false" for step in _STEPS if processor.get(step, True) is not True]
+    if not kind.startswith(("ConvNext", "BitImage")):
+        problems.append(f"{kind} is neither ConvNextImageProcessor nor BitImageProcessor")
+    if abs(processor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        problems.append(f"rescale_factor is {processor['rescale_factor']!r}, here 1/255")
+    if kind.startswith("ConvNext") and edge >= _SQUEEZED_FROM:
+        problems.append(f"pictures are squeezed to {edge} pixels, here their middle is cut out")
+    if kind.startswith("BitImage") and processor.get("do_center_crop", True) is not True:
+        problems.append("do_center_crop is false")
+    if problems:
+        raise ConversionError(
+            f"{PREPROCESSOR} prepares images as this table cannot say it; without that file the "
+            "weights alone are imported:",
+            problems,
+        )
+    return Preprocessing(
+        mean=processor["image_mean"],
+        std=processor["image_std"],
+        image_size=cut,
+        class_names=class_names,
+        interpolation=_RESAMPLE[processor.get("resample", 3)],  # type: ignore[arg-type]
+        crop_fraction=fraction,
+    )
+
+
+def _read_size(processor: Mapping[str, Any]) -> tuple[int, int, float]:
+    """Shorter side of the resized picture, side of the kept square, and the crop fraction."""
+    size, crop = processor["size"], processor.get("crop_size")
+    edge = int(size["shortest_edge"] if isinstance(size, Mapping) else size)
+    fraction = processor.get("crop_pct")
+    if crop is None:
+        return edge, edge, 224 / 256 if fraction is None else fraction
+    height, width = (crop["height"], crop["width"]) if isinstance(crop, Mapping) else (crop, crop)
+    if height != width or not 0 < height <= edge:
+        raise ValueError(f"{PREPROCESSOR}: no square within {edge} pixels is {height} by {width}")
+    if fraction is None or int(height / fraction) != edge:
+        fraction = height / edge
+    return edge, int(height), fraction

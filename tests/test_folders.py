@@ -1,0 +1,376 @@
+"""Hugging Face folders: the peers' own loaders open ours, and ours reads theirs."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import convert
+import torch_resnet
+from convert.arrays import to_numpy
+from convert.files import Weights
+from convert.folders import LAYOUTS, is_model_folder, read_folder, write_folder
+from convert.layouts import find_layout, timm_config, transformers_config
+from convert.layouts.timm_config import ARCHITECTURES
+from convert.models import arrays_of, build_torch, describe
+from resnet_spec import ClassifierSpec, Preprocessing, find_spec
+from tests.peers import import_torchvision
+from tests.twins import assert_same_state, randomise, relative_error
+
+PREPROCESSING = Preprocessing(
+    mean=(0.1 + 0.2, 1 / 3, 0.4),
+    std=(0.2, 0.7, 0.30000000000000004),
+    image_size=64,
+    class_names=("tench", "cat, tabby", "d\u00e9j\u00e0"),
+    interpolation="bicubic",
+    crop_fraction=0.95,
+)
+
+
+@pytest.fixture(scope="module")
+def timm() -> Any:
+    import_torchvision()
+    import timm
+
+    return timm
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    import_torchvision()
+    import transformers
+
+    return transformers
+
+
+def weights_of(name: str, **changes: Any) -> tuple[Weights, torch.nn.Module]:
+    """Random weights of a model with three classes, and the torch twin."""
+    model = torch_resnet.create(name, 3, **changes)
+    randomise(model)
+    return Weights(arrays_of(model), describe(model), PREPROCESSING), model.eval()
+
+
+@pytest.fixture(scope="module")
+def resnet18() -> tuple[Weights, torch.nn.Module]:
+    return weights_of("ResNet18")
+
+
+def logits(model: Any, channels: int = 3) -> np.ndarray:
+    images = torch.randn(2, channels, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output = model.eval()(images)
+    return to_numpy(getattr(output, "logits", output))
+
+
+def open_folder(package: Any, folder: Path) -> Any:
+    if package.__name__ == "timm":
+        return package.create_model(f"local-dir:{folder}", pretrained=True)
+    return package.ResNetForImageClassification.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_packages_own_loader_opens_our_folder(layout, request, resnet18, tmp_path):
+    package, (weights, model) = request.getfixturevalue(layout), resnet18
+    write_folder(tmp_path / "f", weights, layout)
+    theirs = open_folder(package, tmp_path / "f")
+    assert relative_error(logits(theirs), logits(model)) <= 1e-5
+    with safe_open(tmp_path / "f" / "model.safetensors", framework="np") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert set(file.keys()) == set(theirs.state_dict())
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_comes_back_bit_for_bit_with_its_preprocessing(layout, resnet18, tmp_path):
+    weights, _ = resnet18
+    write_folder(tmp_path / "f", weights, layout)
+    again = read_folder(tmp_path / "f")
+    assert (again.classifier, again.preprocessing) == (weights.classifier, PREPROCESSING)
+    assert_same_state(again.arrays, weights.arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "name", "changes"),
+    [
+        ("timm", "ResNet50", {"in_planes": 1}),
+        ("timm", "PreActResNet18", {}),
+        ("timm", "PreActResNet50", {}),
+        ("timm", "WideResNet50-2", {}),
+        ("transformers", "ResNet50", {}),
+        ("transformers", "ResNet50", {"bottleneck_stride": "1x1", "in_planes": 1}),
+    ],
+)
+def test_every_kind_of_network_opens_there(layout, name, changes, request, tmp_path):
+    package = request.getfixturevalue(layout)
+    weights, model = weights_of(name, **changes)
+    channels = changes.get("in_planes", 3)
+    mean, std = PREPROCESSING.mean[:channels], PREPROCESSING.std[:channels]
+    preprocessing = dataclasses.replace(PREPROCESSING, mean=mean, std=std)
+    weights = dataclasses.replace(weights, preprocessing=preprocessing)
+    write_folder(tmp_path / "f", weights, layout)
+    theirs = open_folder(package, tmp_path / "f")
+    assert relative_error(logits(theirs, channels), logits(model, channels)) <= 1e-5
+    again = read_folder(tmp_path / "f")
+    assert (again.classifier, again.preprocessing) == (weights.classifier, preprocessing)
+    assert_same_state(again.arrays, weights.arrays)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_model_without_a_head_opens_there_too(layout, request, tmp_path):
+    package, model = request.getfixturevalue(layout), torch_resnet.ResNet18()
+    randomise(model)
+    preprocessing = dataclasses.replace(PREPROCESSING, class_names=None)
+    weights = Weights(arrays_of(model), describe(model), preprocessing)
+    write_folder(tmp_path / "f", weights, layout)
+    theirs = open_folder(package, tmp_path / "f")
+    features = logits(theirs).reshape(2, -1)  # transformers keeps (n, c, 1, 1)
+    assert relative_error(features, logits(model.eval())) <= 1e-5
+    assert read_folder(tmp_path / "f").classifier == weights.classifier
+
+
+def test_timm_takes_the_preprocessing_and_the_names_from_our_folder(timm, resnet18, tmp_path):
+    write_folder(tmp_path / "f", resnet18[0], "timm")
+    model = open_folder(timm, tmp_path / "f")
+    data = timm.data.resolve_data_config({}, model=model)
+    assert tuple(data["input_size"]) == (3, 64, 64)
+    assert (tuple(data["mean"]), tuple(data["std"])) == (PREPROCESSING.mean, PREPROCESSING.std)
+    assert (data["interpolation"], data["crop_pct"]) == ("bicubic", 0.95)
+    assert tuple(model.pretrained_cfg["label_names"]) == PREPROCESSING.class_names
+
+
+@pytest.mark.parametrize("size", [64, 400])
+def test_transformers_prepares_a_picture_as_our_folder_says(transformers, resnet18, tmp_path, size):
+    preprocessing = dataclasses.replace(PREPROCESSING, image_size=size)
+    weights = dataclasses.replace(resnet18[0], preprocessing=preprocessing)
+    write_folder(tmp_path / "f", weights, "transformers")
+    assert read_folder(tmp_path / "f").preprocessing == preprocessing
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "f", backend="pil")
+    # of the size that the shorter side would get, so that it is only cut
+    side, cut = int(size / 0.95), (int(size / 0.95) - size) // 2
+    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    (prepared,) = processor(picture, return_tensors="np")["pixel_values"]
+    kept = picture[cut : cut + size, cut : cut + size] / 255
+    expected = (kept - np.array(PREPROCESSING.mean)) / np.array(PREPROCESSING.std)
+    assert relative_error(prepared, expected.transpose(2, 0, 1)) <= 1e-5
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "f")
+    assert config.id2label == dict(enumerate(PREPROCESSING.class_names or ()))
+
+
+def test_a_folder_that_timm_wrote_is_read(timm, tmp_path):
+    theirs = timm.create_model("resnetv2_18", num_classes=4, in_chans=1)
+    randomise(theirs)
+    timm.models.save_for_hf(theirs, tmp_path / "f", safe_serialization=False)
+    assert (tmp_path / "f" / "pytorch_model.bin").is_file()
+    config = json.loads((tmp_path / "f" / "config.json").read_text())
+    config["pretrained_cfg"] |= {"mean": [0.25], "std": [0.5]}  # timm leaves its three numbers
+    (tmp_path / "f" / "config.json").write_text(json.dumps(config))
+    weights = read_folder(tmp_path / "f")
+    spec = dataclasses.replace(find_spec("PreActResNet18"), in_planes=1)
+    assert weights.classifier is not None
+    assert weights.classifier == ClassifierSpec(spec, 4)
+    assert weights.preprocessing is not None
+    assert (weights.preprocessing.mean, weights.preprocessing.image_size) == ((0.25,), 224)
+    model = build_torch(weights.classifier, weights.arrays)
+    assert relative_error(logits(model, 1), logits(theirs, 1)) <= 1e-5
+
+
+def test_a_folder_that_transformers_wrote_is_read(transformers, tmp_path):
+    config = transformers.ResNetConfig(
+        layer_type="basic", depths=[1, 1, 1, 1], hidden_sizes=[64, 128, 256, 512]
+    )
+    theirs = transformers.ResNetForImageClassification(config)
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path / "f")
+    weights = read_folder(tmp_path / "f")
+    assert weights.preprocessing is None
+    assert weights.classifier is not None
+    assert weights.classifier.num_classes == 2
+    assert weights.classifier.network.stage_depths == (1, 1, 1, 1)
+    model = build_torch(weights.classifier, weights.arrays)
+    assert relative_error(logits(model), logits(theirs)) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_timms_architecture_is_our_network_tensor_for_tensor(timm, architecture):
+    classifier = ClassifierSpec(find_spec(ARCHITECTURES[architecture]), 7)
+    model = timm.create_model(architecture, num_classes=7, device="meta")
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = find_layout("timm").tensors(classifier)
+    ours = {theirs[name]: shape for name, shape in classifier.tensors().items()}
+    if classifier.network.preact:
+        ours["head.fc.weight"] += (1, 1)
+    assert shapes == ours
+
+
+def test_a_folder_with_a_file_of_ours_needs_no_configuration(resnet18, tmp_path):
+    weights, model = resnet18
+    convert.save(tmp_path / "model.safetensors", model, preprocessing=PREPROCESSING)
+    (tmp_path / "config.json").write_text('{"config": {"model": "ResNet18"}}')
+    again = read_folder(tmp_path)
+    assert (again.classifier, again.preprocessing) == (weights.classifier, PREPROCESSING)
+    assert is_model_folder(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    assert not is_model_folder(tmp_path)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    """A folder of each layout for ResNet18, of whose weights only the number counts."""
+    preprocessing = dataclasses.replace(PREPROCESSING, image_size=224)
+    classifier = ClassifierSpec(find_spec("ResNet18"), 3)
+    tensors = {f"n{number}": torch.zeros(1) for number in range(9)}
+    for layout, module in (("timm", timm_config), ("transformers", transformers_config)):
+        (tmp_path / layout).mkdir()
+        save_file(tensors, tmp_path / layout / "model.safetensors")
+        for name, content in module.write(classifier, preprocessing).items():
+            (tmp_path / layout / name).write_text(json.dumps(content))
+    return {layout: tmp_path / layout for layout in LAYOUTS}
+
+
+def change(path: Path, changes: dict[str, Any]) -> None:
+    """Entries of a JSON file; those of `pretrained_cfg` one by one."""
+    config = json.loads(path.read_text())
+    inner = changes.get("pretrained_cfg")
+    if isinstance(inner, dict):
+        changes = {**changes, "pretrained_cfg": {**config["pretrained_cfg"], **inner}}
+    path.write_text(json.dumps({**config, **changes}))
+
+
+UNSUPPORTED = [
+    ("timm", {"architecture": "resnet50d"}, ("'resnet50d'", "average-pooled", "resnet50")),
+    ("timm", {"architecture": "seresnet50"}, ("squeeze-and-excitation",)),
+    ("timm", {"architecture": "resnetv2_50x1_bit"}, ("standardised",)),
+    ("timm", {"architecture": "vit_base"}, ("'vit_base'", "none of the papers")),
+    ("timm", {"global_pool": "max"}, ("global_pool is 'max', here 'avg'",)),
+    (
+        "timm",
+        {"model_args": {"output_stride": 8, "stem_type": "deep", "drop_rate": 0.5}},
+        ("output_stride is 8, here 32", "stem_type is 'deep'"),
+    ),
+    ("timm", {"pretrained_cfg": {"input_size": [3, 64, 48]}}, ("64 by 48",)),
+    ("timm", {"pretrained_cfg": {"crop_mode": "squash", "label_offset": 1}}, ("squash", "offset")),
+    ("timm", {"pretrained_cfg": {"mean": None, "std": [1, 2, "3"]}}, ("timm",)),
+    ("timm", {"pretrained_cfg": {"mean": [0.5, 0.5]}}, ("mean has 2 channels",)),
+    ("timm", {"pretrained_cfg": 5}, ("timm",)),
+    ("timm", {"label_names": ["a"]}, ("1 class names for a head of 3",)),
+    ("timm", {"architecture": ["resnet18"]}, ("timm",)),
+    ("timm", {"num_classes": -1}, ("num_classes",)),
+    (
+        "transformers",
+        {"hidden_act": "gelu", "downsample_in_first_stage": True},
+        ("hidden_act is 'gelu', here 'relu'", "downsample_in_first_stage"),
+    ),
+    ("transformers", {"model_type": "timm_wrapper"}, ("'timm_wrapper'",)),
+    ("transformers", {"architectures": ["ResNetModel"]}, ("ResNetModel",)),
+    ("transformers", {"layer_type": "fire"}, ("'fire'",)),
+    ("transformers", {"quantization_config": {}}, ("quantised",)),
+    ("transformers", {"layer_type": "bottleneck", "hidden_sizes": [65, 4]}, ("divide by 4",)),
+    ("transformers", {"depths": [10**12, 1, 1, 1]}, ("10000000000",)),
+    ("transformers", {"depths": "abcd"}, ("transformers",)),
+    ("transformers", {"id2label": {"0": "a", "2": "b"}}, ("transformers",)),
+    ("transformers", {"id2label": {"0": 5}}, ("class_names",)),
+    ("transformers", {"num_channels": 1}, ("3 channels, the model 1",)),
+]
+
+
+@pytest.mark.parametrize(("layout", "changes", "parts"), UNSUPPORTED)
+def test_what_the_table_has_not_is_named(folders, layout, changes, parts):
+    change(folders[layout] / "config.json", changes)
+    with pytest.raises(convert.ConversionError) as caught:
+        read_folder(folders[layout])
+    for part in (str(folders[layout]), *parts):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"do_normalize": False}, "do_normalize is false"),
+        ({"rescale_factor": 1}, "rescale_factor is 1"),
+        ({"image_processor_type": "ViTImageProcessor"}, "ViTImageProcessor"),
+        ({"size": {"shortest_edge": 384}}, "squeezed to 384"),
+        ({"size": {"height": 224}}, "as transformers writes it"),
+        ({"crop_size": {"height": 300, "width": 300}}, "no square within 224"),
+        ({"resample": 17}, "as transformers writes it"),
+        ({"image_std": [0, 1, 1]}, "std must be positive"),
+        ({"crop_pct": float("nan")}, "crop_fraction"),
+    ],
+)
+def test_a_processor_that_does_something_else_is_named(folders, changes, part):
+    change(folders["transformers"] / "preprocessor_config.json", changes)
+    with pytest.raises(convert.ConversionError, match=part):
+        read_folder(folders["transformers"])
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", "[" * 200_000, "3", '{"a": 1}', '{"architecture": 1e999}']
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hostile_configurations_are_one_clear_error(folders, layout, content):
+    (folders[layout] / "config.json").write_text(content)
+    with pytest.raises(convert.ConversionError, match=layout):
+        read_folder(folders[layout])
+
+
+def test_a_head_of_another_size_than_described_is_refused(resnet18, tmp_path):
+    write_folder(tmp_path / "f", resnet18[0], "transformers")
+    change(tmp_path / "f" / "config.json", {"id2label": {"0": "LABEL_0"}})
+    (tmp_path / "f" / "preprocessor_config.json").unlink()
+    with pytest.raises(convert.ConversionError, match=r"head of 1 classes.*one of 3"):
+        read_folder(tmp_path / "f")
+
+
+def test_a_folder_appears_whole_or_not_at_all(resnet18, tmp_path, monkeypatch):
+    weights, _ = resnet18
+    biasless = torch_resnet.ResNet18()
+    biasless.set_head(torch.nn.Linear(512, 3, bias=False))
+    no_bias = Weights(arrays_of(biasless), describe(biasless), PREPROCESSING)
+    used, folder = tmp_path / "used", tmp_path / "f"
+    used.mkdir()
+    (used / "thesis.txt").write_text("precious")
+    for target, given, layout, part in (
+        (used, weights, "timm", "not an empty folder"),
+        (used / "thesis.txt", weights, "timm", "not an empty folder"),
+        (folder, dataclasses.replace(weights, preprocessing=None), "timm", "ImageNet's mean"),
+        (folder, weights_of("ResNet20")[0], "transformers", "cannot express"),
+        (folder, dataclasses.replace(weights, classifier=None), "timm", "which model"),
+        (folder, no_bias, "transformers", "bias"),
+        (folder, weights, "torchvision", "timm or transformers"),
+    ):
+        with pytest.raises(convert.ConversionError, match=part):
+            write_folder(target, given, layout)
+    with pytest.raises(FileNotFoundError):
+        write_folder(tmp_path / "no" / "f", weights, "timm")
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(folder, weights, "timm")
+    assert [path.name for path in tmp_path.rglob("*")] == ["used", "thesis.txt"]
+
+
+def test_a_transformers_folder_without_preprocessing_has_no_processor(resnet18, tmp_path):
+    (tmp_path / "f").mkdir()  # an empty folder is as good as none
+    silent = dataclasses.replace(resnet18[0], preprocessing=None)
+    write_folder(tmp_path / "f", silent, "transformers")
+    names = {path.name for path in (tmp_path / "f").iterdir()}
+    assert names == {"config.json", "model.safetensors"}
+    assert read_folder(tmp_path / "f").preprocessing is None
+
+
+def test_folders_without_weights_say_what_was_looked_for(tmp_path):
+    with pytest.raises(convert.ConversionError, match=r"pytorch_model\.bin"):
+        read_folder(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(convert.ConversionError, match=r"no config\.json"):
+        read_folder(tmp_path)
