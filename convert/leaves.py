@@ -18,6 +18,13 @@ def torch_name(name: str) -> str:
     return f"{layer}.{leaf}" if layer else leaf
 
 
+def flax_leaf(leaf: str, *, is_normalised: bool) -> str:
+    """The inverse of `torch_name` for one leaf of a layer, a normalisation or not."""
+    inverse = {torch: flax for flax, torch in _TORCH_LEAVES.items() if torch != "weight"}
+    weight = "scale" if is_normalised else "kernel"
+    return weight if leaf == "weight" else inverse.get(leaf, leaf)
+
+
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
     """A Flax array with torch's axes: a view, but for the counter of batches, int64 in torch."""
     match name.rpartition(".")[2], array.ndim:
