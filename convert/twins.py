@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convert import leaves
-from convert.arrays import compare_shapes, is_lossless, to_numpy
+from convert.arrays import compare_shapes, is_floating, is_lossless, to_numpy
 from convert.description import as_state_dict, describe, describe_state
 from convert.errors import ConversionError
 
@@ -92,15 +92,36 @@ def _variables(model: "nnx.Module") -> "dict[str, tuple[str, nnx.Variable[Any]]]
     return named
 
 
-def take_dtypes(flax_model: "nnx.Module", arrays: Mapping[str, np.ndarray]) -> None:
-    """Makes a Flax model's floating-point variables places for arrays of these dtypes."""
-    import jax
-    import jax.numpy as jnp
+def fill_by_name(flax_model: "nnx.Module", arrays: Mapping[str, np.ndarray]) -> None:
+    """As `torch_to_flax`, for a model just built from the table, which takes the arrays' dtypes.
 
-    for name, (_, variable) in _variables(flax_model).items():
-        old = variable.get_value()
-        if name in arrays and jnp.issubdtype(old.dtype, jnp.floating):
-            variable.set_value(jax.ShapeDtypeStruct(old.shape, arrays[name].dtype))
+    Each array finds its layer by the name, as the table has it: walking through a model of NNX
+    takes longer than reading its file.
+
+    Raises:
+        ConversionError: a counter is too large for the model's integers.
+    """
+    import jax
+
+    problems: list[str] = []
+    variables: list[nnx.Variable[Any]] = []
+    values: list[np.ndarray] = []
+    for name, array in arrays.items():
+        path, _, leaf = name.rpartition(".")
+        layer: Any = flax_model
+        for part in path.split("."):
+            layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
+        flax_leaf = leaves.flax_leaf(leaf, array.ndim)
+        variable = getattr(layer, flax_leaf)
+        dtype = array.dtype if is_floating(array.dtype) else np.dtype(variable.dtype)
+        problems += _lossy(name, array, dtype)
+        variables.append(variable)
+        values.append(_detached(leaves.to_flax(flax_leaf, array), dtype))
+    if problems:
+        raise ConversionError("these weights are not those of this model:", problems)
+    placed = jax.block_until_ready(jax.device_put(values))
+    for variable, value in zip(variables, placed, strict=True):
+        variable.set_value(value)
 
 
 def _torch_shape(flax_name: str, variable: "nnx.Variable[Any]") -> tuple[int, ...]:
@@ -121,6 +142,14 @@ def _fill(variable: "nnx.Variable[Any]", array: np.ndarray) -> None:
 
     old = variable.get_value()
     is_placed = isinstance(old, jax.Array) and old.committed
-    # A copy in C order: JAX may keep the memory it is given, and the caller may write to his.
-    array = np.array(array, dtype=old.dtype, order="C")
-    variable.set_value(jax.device_put(array, old.sharding if is_placed else None))
+    array = _detached(array, np.dtype(old.dtype))
+    placed = jax.device_put(array, old.sharding if is_placed else None)
+    variable.set_value(jax.block_until_ready(placed))
+
+
+def _detached(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """What JAX may keep: it uses the memory of an array in C order, and the caller may write to it.
+
+    Any other it copies itself, in less time than NumPy.
+    """
+    return array.astype(dtype, order="K", copy=array.flags.c_contiguous)

@@ -1,5 +1,8 @@
 """How one layer of the table is spelled in Flax, and the BatchNorm that torch's equals."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, TypedDict, Unpack
 
 import jax
@@ -13,6 +16,38 @@ from resnet_spec import Conv, RunningVariance
 
 # He et al. 2015 (arXiv:1502.01852), section 2.2, backward case; normal, as a truncated one is not.
 KAIMING_NORMAL = initializers.variance_scaling(2.0, "fan_out", "normal")
+
+_has_values = ContextVar("has_values", default=True)
+
+
+@contextlib.contextmanager
+def no_values() -> Iterator[None]:
+    """Layers made within hold `jax.ShapeDtypeStruct`, for those who fill them at once.
+
+    Drawing the weights takes longer than reading a file: what torch's device "meta" is for.
+    """
+    token = _has_values.set(False)
+    try:
+        yield
+    finally:
+        _has_values.reset(token)
+
+
+def no_value(key: Any, shape: tuple[int, ...], dtype: DTypeLike, out_sharding: Any = None) -> Any:
+    """An initialiser that draws nothing."""
+    del key, out_sharding
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _constant(value: float, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    if _has_values.get():
+        return jnp.full(shape, value, dtype)
+    return no_value(None, shape, dtype)
+
+
+def _kernel(key: Array, shape: tuple[int, ...], dtype: DTypeLike, out_sharding: Any = None) -> Any:
+    initialise = KAIMING_NORMAL if _has_values.get() else no_value
+    return initialise(key, shape, dtype, out_sharding)
 
 
 class Context(TypedDict, total=False):
@@ -38,7 +73,7 @@ def conv(spec: Conv, **context: Unpack[Context]) -> nnx.Conv:
         strides=spec.stride,
         padding=(edge, edge),
         use_bias=False,
-        kernel_init=KAIMING_NORMAL,
+        kernel_init=_kernel,
         **context,
     )
 
@@ -103,11 +138,11 @@ class BatchNorm(nnx.Module):
         self.use_running_average = False
         self.running_variance: RunningVariance = "unbiased"
         param_dtype = jnp.promote_types(param_dtype, jnp.float32)  # torch mixes it so, too
-        self.scale = nnx.Param(jnp.ones(planes, param_dtype))
-        self.bias = nnx.Param(jnp.zeros(planes, param_dtype))
-        self.mean = nnx.BatchStat(jnp.zeros(planes, param_dtype))
-        self.var = nnx.BatchStat(jnp.ones(planes, param_dtype))
-        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
+        self.scale = nnx.Param(_constant(1, (planes,), param_dtype))
+        self.bias = nnx.Param(_constant(0, (planes,), param_dtype))
+        self.mean = nnx.BatchStat(_constant(0, (planes,), param_dtype))
+        self.var = nnx.BatchStat(_constant(1, (planes,), param_dtype))
+        self.num_batches_tracked = nnx.BatchStat(_constant(0, (), jnp.int32))
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         scale, bias = self.scale.get_value(), self.bias.get_value()

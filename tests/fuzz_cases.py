@@ -63,7 +63,7 @@ def hypothesis_cases(
         database=None,
         deadline=None,
         phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
+        suppress_health_check=list(hypothesis.HealthCheck.__members__.values()),
     )
     @hypothesis.given(anything, strategies.booleans())
     def generate(value: Any, is_merged: bool) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._tensor import _rebuild_from_type_v2
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -75,7 +76,7 @@ def _codec(canary: Path) -> Any:
 
 def _rebuild(canary: Path) -> Any:
     """One that torch's own list of harmless functions has, and that calls what it is given."""
-    return _Call(torch._tensor._rebuild_from_type_v2, os.system, torch.Tensor, (_shell(canary),), 0)
+    return _Call(_rebuild_from_type_v2, os.system, torch.Tensor, (_shell(canary),), 0)
 
 
 _OBJECTS: dict[str, Callable[[Path], Any]] = {

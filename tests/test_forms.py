@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -25,7 +26,7 @@ def random_arrays(*dtypes: str) -> dict[str, np.ndarray]:
     return {**values, "scalar": np.array(7), "transposed": rng.standard_normal((5, 2)).T}
 
 
-def assert_same(one: collections.abc.Mapping, other: collections.abc.Mapping) -> None:
+def assert_same(one: Mapping, other: Mapping) -> None:
     assert dict(one).keys() == dict(other).keys()
     for name, array in one.items():
         assert array.dtype == other[name].dtype, name

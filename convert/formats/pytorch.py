@@ -42,7 +42,8 @@ def read(path: Path, visit: Visitor) -> Contents:
 
     try:
         _check_pickles(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, not read: whoever fills a model copies every array in any case.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
         state_dict, notes = _find_state_dict(path, content)
         left = path.stat().st_size
         for name, tensor in state_dict.items():
@@ -80,17 +81,27 @@ def _check_pickles(path: Path) -> None:
         )
 
 
-def _pickles(path: Path) -> Iterator[io.BytesIO]:
+def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
-        is_zip = file.read(len(_ZIP)) == _ZIP
-        if not is_zip:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                start = 0
-                for _ in range(_LEGACY_PICKLES):
-                    window = io.BytesIO(content[start : start + LARGEST_PICKLE])
-                    yield window
-                    start += window.tell()
-            return
+        return file.read(len(_ZIP)) == _ZIP
+
+
+def _pickles(path: Path) -> Iterator[io.BytesIO]:
+    return _pickles_in_zip(path) if _is_zip(path) else _legacy_pickles(path)
+
+
+def _legacy_pickles(path: Path) -> Iterator[io.BytesIO]:
+    with path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with content:
+        start = 0
+        for _ in range(_LEGACY_PICKLES):
+            window = io.BytesIO(content[start : start + LARGEST_PICKLE])
+            yield window
+            start += window.tell()
+
+
+def _pickles_in_zip(path: Path) -> Iterator[io.BytesIO]:
     with open_archive(path) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
