@@ -2,21 +2,31 @@
 
 import argparse
 import dataclasses
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from convert import checkpoints, files, inference
+from convert import checkpoints, files, folders, inference
 from convert.errors import ConversionError
-from convert.layouts import LAYOUTS, find_layout, read_layout, write_layout
+from convert.heads import change_head
+from convert.inspection import as_text, inspect
+from convert.layouts import LAYOUTS, find_layout, layout_spec, read_layout, write_layout
 from convert.models import check
-from resnet_spec import SHORTCUTS, find_spec
+from convert.sources import Source, read_source
+from convert.weights import Weights
+from resnet_spec import CHOICES, PREPROCESSINGS
+
+OURS = "flax-resnet"
+# Fields of the spec that a user may have to state: other packages' names do not show them.
+_STATED = ("shortcut", "padding", "stem_padding", "bottleneck_stride", "running_variance")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; a mistake of the user's is one sentence on stderr and exit code 2."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        return options.command(options) or 0
     except (ConversionError, ValueError, OSError) as error:
         print(f"resnet-convert: {error}", file=sys.stderr)
         return 2
@@ -27,7 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,94 +44,182 @@ def _parser() -> argparse.ArgumentParser:
         prog="resnet-convert", description="Move ResNet weights between runs, files and packages."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_export(commands.add_parser("export", help="a run, or a file of ours, to a file"))
+    _add_import(commands.add_parser("import", help="a file, ours or foreign, to ours or a new run"))
 
-    export = commands.add_parser("export", help="a run's checkpoint, or a file of ours, to a file")
-    export.add_argument("source", type=Path, help="folder of a training run, .safetensors or .pt")
-    export.add_argument("-o", "--output", type=Path, required=True, help=".safetensors or .pt")
-    export.add_argument("--layout", default="flax-resnet", help="names to write (see `layouts`)")
-    export.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
-    inference.add_export_options(export)
-    export.set_defaults(command=_export)
-
-    bring = commands.add_parser("import", help="a file, ours or foreign, to our file or a new run")
-    bring.add_argument("source", type=Path, help=".safetensors, .pt or .pth")
-    bring.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        help=".safetensors or .pt, or a new folder: a run to resume from",
-    )
-    bring.add_argument("--layout", default="flax-resnet", help="names in the file (see `layouts`)")
-    bring.add_argument("--model", help="name in our table; a file of ours knows its own")
-    bring.add_argument(
-        "--reset-counters", action="store_true", help="take missing num_batches_tracked as zero"
-    )
-    bring.add_argument("--shortcut", choices=SHORTCUTS, help="if it is not the model's default")
-    bring.set_defaults(command=_import)
+    look = commands.add_parser("inspect", help="what a file, a run or a folder holds")
+    look.add_argument("source", type=Path)
+    look.add_argument("--json", action="store_true", help="for programs")
+    look.set_defaults(command=_inspect)
 
     layouts = commands.add_parser("layouts", help="the layouts that are known")
-    layouts.set_defaults(command=lambda _: print("\n".join(LAYOUTS)))
+    layouts.set_defaults(command=_layouts)
     return parser
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    suffixes = ", ".join(files.SUFFIXES)
+    parser.add_argument("source", type=Path, help=f"folder of a training run, or {suffixes}")
+    parser.add_argument(
+        *("-o", "--output"),
+        type=Path,
+        required=True,
+        help=f"{suffixes}, .onnx or .pt2; with the layouts timm and transformers also a new "
+        "folder, which their own loaders open",
+    )
+    parser.add_argument("--layout", default=OURS, help="names to write (see `layouts`)")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    inference.add_export_options(parser)
+    _add_common(parser)
+    parser.set_defaults(command=_export)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    suffixes = ", ".join(files.SUFFIXES)
+    parser.add_argument("source", type=Path, help=f"{suffixes}, or a Hugging Face folder")
+    parser.add_argument(
+        *("-o", "--output"),
+        type=Path,
+        required=True,
+        help=f"{suffixes}, or a new folder: a run to resume from",
+    )
+    parser.add_argument("--layout", help="names in the file (see `layouts` and `inspect`)")
+    parser.add_argument("--model", help="name in our table; a file of ours knows its own")
+    parser.add_argument(
+        "--reset-counters", action="store_true", help="take missing num_batches_tracked as zero"
+    )
+    for name in _STATED:
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, choices=CHOICES[name], help="if it is not the layout's usual")
+    parser.add_argument(
+        "--statistics-batch-size",
+        type=int,
+        help="record the batch that the running variances were taken over, for biased ones",
+    )
+    _add_common(parser)
+    parser.set_defaults(command=_import)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--head", default="keep", help="keep, drop, or new:N for a new one of N classes"
+    )
+    parser.add_argument(
+        "--preprocessing",
+        choices=PREPROCESSINGS,
+        help="record how images were prepared, where the source does not say it",
+    )
+    parser.add_argument(
+        "--allow-nonfinite", action="store_true", help="take NaN and infinite values, too"
+    )
+
+
 def _export(options: argparse.Namespace) -> None:
-    source, output, layout = options.source, options.output, options.layout
+    output, layout = options.output, options.layout
     find_layout(layout)
     form = inference.choose_format(options)
-    if form is None:
-        _check_output(output)
-    if source.is_dir():
-        weights = checkpoints.read_run(source, options.step)
-    elif options.step is not None:
-        raise ConversionError(f"--step is for a run's folder, and {source} is none")
-    else:
-        weights = files.read_weights(source)
+    is_folder = layout in folders.LAYOUTS and output.suffix not in files.SUFFIXES
+    _check_output(output, is_folder=is_folder or form is not None)
+    source = read_source(options.source, step=options.step, allow_nonfinite=options.allow_nonfinite)
+    weights = source.weights
     if weights.classifier is None:
-        raise ConversionError(f"{source} does not say which model it holds: use `import` first")
+        raise ConversionError(
+            f"{options.source} does not say which model it holds: use `import` first"
+        )
     check(weights.classifier, weights.arrays)
+    weights = _changed(weights, options)
+    assert weights.classifier is not None
     if form is not None:
         print(inference.export_inference(weights, output, form, options.image_size))
         return
-    if layout != "flax-resnet":  # a foreign file carries no description of ours
-        arrays = write_layout(weights.arrays, weights.classifier, layout)
-        weights = files.Weights(arrays, None, weights.preprocessing)
-    files.write_weights(output, weights)
+    if is_folder:
+        folders.write_folder(output, weights, layout)
+    else:
+        if layout != OURS:  # a foreign file carries no description of the model, it is not ours
+            arrays = write_layout(weights.arrays, weights.classifier, layout)
+            weights = Weights(arrays, None, weights.preprocessing)
+        files.write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
     print(f"wrote {len(weights.arrays)} tensors to {output} in the layout {layout}")
 
 
 def _import(options: argparse.Namespace) -> None:
-    source, output = options.source, options.output
-    find_layout(options.layout)
+    output = options.output
     is_folder = not output.suffix or output.suffix[1:].isdigit()  # runs/WideResNet28-10-0.0
-    if not is_folder:
-        _check_output(output)
-    is_foreign = options.layout != "flax-resnet" or options.reset_counters or options.shortcut
-    if options.model is None and is_foreign:
-        raise ConversionError("a foreign file needs --model, the name in our table")
-    weights = files.read_weights(source)
-    if options.model is not None:
-        spec = find_spec(options.model)
-        if options.shortcut is not None:
-            spec = dataclasses.replace(spec, shortcut=options.shortcut)
-        arrays, classifier = read_layout(
-            weights.arrays, spec, options.layout, reset_counters=options.reset_counters
-        )
-        weights = files.Weights(arrays, classifier, weights.preprocessing)
-    if weights.classifier is None:
-        raise ConversionError(f"{source} does not say which model it holds: give --model NAME")
+    _check_output(output, is_folder=is_folder)
+    if options.layout is not None:
+        find_layout(options.layout)
+    changes = {name: getattr(options, name) for name in _STATED if getattr(options, name)}
+    source = read_source(
+        options.source,
+        reset_counters=options.reset_counters,
+        allow_nonfinite=options.allow_nonfinite,
+    )
+    weights = _ours(source, options, changes)
+    assert weights.classifier is not None
     check(weights.classifier, weights.arrays)
-    if not is_folder:
-        files.write_weights(output, weights)
-    else:
+    weights = _changed(weights, options)
+    weights = _with_statistics(weights, options.statistics_batch_size)
+    if is_folder:
         checkpoints.write_run(output, weights)
+    else:
+        files.write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
+    for note in source.weights.notes:
+        print(f"note: {note}")
     print(f"wrote {len(weights.arrays)} tensors to {output}")
 
 
-def _check_output(output: Path) -> None:
-    if output.suffix not in files.SUFFIXES:
+def _ours(source: Source, options: argparse.Namespace, changes: dict[str, Any]) -> Weights:
+    """The source's weights under our names, of the model that it or the user states."""
+    weights, layout = source.weights, options.layout or OURS
+    described = weights.classifier
+    if options.model is not None:
+        spec = layout_spec(options.model, layout, **changes)
+    elif described is not None and layout == OURS:
+        spec = dataclasses.replace(described.network, **changes)
+    else:
+        raise ConversionError(
+            f"give --model, the name in our table of what {options.source} holds, and --layout "
+            "where its names are not ours: `resnet-convert inspect` guesses both"
+        )
+    arrays, classifier = read_layout(
+        weights.arrays, spec, layout, reset_counters=options.reset_counters
+    )
+    return dataclasses.replace(weights, arrays=arrays, classifier=classifier)
+
+
+def _changed(weights: Weights, options: argparse.Namespace) -> Weights:
+    weights = change_head(weights, options.head)
+    if options.preprocessing is None:
+        return weights
+    assert weights.classifier is not None
+    known = PREPROCESSINGS[options.preprocessing]
+    if known.class_names is not None and len(known.class_names) != weights.classifier.num_classes:
+        known = dataclasses.replace(known, class_names=None)
+    return dataclasses.replace(weights, preprocessing=known)
+
+
+def _with_statistics(weights: Weights, batch_size: int | None) -> Weights:
+    if batch_size is None:
+        return weights
+    assert weights.classifier is not None
+    classifier = dataclasses.replace(weights.classifier, statistics_batch_size=batch_size)
+    return dataclasses.replace(weights, classifier=classifier)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    found = inspect(options.source)
+    print(json.dumps(found, indent=2) if options.json else as_text(found))
+
+
+def _layouts(_: argparse.Namespace) -> None:
+    width = max(map(len, LAYOUTS))
+    print("\n".join(f"{name:{width}}  {layout.about}" for name, layout in LAYOUTS.items()))
+
+
+def _check_output(output: Path, *, is_folder: bool) -> None:
+    if not is_folder and output.suffix not in files.SUFFIXES:
         raise ConversionError(f"{output}: weights are written to {', '.join(files.SUFFIXES)} files")
-    if not output.parent.is_dir():
+    if not output.absolute().parent.is_dir():
         raise ConversionError(f"the folder {output.parent} does not exist")
 
 

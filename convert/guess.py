@@ -36,8 +36,6 @@ class Guess:
         names = [name for name in DIALECT if spec.block != "basic" or name != "bottleneck_stride"]
         if spec.shortcut in ("identity", "centred_identity"):
             names.append("shortcut")
-        if spec.block == "basic":
-            names.append("drop_rate")
         return [f"{name}={getattr(spec, name)!r}" for name in names]
 
 

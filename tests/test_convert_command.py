@@ -3,6 +3,7 @@
 import torch
 
 import convert
+from convert.layouts import LAYOUTS
 from tests.commands import assert_refused, run
 from tests.peers import import_torchvision
 from tests.twins import make_twins, randomise
@@ -31,7 +32,7 @@ def test_a_torchvision_file_comes_in_and_goes_out_again(tmp_path):
 def test_layouts_are_listed(tmp_path):
     result = run("convert", "layouts", cwd=tmp_path)
     assert result.returncode == 0
-    assert result.stdout.split() == ["flax-resnet", "torch-resnet", "torchvision"]
+    assert [line.split()[0] for line in result.stdout.splitlines()] == list(LAYOUTS)
 
 
 def test_a_users_mistake_is_one_clear_sentence_and_no_file(tmp_path):
@@ -58,7 +59,14 @@ def test_a_users_mistake_is_one_clear_sentence_and_no_file(tmp_path):
         (("export", "plain.pt", *out), ("does not say which model",)),
         (("import", "plain.pt", *out), ("--model",)),
         (("import", ours, *out, "--layout", "torchvision"), ("--model",)),
-        (("import", ours, *out, "--reset-counters"), ("--model",)),
+        (("import", ours, *out, "--head", "new:0"), ("new:N",)),
+        (("import", ours, *out, "--shortcut", "idntity"), ("--shortcut",)),
+        (("export", ours, *out, "--head", "new:ten"), ("new:N", "new:ten")),
+        (("export", ours, *out, "--image-size", "64"), ("--image-size",)),
+        (("export", ours, "-o", "out.onnx", "--layout", "timm"), ("--layout",)),
+        (("export", ours, "-o", "folder", "--layout", "timm"), ("cannot express",)),
+        (("inspect", "nowhere.pt"), ("nowhere.pt", "No such file")),
+        (("inspect", "text.pt"), ("text.pt",)),
         (("import", ours, "-o", "out.bin"), ("out.bin", ".safetensors")),
         (("import", "float8.pt", *out, "--model", "ResNet20"), ("float8.pt",)),
         (("import", "plain.pt", *out, "--model", "ResNet21"), ("did you mean", "ResNet20")),

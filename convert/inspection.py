@@ -1,0 +1,100 @@
+"""What a file, a run or a folder holds: `resnet-convert inspect`."""
+
+import collections
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from convert.arrays import value_problems
+from convert.guess import Guess, guess
+from convert.sources import read_source
+from convert.weights import Weights
+from resnet_spec import MODELS, ClassifierSpec
+
+# What no optimiser trains, in torch's names and in Flax's.
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "mean", "var")
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Format, layout, model, head, dtypes and numbers of a source, as JSON values.
+
+    Raises:
+        ConversionError: the source is damaged or of no known form.
+        OSError: it cannot be read.
+    """
+    source = read_source(path, allow_nonfinite=True)
+    weights = source.weights
+    if weights.classifier is not None:
+        matches = [_described(weights.classifier)]
+    else:
+        found = guess({name: array.shape for name, array in weights.arrays.items()})
+        matches = [_guessed(one) for one in found]
+    preprocessing = weights.preprocessing
+    return {
+        "source": str(path),
+        "format": source.form,
+        "matches": matches,
+        "tensors": len(weights.arrays),
+        "parameters": sum(
+            array.size for name, array in weights.arrays.items() if not name.endswith(_BUFFERS)
+        ),
+        "dtypes": dict(collections.Counter(str(a.dtype) for a in weights.arrays.values())),
+        "preprocessing": None if preprocessing is None else preprocessing.to_json(),
+        "notes": list(_notes(weights)),
+    }
+
+
+def _described(classifier: ClassifierSpec) -> dict[str, Any]:
+    names = [name for name, spec in MODELS.items() if spec == classifier.network]
+    return {
+        "layout": "flax-resnet",
+        "model": names[0] if names else "a network of no name in the table",
+        "sure": "the file says so",
+        "num_classes": classifier.num_classes,
+        "spec": classifier.network.to_json(),
+        "undecided": [],
+    }
+
+
+def _guessed(found: Guess) -> dict[str, Any]:
+    exact = "every name and shape fits"
+    if not found.has_counters:
+        exact += ", but num_batches_tracked are missing (--reset-counters takes them as zero)"
+    return {
+        "layout": found.layout,
+        "model": found.model,
+        "sure": exact if found.share == 1 else f"only {found.share:.0%} of the names fit: nearest",
+        "num_classes": found.classifier.num_classes,
+        "spec": found.classifier.network.to_json(),
+        "undecided": found.undecided,
+    }
+
+
+def _notes(weights: Weights) -> Iterator[str]:
+    yield from weights.notes
+    for name, array in weights.arrays.items():
+        yield from value_problems(name, array)
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The lines that a person reads."""
+    lines = [f"{found['source']}: {found['format']}"]
+    for match in found["matches"]:
+        spec = match["spec"]
+        head = "no head" if match["num_classes"] is None else f"head of {match['num_classes']}"
+        lines.append(
+            f"  {match['model']} in the layout {match['layout']} ({match['sure']}), "
+            f"{spec['shortcut']} shortcuts, {head}"
+        )
+        if match["undecided"]:
+            lines.append(f"    not to be seen in tensors, taken as {', '.join(match['undecided'])}")
+    if not found["matches"]:
+        lines.append("  no layout or model that is known")
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found["dtypes"].items())
+    lines.append(f"  {found['parameters']:,} parameters; {found['tensors']} tensors: {dtypes}")
+    if (preprocessing := found["preprocessing"]) is not None:
+        lines.append(
+            f"  images of {preprocessing['image_size']} pixels, mean {preprocessing['mean']}, "
+            f"standard deviation {preprocessing['std']}"
+        )
+    return "\n".join([*lines, *(f"  note: {note}" for note in found["notes"])])

@@ -1,0 +1,47 @@
+"""Anything that holds weights, read alike: a file, a training run, a Hugging Face folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert import checkpoints, files, folders
+from convert.errors import ConversionError
+from convert.weights import Weights
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was read, and the form that it was in."""
+
+    weights: Weights
+    form: str
+
+
+def read_source(
+    path: Path,
+    *,
+    step: int | None = None,
+    reset_counters: bool = False,
+    allow_nonfinite: bool = False,
+) -> Source:
+    """The weights at a path.
+
+    Args:
+        path: a file of weights, the folder of a training run, or a Hugging Face folder.
+        step: of a run's checkpoint; None is the newest.
+        reset_counters: take missing `num_batches_tracked` of a model folder as zero.
+        allow_nonfinite: take NaN and infinite values too.
+
+    Raises:
+        ConversionError: it is none of these, or it is damaged.
+        OSError: it cannot be read.
+    """
+    path.stat()  # a clear FileNotFoundError or PermissionError before any guess at its form
+    is_hugging_face = folders.is_model_folder(path)
+    if step is not None and (not path.is_dir() or is_hugging_face):
+        raise ConversionError(f"--step is for a run's folder, and {path} is none")
+    if is_hugging_face:
+        return Source(folders.read_folder(path, reset_counters=reset_counters), "model folder")
+    if path.is_dir():
+        return Source(checkpoints.read_run(path, step), "training run (Orbax)")
+    weights = files.read_weights(path, allow_nonfinite=allow_nonfinite)
+    return Source(weights, f"{path.suffix} file")

@@ -1,0 +1,152 @@
+"""What `resnet-convert inspect` says of a file, and heads that are kept, dropped or drawn anew."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import convert
+import torch_resnet
+from convert.files import read_weights, write_weights
+from convert.guess import guess
+from convert.heads import change_head
+from convert.inspection import as_text, inspect
+from convert.layouts import LAYOUTS, find_layout, layout_spec, write_layout
+from resnet_spec import ClassifierSpec
+from tests.commands import run
+from tests.twins import make_twins, random_images, run_torch
+
+
+def shapes_of(layout: str, model: str, num_classes: int = 7) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's tensors in a layout."""
+    classifier = ClassifierSpec(layout_spec(model, layout), num_classes)
+    ours = {n: np.broadcast_to(np.int8(0), s) for n, s in classifier.tensors().items()}
+    return {name: a.shape for name, a in write_layout(ours, classifier, layout).items()}
+
+
+CASES = [
+    ("flax-resnet", "WideResNet16-7"),
+    ("torchvision", "WideResNet50-2"),
+    ("timm", "PreActResNet34"),
+    ("transformers", "ResNet101"),
+    ("torch-resnet", "PreActResNet56"),
+    ("cifar", "ResNet110"),
+    ("cifar", "ResNet34-small"),
+    ("flax-imagenet", "ResNet50"),
+    ("bonsai", "ResNet152"),
+]
+
+
+@pytest.mark.parametrize(("layout", "model"), CASES)
+def test_layout_model_and_head_are_found_from_names_and_shapes(layout, model):
+    found = guess(shapes_of(layout, model))
+    assert (layout, model) in [(one.layout, one.model) for one in found]
+    assert {one.model for one in found} == {model}
+    for one in found:
+        assert (one.share, one.classifier.num_classes, one.has_counters) == (1.0, 7, True)
+        assert not find_layout(one.layout).problems(one.classifier.network)
+
+
+def test_every_layout_is_guessed_in_the_cases_above():
+    assert {layout for layout, _ in CASES} == set(LAYOUTS)
+
+
+def test_a_file_that_fits_nothing_gets_the_nearest_model_and_how_near():
+    shapes = shapes_of("torchvision", "ResNet50")
+    del shapes["layer4.2.bn3.bias"]
+    shapes["extra"] = (3,)
+    (nearest,) = guess(shapes)
+    assert nearest.model == "ResNet50"
+    assert 0.9 < nearest.share < 1
+    assert guess({"a": (3,)}) == []
+    assert guess({}) == []
+
+
+def test_missing_counters_and_images_of_one_channel_are_seen():
+    shapes = shapes_of("cifar", "ResNet20")
+    shapes["conv1.weight"] = (16, 1, 3, 3)
+    without = {name: s for name, s in shapes.items() if "num_batches" not in name}
+    for given, has_counters in ((shapes, True), (without, False)):
+        (found,) = guess(given)
+        assert found.has_counters is has_counters
+        assert found.classifier.network.in_planes == 1
+        assert "shortcut='centred_identity'" in found.undecided
+
+
+def test_inspect_says_format_layout_model_head_dtypes_and_parameters(tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32")
+    theirs = convert.to_layout(model.state_dict(), "ResNet20", "torch-resnet")
+    wrapped = {f"module.{name}": tensor for name, tensor in theirs.items()}
+    torch.save({"state_dict": wrapped, "best_prec1": 91.7}, tmp_path / "theirs.th")
+    result = run("convert", "inspect", "theirs.th", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    (match,) = found["matches"]
+    assert (match["layout"], match["model"]) == ("torch-resnet", "ResNet20")
+    assert match["num_classes"] == 10
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert found["dtypes"] == {"float32": len(theirs) - 21, "int64": 21}
+    assert any("module." in note for note in found["notes"])
+    assert any("best_prec1" in note for note in found["notes"])
+    text = as_text(found)
+    for part in ("ResNet20", "torch-resnet", "head of 10", "every name and shape fits", ".th"):
+        assert part in text
+
+
+def test_inspect_believes_a_file_of_ours_and_reports_bad_values(tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32", padding="same")
+    model.stem.conv.weight.data[0, 0, 0, 0] = float("nan")
+    path = tmp_path / "m.safetensors"
+    convert.save(path, model, allow_nonfinite=True)
+    found = inspect(path)
+    assert found["matches"][0]["sure"] == "the file says so"
+    assert found["matches"][0]["spec"]["padding"] == "same"
+    assert any("stem.conv.weight" in note for note in found["notes"])
+
+
+def test_a_head_is_kept_dropped_or_new_and_the_rest_stays(tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32")
+    path = tmp_path / "m.safetensors"
+    convert.save(path, model)
+    weights = read_weights(path)
+    assert change_head(weights, "keep") is weights
+    dropped, new = change_head(weights, "drop"), change_head(weights, "new:100")
+    images = random_images(2, 32, "float32")
+    features = torch_resnet.create("ResNet20").eval()
+    body = {n: t for n, t in model.state_dict().items() if not n.startswith("head.")}
+    features.load_state_dict(body)
+    for choice, changed, shape in (("drop", dropped, (2, 64)), ("new", new, (2, 100))):
+        write_weights(tmp_path / f"{choice}.pt", changed)
+        built = convert.load(tmp_path / f"{choice}.pt", backend="torch")
+        assert run_torch(built, images).shape == shape
+        built.set_head(torch.nn.Identity())
+        np.testing.assert_array_equal(run_torch(built, images), run_torch(features, images))
+    again = change_head(weights, "new:100")
+    np.testing.assert_array_equal(again.arrays["head.weight"], new.arrays["head.weight"])
+    assert 0 < np.abs(new.arrays["head.weight"]).max() <= 1 / 8
+    with pytest.raises(convert.ConversionError, match="no head"):
+        change_head(dropped, "drop")
+    assert dataclasses.replace(dropped, arrays={}).classifier.num_classes is None
+
+
+def test_import_takes_dialects_heads_and_preprocessing_and_records_them(tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32", shortcut="centred_identity")
+    theirs = convert.to_layout(model.state_dict(), "ResNet20", "cifar")
+    torch.save({"state_dict": theirs}, tmp_path / "theirs.th")
+    result = run(
+        *("convert", "import", "theirs.th", "--layout", "cifar", "--model", "ResNet20"),
+        *("--preprocessing", "akamaster-cifar10", "--padding", "even", "--head", "new:5"),
+        *("--statistics-batch-size", "128", "-o", "ours.npz"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    weights = read_weights(tmp_path / "ours.npz")
+    assert weights.classifier is not None
+    assert weights.preprocessing is not None
+    assert weights.classifier.network.shortcut == "centred_identity"
+    assert weights.classifier.num_classes == 5
+    assert weights.classifier.statistics_batch_size == 128
+    assert weights.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert weights.preprocessing.class_names is None
