@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from convert import checkpoints, files
+from convert.diff import command as diff
 from convert.errors import ConversionError
 from convert.layouts import LAYOUTS, find_layout, read_layout, write_layout
 from convert.models import check
@@ -16,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; a mistake of the user's is one sentence on stderr and exit code 2."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        return options.command(options) or 0
     except (ConversionError, ValueError, OSError) as error:
         print(f"resnet-convert: {error}", file=sys.stderr)
         return 2
@@ -27,7 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     bring.add_argument("--shortcut", choices=SHORTCUTS, help="if it is not the model's default")
     bring.set_defaults(command=_import)
+
+    diff.add_parser(commands)
 
     layouts = commands.add_parser("layouts", help="the layouts that are known")
     layouts.set_defaults(command=lambda _: print("\n".join(LAYOUTS)))

@@ -1,6 +1,7 @@
 """Running two networks on one batch and comparing them layer by layer."""
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -145,20 +146,20 @@ def _row(
 ) -> Row:
     one, other = (arrays[name] for arrays in exact)
     note = "" if one.shape == other.shape else f"shape {one.shape} against {other.shape}"
+    row = Row(name, measure(one, other, smallest), tolerance=tolerance(None, precision), note=note)
     if not reduced:
-        return Row(
-            name, measure(one, other, smallest), tolerance=tolerance(None, precision), note=note
-        )
-    less = [arrays[name] for arrays in reduced]
-    noises = [measure(low, high, smallest).relative for low, high in zip(less, (one, other), strict=True)]
-    noise = least_noise(precision, *noises)
-    return Row(
-        name,
-        exact=measure(one, other, smallest),
-        reduced=measure(*less, smallest),
+        return row
+    less_one, less_other = (arrays[name] for arrays in reduced)
+    noise = least_noise(
+        precision,
+        measure(less_one, one, smallest).relative,
+        measure(less_other, other, smallest).relative,
+    )
+    return dataclasses.replace(
+        row,
+        reduced=measure(less_one, less_other, smallest),
         noise=noise,
         tolerance=tolerance(noise, precision),
-        note=note,
     )
 
 

@@ -125,6 +125,15 @@ class Comparison:
 
         return judge(self)
 
+    def first_parting(self, section: str) -> Row | None:
+        """The first row that parts, in the order in which its values are computed.
+
+        Gradients come the other way round: the last layer's are computed first.
+        """
+        rows = self.sections[section]
+        ordered = reversed(rows) if section == "gradients" else rows
+        return next((row for row in ordered if row.parts), None)
+
 
 def layer_of(name: str) -> str:
     """`stages.0.0.conv1.weight` -> `stages.0.0.conv1`."""

@@ -86,11 +86,9 @@ def _run_plainly(module: Any) -> None:
     """Without dropout, scans and mapped axes, in the precision of inputs and parameters."""
     if isinstance(module, nnx.Dropout):
         module.rate = 0.0
-    for name, plain in {"scan_blocks": False, "remat": False, "axis_name": None}.items():
-        if hasattr(module, name):
-            setattr(module, name, plain)
-    if getattr(module, "dtype", None) is not None:
-        module.dtype = None
+    plain = {"scan_blocks": False, "remat": False, "axis_name": None, "dtype": None}
+    for name in plain.keys() & vars(module).keys():
+        setattr(module, name, plain[name])
 
 
 @contextlib.contextmanager

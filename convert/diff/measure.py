@@ -27,7 +27,8 @@ def measure(one: np.ndarray, other: np.ndarray, smallest_scale: float = 0.0) -> 
     """The difference of two arrays of any real dtypes, taken in float64.
 
     Args:
-        one, other: equal NaNs and infinities in both count as no difference.
+        one: an array; NaNs and infinities that are equal in both count as no difference.
+        other: likewise.
         smallest_scale: what `relative` divides by where both arrays are smaller than this.
     """
     if one.shape != other.shape:

@@ -13,6 +13,7 @@ Framework = Literal["torch", "flax"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 DEVICES: tuple[Device, ...] = get_args(Device)
+FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
 DTYPES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "tf32": "float32"}
 UNIT_ROUNDOFF = {"f64": 2.0**-53, "f32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
 
@@ -28,7 +29,7 @@ def check_ready(frameworks: Collection[Framework], device: Device) -> None:
     if "flax" in frameworks:
         import jax
 
-        if not jax.config.read("jax_enable_x64"):
+        if not _jax_config("jax_enable_x64"):
             problems.append('float64 in JAX: call jax.config.update("jax_enable_x64", True) first')
         try:
             jax.devices(device)
@@ -76,9 +77,7 @@ def _torch_flags(device: Device) -> list[str]:
 
 
 def _jax_flags(device: Device) -> list[str]:
-    import jax
-
-    value = jax.config.jax_default_matmul_precision
+    value = _jax_config("jax_default_matmul_precision")
     if value in _JAX_FULL or (value is None and device == "cpu"):
         return []
     return [f"jax_default_matmul_precision is {value!r}: set it to 'highest'"]
@@ -96,7 +95,7 @@ def raise_defaults(frameworks: Collection[Framework], device: Device) -> None:
     if "flax" in frameworks:
         import jax
 
-        if jax.config.jax_default_matmul_precision is None:
+        if _jax_config("jax_default_matmul_precision") is None:
             jax.config.update("jax_default_matmul_precision", "highest")
 
 
@@ -121,3 +120,10 @@ def _torch_backend(name: str) -> Any:
 
     family, operation = name.split(".")
     return getattr(getattr(torch.backends, family), operation)
+
+
+def _jax_config(name: str) -> Any:
+    """The value in force here: `jax.config.read` knows nothing of context managers."""
+    import jax
+
+    return getattr(jax.config, name)

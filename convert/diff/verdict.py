@@ -28,7 +28,7 @@ def judge(comparison: Comparison) -> Verdict:
     apart = [
         f"{SECTIONS[section]}: {_describe(parting, sections[section])}"
         for section in SECTIONS
-        if (parting := first_parting(comparison, section)) is not None
+        if (parting := comparison.first_parting(section)) is not None
     ]
     noisy = _first_noisy(comparison)
     same_function = not structure and not any(
@@ -54,16 +54,6 @@ def judge(comparison: Comparison) -> Verdict:
     )
 
 
-def first_parting(comparison: Comparison, section: str) -> Row | None:
-    """The first row that parts, in the order in which its values are computed.
-
-    Gradients come the other way round: the last layer's are computed first.
-    """
-    rows = comparison.sections[section]
-    ordered = reversed(rows) if section == "gradients" else rows
-    return next((row for row in ordered if row.parts), None)
-
-
 def _first_noisy(comparison: Comparison) -> tuple[str, Row] | None:
     """The first activation that differs by more than rounding in the lower precision.
 
@@ -84,13 +74,13 @@ def _first_layer(comparison: Comparison, noisy: tuple[str, Row] | None) -> str |
     place = {row.name: number for number, row in enumerate(comparison.sections["eval"])}
     blamed: list[str] = []
     for section in ("eval", "train", "statistics"):
-        row = first_parting(comparison, section)
+        row = comparison.first_parting(section)
         if row is not None:
             blamed.append(row.name if section in ACTIVATIONS else layer_of(row.name))
     if blamed:
         return min(blamed, key=lambda layer: place.get(layer, len(place)))
     for section in ("gradients", "weights"):
-        row = first_parting(comparison, section)
+        row = comparison.first_parting(section)
         if row is not None:
             return layer_of(row.name)
     return noisy[1].name if noisy else None
