@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert import checkpoints, files, folders, inference
+from convert.diff import command as diff
 from convert.errors import ConversionError
 from convert.heads import change_head
 from convert.inspection import as_text, inspect
@@ -51,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("source", type=Path)
     look.add_argument("--json", action="store_true", help="for programs")
     look.set_defaults(command=_inspect)
+
+    diff.add_parser(commands)
 
     layouts = commands.add_parser("layouts", help="the layouts that are known")
     layouts.set_defaults(command=_layouts)

@@ -1,0 +1,145 @@
+"""`resnet-convert diff`: two files or runs, or one as both twins, and where they part."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.diff.compare import compare
+from convert.diff.page import as_page
+from convert.diff.precision import DEVICES, FRAMEWORKS, PRECISIONS, raise_defaults
+from convert.diff.report import as_json, print_tables, write_whole
+from convert.errors import ConversionError
+from convert.layouts import find_layout, layout_spec, read_layout
+from convert.models import build_flax, build_torch
+from convert.sources import read_source
+from resnet_spec import ClassifierSpec
+
+_DESCRIPTION = """\
+Runs two networks on one batch, layer by layer, in float64 and in another precision, and says
+whether they are the same function, and if not, where they part first. With one file its torch
+twin is compared with its Flax twin. Exit code: 0 the same, 1 not, 2 a mistake in the command.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to those of `resnet-convert`."""
+    parser = commands.add_parser(
+        "diff", help="where two models part, layer by layer", description=_DESCRIPTION
+    )
+    parser.add_argument("source_a", metavar="A", type=Path, help="file of weights, or a run")
+    parser.add_argument(
+        "source_b", metavar="B", type=Path, nargs="?", help="likewise; default: A once more"
+    )
+    for side, backend in (("a", "torch"), ("b", "flax")):
+        title = side.upper()
+        parser.add_argument(f"--backend-{side}", choices=FRAMEWORKS, default=backend)
+        parser.add_argument(f"--layout-{side}", metavar="LAYOUT", help=f"of a peer's file {title}")
+        parser.add_argument(f"--step-{side}", type=int, metavar="STEP", help=f"of a run {title}")
+    parser.add_argument("--layout", help="of a peer's file: of both, where not said for one")
+    parser.add_argument("--model", help="name in our table, for a file that does not say it")
+    parser.add_argument("--precision", choices=PRECISIONS, default="f32", help="beside float64")
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--images", type=Path, metavar="FILE.npy", help="(n, h, w, c), normalised")
+    parser.add_argument("--labels", type=Path, metavar="FILE.npy", help="(n,): cross-entropy loss")
+    parser.add_argument("--batch", type=int, default=4, help="number of random images")
+    parser.add_argument("--size", type=int, help="of random images; default: 32 or 64 pixels")
+    parser.add_argument("--seed", type=int, default=0, help="of random images and of the loss")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with a plot")
+    parser.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    _check_options(options)
+    backends = options.backend_a, options.backend_b
+    if "flax" in backends:
+        import jax
+
+        jax.config.update("jax_enable_x64", True)  # float64 tells rounding from error
+    raise_defaults(backends, options.device)
+    sources = options.source_a, options.source_b or options.source_a
+    layouts = (options.layout_a or options.layout, options.layout_b or options.layout)
+    steps = options.step_a, options.step_b if options.source_b else options.step_a
+    weights = [
+        _read(source, layout, step, options.model)
+        for source, layout, step in zip(sources, layouts, steps, strict=True)
+    ]
+    images = _images(options, weights[0][0])  # its mistakes come to light before the work
+    models = [
+        (build_torch if backend == "torch" else build_flax)(classifier, arrays)
+        for backend, (classifier, arrays) in zip(backends, weights, strict=True)
+    ]
+    comparison = compare(
+        models[0],
+        models[1],
+        images,
+        None if options.labels is None else _load_array(options.labels),
+        precision=options.precision,
+        device=options.device,
+        seed=options.seed,
+        titles=(f"A: {sources[0]} in {backends[0]}", f"B: {sources[1]} in {backends[1]}"),
+    )
+    print_tables(comparison)
+    if options.json is not None:
+        write_whole(options.json, as_json(comparison))
+    if options.html is not None:
+        write_whole(options.html, as_page(comparison))
+    return 0 if comparison.verdict.same else 1
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Mistakes that would else come to light after all the work."""
+    problems = [
+        f"--{name} {path}: the folder {path.parent} does not exist"
+        for name, path in (("json", options.json), ("html", options.html))
+        if path is not None and not path.parent.is_dir()
+    ]
+    for layout in (options.layout, options.layout_a, options.layout_b):
+        if layout is not None:
+            find_layout(layout)
+    for name in ("batch", "size"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            problems.append(f"--{name} is a positive number, not {value}")
+    if options.seed < 0:
+        problems.append(f"--seed is not negative, unlike {options.seed}")
+    if problems:
+        raise ConversionError("this comparison cannot be made:", problems)
+
+
+def _read(
+    source: Path, layout: str | None, step: int | None, model: str | None
+) -> tuple[ClassifierSpec, dict[str, np.ndarray]]:
+    """The description and the arrays, under our names, of a file, a run or a folder."""
+    weights = read_source(source, step=step).weights
+    arrays, classifier, layout = dict(weights.arrays), weights.classifier, layout or "flax-resnet"
+    if classifier is None:
+        if model is None:
+            raise ConversionError(
+                f"{source} does not say which model it holds: give --model NAME, and --layout "
+                "where its names are not ours"
+            )
+        arrays, classifier = read_layout(arrays, layout_spec(model, layout), layout)
+    return classifier, arrays
+
+
+def _images(options: argparse.Namespace, classifier: ClassifierSpec) -> np.ndarray:
+    if options.images is not None:
+        return _load_array(options.images)
+    network = classifier.network
+    size = options.size or (32 if network.small_images else 64)
+    shape = (options.batch, size, size, network.in_planes)
+    return np.random.default_rng(options.seed).standard_normal(shape)
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # of several kinds, for files of other formats
+        raise ConversionError(
+            f"{path} is not an array of numbers in a .npy file: {error}"
+        ) from error

@@ -1,0 +1,142 @@
+"""A comparison as tables on a terminal and as JSON, and files that appear whole or not at all."""
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from convert.diff.comparison import ACTIVATIONS, SECTIONS, Comparison, Row
+from convert.diff.measure import Difference
+
+FORMAT_VERSION = 1
+
+
+def as_json(comparison: Comparison) -> str:
+    """Everything that was found; numbers that JSON has not (infinity, NaN) are null."""
+    verdict = comparison.verdict
+    fields = {
+        "version": FORMAT_VERSION,
+        "verdict": {
+            "same": verdict.same,
+            "same_function": verdict.same_function,
+            "first_layer": verdict.first_layer,
+            "reasons": verdict.reasons,
+            "lines": verdict.lines,
+        },
+        "models": [
+            {"title": title, "framework": framework, "only": only}
+            for title, framework, only in zip(
+                comparison.titles, comparison.frameworks, comparison.only, strict=True
+            )
+        ],
+        "precision": comparison.precision,
+        "device": comparison.device,
+        "images": comparison.images,
+        "flags": comparison.flags,
+        "sections": {
+            section: [_row_fields(row) for row in rows]
+            for section, rows in comparison.sections.items()
+        },
+    }
+    return json.dumps(fields, indent=1, allow_nan=False) + "\n"
+
+
+def _row_fields(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "parts": row.parts,
+        "float64": _difference_fields(row.exact),
+        "reduced": None if row.reduced is None else _difference_fields(row.reduced),
+        "noise": _finite(row.noise),
+        "noise_ratio": _finite(row.noise_ratio),
+        "tolerance": row.tolerance,
+        "note": row.note,
+    }
+
+
+def _difference_fields(difference: Difference) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in vars(difference).items()}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def headings(comparison: Comparison, section: str) -> list[str]:
+    """Of the columns that `cells` fills."""
+    names = ["layer" if section in ACTIVATIONS else "array", "absolute", "relative", "cosine"]
+    if comparison.precision != "f64" and section != "weights":
+        names += [f"{comparison.precision} relative", "noise", "times noise"]
+    return names
+
+
+def cells(row: Row) -> list[str]:
+    """A row of a table, as text."""
+    texts = [
+        row.name,
+        f"{row.exact.absolute:.1e}",
+        f"{row.exact.relative:.1e}",
+        "" if math.isnan(row.exact.cosine) else f"{row.exact.cosine:.6f}",
+    ]
+    if row.reduced is not None:
+        texts += [f"{row.reduced.relative:.1e}", f"{row.noise:.1e}", f"{row.noise_ratio:.2g}"]
+    return texts
+
+
+def remark(row: Row, *, is_first: bool) -> str:
+    """What the last column says: where the networks part first, and notes."""
+    mark = "first to part" if is_first else "parts" if row.parts else ""
+    if not row.parts and row.is_noisy:
+        mark = "more than rounding"
+    return ", ".join(text for text in (mark, row.note) if text)
+
+
+def print_tables(comparison: Comparison) -> None:
+    """Every section as a table on the terminal; of the weights only those that part."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)  # a pipe has no width to keep to
+    for section, rows in comparison.sections.items():
+        shown = rows if section != "weights" else tuple(row for row in rows if row.parts)
+        if not shown:
+            continue
+        table = Table(title=SECTIONS[section], title_justify="left")
+        for number, heading in enumerate([*headings(comparison, section), ""]):
+            table.add_column(heading, justify="right" if number in range(1, 7) else "left")
+        table.columns[0].no_wrap = True
+        first = comparison.first_parting(section)
+        for row in shown:
+            style = "bold red" if row is first else "red" if row.parts else None
+            table.add_row(*cells(row), remark(row, is_first=row is first), style=style)
+        console.print(table)
+    verdict = comparison.verdict
+    for line in (*verdict.lines[:-1], *(f"- {reason}" for reason in verdict.reasons)):
+        console.print(line, markup=False, soft_wrap=True)
+    style = "bold green" if verdict.same else "bold red"
+    console.print(verdict.lines[-1], style=style, markup=False, soft_wrap=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that appears whole, or not at all.
+
+    Raises:
+        OSError: the file cannot be written; what was there before still is.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp's is for its owner alone
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""A torch network, its layers' outputs read by forward hooks."""
+
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from convert.arrays import to_numpy
+from convert.diff.precision import DTYPES, Device, Precision
+from convert.diff.runs import Arrays, Loss, TrainStep
+
+_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+class TorchRun:
+    """A copy of a torch model; see `Run`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: Precision,
+        device: Device,
+        names: Mapping[str, str] | None,
+    ):
+        self._device = torch.device("cuda" if device == "gpu" else "cpu")
+        self._dtype = getattr(torch, DTYPES[precision])
+        self._model = copy.deepcopy(model).to(self._device, self._dtype)
+        self._our_names = None if names is None else {their: our for our, their in names.items()}
+        for module in self._model.modules():
+            if isinstance(module, _NORMS) and self._dtype == torch.bfloat16:
+                module.float()  # as the Flax twin: statistics are never less than float32
+            elif isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0
+        self._model.zero_grad(set_to_none=True)
+        self._model.requires_grad_(True)
+
+    def evaluate(self, images: np.ndarray) -> Arrays:
+        self._model.eval()
+        with torch.no_grad(), self._recording() as activations:
+            self._model(self._input(images))
+        return activations
+
+    def train(self, images: np.ndarray, loss: Loss) -> TrainStep:
+        self._model.train()
+        with self._recording() as activations:
+            outputs = self._model(self._input(images))
+        outputs = getattr(outputs, "logits", outputs)  # transformers' models return an object
+        _value(loss, outputs).backward()
+        gradients = self._named(
+            (name, torch.zeros_like(p) if p.grad is None else p.grad)
+            for name, p in self._model.named_parameters()
+        )
+        return TrainStep(activations, gradients, self._named(self._model.named_buffers()))
+
+    def _input(self, images: np.ndarray) -> torch.Tensor:
+        channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        return torch.from_numpy(channels_first).to(self._device, self._dtype)
+
+    def _our_name(self, layer: str) -> str | None:
+        return layer if self._our_names is None else self._our_names.get(layer)
+
+    def _named(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Arrays:
+        """Tensors under our names; those of layers that have none keep theirs."""
+        arrays: Arrays = {}
+        for name, tensor in tensors:
+            layer, _, leaf = name.rpartition(".")
+            arrays[f"{self._our_name(layer) or layer}.{leaf}"] = to_numpy(tensor)
+        return arrays
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[Arrays]:
+        """Fills a dict with each layer's output; of a layer called twice, the last."""
+        activations: Arrays = {}
+        with contextlib.ExitStack() as stack:
+            for their_name, module in self._model.named_modules():
+                name = self._our_name(their_name)
+                if name:
+                    hook = _recorder(activations, name)
+                    stack.callback(module.register_forward_hook(hook).remove)
+            yield activations
+
+
+def _recorder(activations: Arrays, name: str) -> Any:
+    def record(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            if output.ndim == 4:  # (n, c, h, w) -> (n, h, w, c)
+                output = output.permute(0, 2, 3, 1)
+            # a copy: the next layer may be a ReLU that works in place
+            activations[name] = to_numpy(output).copy()
+
+    return record
+
+
+def _value(loss: Loss, outputs: torch.Tensor) -> torch.Tensor:
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    if loss.labels is not None:
+        labels = torch.from_numpy(loss.labels).to(outputs.device, torch.int64)
+        return nn.functional.cross_entropy(outputs, labels)
+    weights = torch.from_numpy(loss.weights(tuple(outputs.shape)))
+    return (outputs * weights.to(outputs)).sum()

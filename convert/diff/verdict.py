@@ -1,0 +1,151 @@
+"""From the rows of a comparison to a verdict, with its reasons."""
+
+from collections.abc import Sequence
+
+from convert.diff.comparison import (
+    ACTIVATIONS,
+    NOISE_FACTOR,
+    SECTIONS,
+    Comparison,
+    Row,
+    Verdict,
+    layer_of,
+)
+
+_FUNCTION = ("eval", "train", "gradients", "statistics")
+_FULL_NAMES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "tf32": "TF32"}
+_MOST_NAMES = 5
+
+
+def judge(comparison: Comparison) -> Verdict:
+    """The verdict: the same only where nothing at all speaks against it."""
+    sections = comparison.sections
+    structure = [
+        f"only {title} has {_enumerate(names)}"
+        for title, names in zip(comparison.titles, comparison.only, strict=True)
+        if names
+    ]
+    apart = [
+        f"{SECTIONS[section]}: {_describe(parting, sections[section])}"
+        for section in SECTIONS
+        if (parting := comparison.first_parting(section)) is not None
+    ]
+    noisy = _first_noisy(comparison)
+    same_function = not structure and not any(
+        row.parts for section in _FUNCTION for row in sections[section]
+    )
+    reasons = [*structure, *apart]
+    if noisy is not None and same_function:
+        reasons.append(_describe_noise(noisy, comparison))
+    reasons += [f"the precision is reduced: {flag}" for flag in comparison.flags]
+    has_parted = bool(structure or apart or (noisy and same_function))
+    if comparison.precision == "tf32":
+        reasons.append("TF32 was asked for, which cannot show that two networks are the same")
+    first_layer = _first_layer(comparison, noisy) if has_parted else None
+    return Verdict(
+        same=not reasons,
+        same_function=same_function,
+        first_layer=first_layer,
+        reasons=tuple(reasons),
+        lines=(
+            *_findings(comparison, same_function),
+            _conclude(comparison, reasons, has_parted, first_layer),
+        ),
+    )
+
+
+def _first_noisy(comparison: Comparison) -> tuple[str, Row] | None:
+    """The first activation that differs by more than rounding in the lower precision.
+
+    Gradients are not held against noise: where rounding moves a value across the kink of a ReLU
+    they jump, in one of two networks and not in the other.
+    """
+    return next(
+        ((s, row) for s in ACTIVATIONS for row in comparison.sections[s] if row.is_noisy), None
+    )
+
+
+def _first_layer(comparison: Comparison, noisy: tuple[str, Row] | None) -> str | None:
+    """The earliest layer, in the forward pass, that an activation or a statistic blames.
+
+    Failing these, the last whose gradient parts (backward, it is the first), the first whose
+    weights do, and the first that is noisy in the lower precision.
+    """
+    place = {row.name: number for number, row in enumerate(comparison.sections["eval"])}
+    blamed: list[str] = []
+    for section in ("eval", "train", "statistics"):
+        row = comparison.first_parting(section)
+        if row is not None:
+            blamed.append(row.name if section in ACTIVATIONS else layer_of(row.name))
+    if blamed:
+        return min(blamed, key=lambda layer: place.get(layer, len(place)))
+    for section in ("gradients", "weights"):
+        row = comparison.first_parting(section)
+        if row is not None:
+            return layer_of(row.name)
+    return noisy[1].name if noisy else None
+
+
+def _findings(comparison: Comparison, same_function: bool) -> list[str]:
+    rows = [(s, row) for s in _FUNCTION for row in comparison.sections[s]]
+    lines = [f"same function: {'yes' if same_function else 'no'}"]
+    if rows:
+        section, row = max(rows, key=lambda entry: entry[1].exact.relative)
+        lines[0] += (
+            f" (largest relative float64 difference {row.exact.relative:.1e}, "
+            f"{row.name}, {section})"
+        )
+    ratios = [
+        (ratio, s, row)
+        for s in ACTIVATIONS
+        for row in comparison.sections[s]
+        if (ratio := row.noise_ratio) is not None
+    ]
+    if ratios:
+        ratio, section, row = max(ratios, key=lambda entry: entry[0])
+        lines.append(
+            f"{_FULL_NAMES[comparison.precision]} difference is at most {ratio:.2g} times the "
+            f"rounding noise ({row.name}, {section})"
+        )
+    weights = comparison.sections["weights"]
+    same_bits = sum(row.note == "same bits" for row in weights)
+    lines.append(f"weights: {same_bits} of {len(weights)} arrays have the same bits")
+    return lines
+
+
+def _conclude(
+    comparison: Comparison, reasons: Sequence[str], has_parted: bool, first_layer: str | None
+) -> str:
+    if not reasons:
+        return "verdict: the same"
+    if has_parted:
+        where = f", first at {first_layer}" if first_layer else ""
+        return f"verdict: they part{where}"
+    if comparison.precision == "tf32":
+        return "verdict: the same within TF32, which is not equal"
+    return f"verdict: not called the same, {reasons[0]}"
+
+
+def _describe(row: Row, rows: Sequence[Row]) -> str:
+    count = sum(row.parts for row in rows)
+    where = "" if count == 1 else f" first, of {count} of {len(rows)}"
+    if row.note.startswith("shape"):
+        return f"{row.name} parts{where} ({row.note})"
+    size = f"{row.exact.relative:.1e} of the largest magnitude"
+    bound = f", tolerance {row.tolerance:.0e}" if row.tolerance else ""
+    return f"{row.name} parts{where} ({size}{bound})"
+
+
+def _describe_noise(noisy: tuple[str, Row], comparison: Comparison) -> str:
+    section, row = noisy
+    return (
+        f"{SECTIONS[section]}: in {_FULL_NAMES[comparison.precision]} {row.name} parts by "
+        f"{row.noise_ratio:.2g} times the rounding noise (at most {NOISE_FACTOR:g}), though not in "
+        "float64: one of the two computes in less than it was asked to"
+    )
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MOST_NAMES])
+    more = len(names) - _MOST_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown
