@@ -49,7 +49,7 @@ def tasks(name: str, folder: Path) -> dict[str, tuple[Task, Task]]:
         "file to model": (
             lambda: load_ours(name, path),
             lambda: theirs.load_state_dict(
-                {n: t for n, t in zip(theirs.state_dict(), torch.load(path).values(), strict=True)},
+                dict(zip(theirs.state_dict(), torch.load(path).values(), strict=True)),
                 strict=True,
             ),
         ),
