@@ -41,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", type=Path, required=True, help=".safetensors or .pt")
     export.add_argument("--layout", default="flax-resnet", help="names to write (see `layouts`)")
     export.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    export.add_argument(
+        "--weights",
+        choices=("raw", "ema"),
+        help="of a run that averages its weights: the newest or the average; default: the average",
+    )
     export.set_defaults(command=_export)
 
     bring = commands.add_parser("import", help="a file, ours or foreign, to our file or a new run")
@@ -70,9 +75,9 @@ def _export(options: argparse.Namespace) -> None:
     find_layout(layout)
     _check_output(output)
     if source.is_dir():
-        weights = checkpoints.read_run(source, options.step)
-    elif options.step is not None:
-        raise ConversionError(f"--step is for a run's folder, and {source} is none")
+        weights = checkpoints.read_run(source, options.step, options.weights)
+    elif options.step is not None or options.weights is not None:
+        raise ConversionError(f"--step and --weights are for a run's folder: {source} is none")
     else:
         weights = files.read_weights(source)
     if weights.classifier is None:

@@ -18,6 +18,17 @@ def torch_name(name: str) -> str:
     return f"{layer}.{leaf}" if layer else leaf
 
 
+def flax_name(name: str, ndim: int) -> str:
+    """The inverse of `torch_name` for an array of so many axes: only a norm's weight has one."""
+    layer, _, leaf = name.rpartition(".")
+    match leaf:
+        case "weight":
+            leaf = "scale" if ndim == 1 else "kernel"
+        case "running_mean" | "running_var":
+            leaf = leaf.removeprefix("running_")
+    return f"{layer}.{leaf}" if layer else leaf
+
+
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
     """A Flax array with torch's axes: a view, but for the counter of batches, int64 in torch."""
     match name.rpartition(".")[2], array.ndim:
