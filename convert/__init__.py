@@ -5,6 +5,7 @@ from convert.files import load, load_preprocessing, save
 from convert.inference import export_onnx, export_program
 from convert.layouts import from_layout, layout_spec, to_layout
 from convert.models import build
+from convert.runs import run_from_torch, run_to_torch
 from convert.twins import flax_to_torch, torch_to_flax
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "layout_spec",
     "load",
     "load_preprocessing",
+    "run_from_torch",
+    "run_to_torch",
     "save",
     "to_layout",
     "torch_to_flax",

@@ -72,6 +72,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layout", default=OURS, help="names to write (see `layouts`)")
     parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    parser.add_argument(
+        "--weights",
+        choices=("raw", "ema"),
+        help="of a run that averages its weights: the newest or the average; default: the average",
+    )
     inference.add_export_options(parser)
     _add_common(parser)
     parser.set_defaults(command=_export)
@@ -123,7 +128,12 @@ def _export(options: argparse.Namespace) -> None:
     form = inference.choose_format(options)
     is_folder = layout in folders.LAYOUTS and output.suffix not in files.SUFFIXES
     _check_output(output, is_folder=is_folder or form is not None)
-    source = read_source(options.source, step=options.step, allow_nonfinite=options.allow_nonfinite)
+    source = read_source(
+        options.source,
+        step=options.step,
+        average=options.weights,
+        allow_nonfinite=options.allow_nonfinite,
+    )
     weights = source.weights
     if weights.classifier is None:
         raise ConversionError(

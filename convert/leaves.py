@@ -25,6 +25,13 @@ def flax_leaf(leaf: str, num_axes: int) -> str:
     return next((flax for flax, torch in _TORCH_LEAVES.items() if torch == leaf), leaf)
 
 
+def flax_name(name: str, num_axes: int) -> str:
+    """The inverse of `torch_name` for an array of so many axes."""
+    layer, _, leaf = name.rpartition(".")
+    leaf = flax_leaf(leaf, num_axes)
+    return f"{layer}.{leaf}" if layer else leaf
+
+
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
     """A Flax array with torch's axes: a view, but for the counter of batches, int64 in torch."""
     match name.rpartition(".")[2], array.ndim:

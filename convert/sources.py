@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from convert import checkpoints, files, folders
 from convert.errors import ConversionError
@@ -20,6 +21,7 @@ def read_source(
     path: Path,
     *,
     step: int | None = None,
+    average: Literal["raw", "ema"] | None = None,
     reset_counters: bool = False,
     allow_nonfinite: bool = False,
 ) -> Source:
@@ -28,6 +30,7 @@ def read_source(
     Args:
         path: a file of weights, the folder of a training run, or a Hugging Face folder.
         step: of a run's checkpoint; None is the newest.
+        average: the run's newest weights or their moving average; None is the average if any.
         reset_counters: take missing `num_batches_tracked` of a model folder as zero.
         allow_nonfinite: take NaN and infinite values too.
 
@@ -37,11 +40,12 @@ def read_source(
     """
     path.stat()  # a clear FileNotFoundError or PermissionError before any guess at its form
     is_hugging_face = folders.is_model_folder(path)
-    if step is not None and (not path.is_dir() or is_hugging_face):
-        raise ConversionError(f"--step is for a run's folder, and {path} is none")
+    is_run = path.is_dir() and not is_hugging_face
+    if not is_run and (step is not None or average is not None):
+        raise ConversionError(f"--step and --weights are for a run's folder, and {path} is none")
     if is_hugging_face:
         return Source(folders.read_folder(path, reset_counters=reset_counters), "model folder")
-    if path.is_dir():
-        return Source(checkpoints.read_run(path, step), "training run (Orbax)")
+    if is_run:
+        return Source(checkpoints.read_run(path, step, average), "training run (Orbax)")
     weights = files.read_weights(path, allow_nonfinite=allow_nonfinite)
     return Source(weights, f"{path.suffix} file")

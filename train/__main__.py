@@ -23,7 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         from train.loop import train  # JAX starts here: help and mistakes need not wait for it
+        from train.parallel import enable_float64
 
+        if config.precision == "f64":
+            enable_float64()
         train(config)
     except (UserError, UnknownNameError) as error:
         return _fail(2, str(error))

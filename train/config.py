@@ -56,9 +56,12 @@ class Config:
     """Nesterov's momentum."""
     weight_decay: float = 1e-4
     """L2 decay of convolution and linear weights; never of BatchNorm or biases."""
+    ema_decay: float | None = None
+    """Keep a moving average of parameters and statistics, with this weight of the old one at each
+    step; it is tested and exported. None for none."""
 
-    precision: Literal["bf16", "f32"] = "f32"
-    """Of the convolutions; parameters, statistics, logits and loss are float32 in both."""
+    precision: Literal["bf16", "f32", "f64"] = "f32"
+    """Of the convolutions; all else is float32. f64 is all float64: slow, for comparisons."""
     scan_blocks: bool = False
     """Compile equal blocks once: for very deep networks on TPU and GPU; slow on CPU."""
     remat: bool = False
@@ -90,6 +93,8 @@ class Config:
             for name, least in _LEAST.items()
             if (value := getattr(self, name)) is not None and not value >= least  # nor NaN
         ]
+        if self.ema_decay is not None and self.ema_decay >= 1:
+            problems.append(f"--ema-decay must be below 1, not {self.ema_decay}")
         if self.resume and self.overwrite:
             problems.append("--resume and --overwrite exclude each other")
         if self.resume and self.run_dir is None:
@@ -149,6 +154,7 @@ _LEAST = {
     "warmup_learning_rate": 0,
     "momentum": 0,
     "weight_decay": 0,
+    "ema_decay": 0,
     "seed": 0,
     "eval_every_epochs": 1,
     "log_every_steps": 1,

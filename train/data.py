@@ -75,10 +75,15 @@ def load_dataset(config: Config) -> Dataset:
     return dataset
 
 
-def normalise(images: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """uint8 (n, h, w, c) -> float32, as the network sees them."""
-    mean, std = np.array(dataset.mean, np.float32), np.array(dataset.std, np.float32)
-    return (images.astype(np.float32) / np.float32(255) - mean) / std
+def image_dtype(config: Config) -> Any:
+    """Of normalised images, and of parameters and statistics: float32 but for f64."""
+    return np.float64 if config.precision == "f64" else np.float32
+
+
+def normalise(images: np.ndarray, dataset: Dataset, dtype: Any = np.float32) -> np.ndarray:
+    """uint8 (n, h, w, c) -> floating-point numbers, as the network sees them."""
+    mean, std = np.array(dataset.mean, dtype), np.array(dataset.std, dtype)
+    return (images.astype(dtype) / dtype(255) - mean) / std
 
 
 def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.ndarray:

@@ -22,7 +22,7 @@ _BATCH = 250
 
 @dataclass(frozen=True)
 class Parity:
-    """Both twins on the whole test set, in float32.
+    """Both twins on the whole test set, in the model's own precision.
 
     Attributes:
         flax_error, torch_error: fraction of images that are wrong.
@@ -58,9 +58,9 @@ def export(run_dir: Path, model: Any, preprocessing: Preprocessing) -> Path:
     return path
 
 
-def check_parity(path: Path, model: Any, dataset: Dataset) -> Parity:
-    """Loads the file into the torch twin and runs the test set through both, in float32."""
-    images, labels = normalise(dataset.test.images, dataset), dataset.test.labels
+def check_parity(path: Path, model: Any, dataset: Dataset, dtype: Any) -> Parity:
+    """Loads the file into the torch twin and runs the test set through both, as `dtype`."""
+    images, labels = normalise(dataset.test.images, dataset, dtype), dataset.test.labels
     flax_logits = _run_flax(model, images)
     torch_logits = _run_torch(convert.load(path, backend="torch"), images)
     flax_classes, torch_classes = flax_logits.argmax(1), torch_logits.argmax(1)

@@ -56,10 +56,18 @@ def begin_folder(folder: Path, config: Config) -> None:
         raise UserError(f"--run-dir {folder}: {error}") from error
 
 
-def write_config(folder: Path, config: Config, devices: str) -> None:
-    """Writes what is run, by which versions, on what: `config.json`."""
+def write_config(
+    folder: Path, config: Config, *, devices: str, train_images: int, total_steps: int
+) -> None:
+    """Writes what is run, on how much data, by which versions, on what: `config.json`."""
     versions = {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}}
-    content = {"config": config.to_json(), "versions": versions, "devices": devices}
+    content = {
+        "config": config.to_json(),
+        "train_images": train_images,
+        "total_steps": total_steps,
+        "versions": versions,
+        "devices": devices,
+    }
     write_json(folder / _CONFIG, content)
 
 

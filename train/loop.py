@@ -13,11 +13,11 @@ import jax
 from train import export, parallel
 from train.checkpoint import Checkpoints
 from train.config import Config
-from train.data import load_dataset
+from train.data import image_dtype, load_dataset
 from train.errors import DivergedError
 from train.folder import begin_folder, choose_folder, write_config, write_json
 from train.report import Report, Stopwatch
-from train.step import Metrics, TrainState
+from train.step import Metrics, TrainState, averaged
 from train.trainer import Trainer
 
 _IN_FLIGHT = 8  # steps handed to the device and not yet done; more only fill its queue
@@ -25,8 +25,15 @@ _IN_FLIGHT = 8  # steps handed to the device and not yet done; more only fill it
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ends with; `error` is the fraction of test images that are wrong."""
+    """What a run ends with.
 
+    Attributes:
+        weights: which are tested and exported: the average (`ema`) where the run keeps one, else
+            the newest (`raw`).
+        error: the fraction of test images that they get wrong.
+    """
+
+    weights: str
     error: float
     seconds: float
     exported: Path
@@ -55,7 +62,13 @@ def train(config: Config) -> Result:
         state = trainer.first_state
         if config.resume:
             state = checkpoints.restore(state)
-        write_config(folder, config, devices)
+        write_config(
+            folder,
+            config,
+            devices=devices,
+            train_images=len(dataset.train),
+            total_steps=trainer.total_steps,
+        )
         first_step = int(state.step)
         with Report(folder, start_step=first_step, total_steps=trainer.total_steps) as report:
             report.say(
@@ -66,9 +79,10 @@ def train(config: Config) -> Result:
             report.say(f"{trainer.total_steps} steps{resumed}; compiling")
             state = _train_steps(trainer, state, first_step, report, checkpoints, start_time)
             checkpoints.wait()
-            error = trainer.test(state)[1]
+            kept = averaged(state)
+            error = trainer.test(kept)[1]
 
-    result = _hand_over(trainer, state, folder, error, start_time)
+    result = _hand_over(trainer, kept, folder, error, start_time)
     write_json(folder / "result.json", _as_json(result))
     print(f"test error {error:.2%}, {result.seconds:.0f} s in all", flush=True)
     return result
@@ -106,16 +120,28 @@ def _train_steps(
             _check_finite(step, values["loss"])
         report.advance(step)
         if trainer.ends_period(step):
-            loss, error = trainer.test(state)
-            report.metrics(step, "test", {"loss": loss, "error": error})
+            values = _test(trainer, state)
+            report.metrics(step, "test", values)
+            average = f"averaged {values['ema_error']:7.2%}  " if "ema_error" in values else ""
             report.say(
                 f"epoch {step * batch_size / len(trainer.dataset.train):6.2f}  step {step:6d}  "
-                f"test loss {loss:.4f}  test error {error:7.2%}  "
+                f"test loss {values['loss']:.4f}  test error {values['error']:7.2%}  {average}"
                 f"{time.perf_counter() - start_time:6.0f} s"
             )
-            _check_finite(step, loss)  # before the checkpoint: the one before stays the newest
+            _check_finite(
+                step, values["loss"]
+            )  # before the checkpoint: the one before stays the newest
             checkpoints.save(state)
     return state
+
+
+def _test(trainer: Trainer, state: TrainState) -> dict[str, float]:
+    """Loss and error of the newest weights, and of their average where the run keeps one."""
+    loss, error = trainer.test(state)
+    values = {"loss": loss, "error": error}
+    if state.ema is not None:
+        values["ema_loss"], values["ema_error"] = trainer.test(averaged(state))
+    return values
 
 
 def _check_finite(step: int, loss: float) -> None:
@@ -131,14 +157,16 @@ def _hand_over(
 ) -> Result:
     model = trainer.model(state)
     exported = export.export(folder, model, trainer.dataset.preprocessing)
-    print(f"exported {exported}", flush=True)
+    weights = "raw" if trainer.config.ema_decay is None else "ema"
+    remark = ", averaged weights" if weights == "ema" else ""
+    print(f"exported {exported}{remark}", flush=True)
     parity = None
     if export.has_torch():
-        parity = export.check_parity(exported, model, trainer.dataset)
+        parity = export.check_parity(exported, model, trainer.dataset, image_dtype(trainer.config))
         print(parity, flush=True)
     else:
         print("no parity check: install flax-resnet[torch] to run the torch twin", flush=True)
-    return Result(error, time.perf_counter() - start_time, exported, parity)
+    return Result(weights, error, time.perf_counter() - start_time, exported, parity)
 
 
 def _as_json(result: Result) -> dict[str, Any]:

@@ -1,8 +1,16 @@
-"""SGD as the papers use it, and their learning-rate schedules."""
+"""SGD as the papers use it, its state by name, and the papers' learning-rate schedules."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import jax
 import optax
+from jaxtyping import Array
 
 from train.config import Config
+
+MOMENTUM = "momentum."  # and a parameter's name
+SCHEDULE_STEP = "schedule_step"
 
 
 def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
@@ -25,12 +33,34 @@ def make_optimizer(
     """torch.optim.SGD's update, for parameters in a dict by name.
 
     Weight decay is added to the gradient before the momentum, and only to convolution and linear
-    weights, those called `kernel`.
+    weights, those called `kernel`. Without momentum there are no buffers of it.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=_decayed),
-        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
+        optax.sgd(schedule, momentum=momentum or None, nesterov=nesterov),
     )
+
+
+def named_state(state: Any) -> dict[str, Array]:
+    """The state of `make_optimizer` by name, whatever the order in which optax keeps it.
+
+    `momentum.<parameter>`: torch's momentum buffer, of the parameter's shape; `schedule_step`: the
+    step whose learning rate comes next.
+    """
+    buffers = optax.tree.get(state, "trace", default={})
+    named = {f"{MOMENTUM}{name}": buffer for name, buffer in buffers.items()}
+    named[SCHEDULE_STEP] = optax.tree.get(state, "count")
+    assert len(named) == len(jax.tree.leaves(state)), "a part of the optimizer has no name"
+    return named
+
+
+def fill_state(fresh: Any, named: Mapping[str, Array]) -> Any:
+    """The inverse of `named_state`: a state of the form of `fresh` with these arrays."""
+    values: dict[str, Any] = {"count": named[SCHEDULE_STEP]}
+    buffers = optax.tree.get(fresh, "trace", default=None)
+    if buffers is not None:
+        values["trace"] = {name: named[f"{MOMENTUM}{name}"] for name in buffers}
+    return optax.tree.set(fresh, **values)
 
 
 def _decayed(params: dict) -> dict:

@@ -41,6 +41,16 @@ def split_batch(indices: np.ndarray) -> np.ndarray:
     return indices.reshape(jax.local_device_count(), -1)
 
 
+def enable_float64() -> None:
+    """Lets JAX compute in float64, which it otherwise takes for float32."""
+    jax.config.update("jax_enable_x64", True)
+
+
+def has_float64() -> bool:
+    """Whether JAX computes in float64 where that is asked for."""
+    return bool(jax.config.read("jax_enable_x64"))
+
+
 def describe_devices() -> str:
     """`8 tpu devices`."""
     devices = jax.local_devices()

@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from train.augment import Augment
+from train.augment import Augment, draw_keys
 from train.network import Arrays, Network
 
 
 class TrainState(NamedTuple):
-    """All that a step changes."""
+    """All that a step changes; `ema` averages parameters and statistics, where a run keeps it."""
 
     step: Int[Array, ""]
     params: Arrays
     statistics: Arrays
     optimizer: Any
+    ema: Arrays | None = None
 
 
 class Images(NamedTuple):
@@ -53,6 +54,7 @@ def make_train_step(
     *,
     seed: int,
     axis_name: str,
+    ema_decay: float | None = None,
 ) -> TrainStep:
     """One step of SGD on the images of some indices, under a mapped axis of devices.
 
@@ -64,11 +66,8 @@ def make_train_step(
         state: TrainState, data: Images, indices: Int[Array, " b"]
     ) -> tuple[TrainState, Metrics]:
         device = jax.lax.axis_index(axis_name)
-        augment_key, dropout_key = jax.random.split(
-            jax.random.fold_in(jax.random.key(seed), state.step)
-        )
         places = device * len(indices) + jnp.arange(len(indices))
-        keys = jax.vmap(lambda place: jax.random.fold_in(augment_key, place))(places)
+        keys, dropout_key = draw_keys(seed, state.step, places)
         images, labels = augment(data.images[indices], keys), data.labels[indices]
         dropout_key = jax.random.fold_in(dropout_key, device)
 
@@ -83,10 +82,37 @@ def make_train_step(
         gradients, loss, error = jax.lax.pmean((gradients, loss, error), axis_name)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        moved = TrainState(state.step + 1, params, statistics, optimizer_state)
+        ema = None
+        if ema_decay is not None and state.ema is not None:
+            ema = average(state.ema, {**params, **statistics}, ema_decay)
+        moved = TrainState(state.step + 1, params, statistics, optimizer_state, ema)
         return moved, Metrics(loss, error)
 
     return train_step
+
+
+def average(ema: Arrays, new: Arrays, decay: float) -> Arrays:
+    """The sum of decay * ema and (1 - decay) * new; a counter is the new one.
+
+    Statistics are averaged like parameters, as timm's ModelEma does: those of the newest weights
+    would not fit the average.
+    """
+    return {
+        name: decay * ema[name] + (1 - decay) * array
+        if jnp.issubdtype(array.dtype, jnp.floating)
+        else array
+        for name, array in new.items()
+    }
+
+
+def averaged(state: TrainState) -> TrainState:
+    """The state with its average in the place of parameters and statistics; else as it is."""
+    if state.ema is None:
+        return state
+    params = {name: state.ema[name] for name in state.params}
+    return state._replace(
+        params=params, statistics={name: state.ema[name] for name in state.statistics}
+    )
 
 
 def make_eval_step(network: Network, augment: Augment, *, axis_name: str) -> EvalStep:

@@ -15,14 +15,14 @@ from resnet_spec import ClassifierSpec, ResNetSpec, find_spec
 from train import parallel
 from train.augment import Augment
 from train.config import Config
-from train.data import Dataset, Split, batch_indices
+from train.data import Dataset, Split, batch_indices, image_dtype
 from train.errors import UserError
 from train.network import Network
 from train.optimizer import make_optimizer, make_schedule
 from train.step import Images, Metrics, TrainState, make_eval_step, make_train_step
 
 _EVAL_BATCH_PER_DEVICE = 250
-_DTYPES = {"bf16": jnp.bfloat16, "f32": jnp.float32}
+_DTYPES = {"bf16": jnp.bfloat16, "f32": jnp.float32, "f64": jnp.float64}
 
 
 class Trainer:
@@ -35,6 +35,8 @@ class Trainer:
     """
 
     def __init__(self, config: Config, dataset: Dataset):
+        if config.precision == "f64" and not parallel.has_float64():
+            raise UserError('precision f64: call jax.config.update("jax_enable_x64", True) first')
         self.config, self.dataset = config, dataset
         self.total_steps = count_steps(config, len(dataset.train))
         spec = dataclasses.replace(
@@ -58,7 +60,14 @@ class Trainer:
         augment = Augment(config, dataset)
         axis_name = parallel.AXIS
         self._train_step = parallel.map_train_step(
-            make_train_step(network, optimizer, augment, seed=config.seed, axis_name=axis_name)
+            make_train_step(
+                network,
+                optimizer,
+                augment,
+                seed=config.seed,
+                axis_name=axis_name,
+                ema_decay=config.ema_decay,
+            )
         )
         self._eval_step = parallel.map_eval_step(
             make_eval_step(network, augment, axis_name=axis_name)
@@ -69,6 +78,7 @@ class Trainer:
                 params=network.params,
                 statistics=network.statistics,
                 optimizer=optimizer.init(network.params),
+                ema=None if config.ema_decay is None else {**network.params, **network.statistics},
             )
         )
         self._train_data = parallel.replicate(_images(dataset.train))
@@ -105,9 +115,10 @@ class Trainer:
         return float(loss) / count, float(errors) / count
 
     def model(self, state: TrainState) -> Any:
-        """The trained model, in eval mode and float32."""
+        """The trained model, in eval mode and float32, or float64 where it was trained so."""
         params, statistics = jax.device_get((state.params, state.statistics))
-        return Network(self._make_model("f32")).model(params, statistics)
+        precision = "f64" if self.config.precision == "f64" else "f32"
+        return Network(self._make_model(precision)).model(params, statistics)
 
     def _make_model(self, precision: str) -> ResidualNetwork:
         return flax_resnet.from_spec(
@@ -115,6 +126,7 @@ class Trainer:
             self.classifier.num_classes,
             rngs=nnx.Rngs(self.config.seed),
             dtype=_DTYPES[precision],
+            param_dtype=image_dtype(self.config),
             scan_blocks=self.config.scan_blocks,
             remat=self.config.remat,
         )

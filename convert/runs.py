@@ -1,0 +1,223 @@
+"""Whole training runs between the Flax trainer and stock torch: weights, optimizer, position."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convert import checkpoints, sgd
+from convert.arrays import is_floating, to_numpy, to_tensor
+from convert.checkpoints import EMA, MODEL, OPTIMIZER, Checkpoint
+from convert.errors import ConversionError
+from convert.models import check
+from convert.schedule import make_schedule
+from resnet_spec import ClassifierSpec, Preprocessing, __version__
+
+if TYPE_CHECKING:
+    import torch
+
+Arrays = Mapping[str, np.ndarray]
+_KEYS = (
+    *("classifier", "preprocessing", "config", "total_steps", "step", "rng"),
+    *("model", "ema", "optimizer", "scheduler"),
+)
+_NOT_A_RUN = "this is not the state of a run as run_to_torch returns it:"
+_CONFIG_FILE = "config.json"  # which `train.folder` writes
+
+
+def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
+    """A checkpoint of a training run, the newest or that of one `step`, for stock torch.
+
+    All values are tensors and plain Python types, so `torch.load` reads them back as they are:
+
+    - `classifier`: the JSON of the `ClassifierSpec` whose torch twin it is.
+    - `preprocessing`: the JSON of the `Preprocessing` of its images, or None.
+    - `config`, `total_steps`: the run's configuration, and its length.
+    - `step`: how many steps are done.
+    - `rng`: the seed and the position in the data, see `rng_at`. The images of a step and their
+      augmentation are functions of seed and step; dropout each framework draws by itself.
+    - `model`, `ema`: state dicts of the twin; `ema` is None where the run keeps no average.
+    - `optimizer`: a state dict of `torch.optim.SGD` with two groups: the parameters of more than
+      one axis, which decay, and the rest, both in the order of `model.parameters()`.
+    - `scheduler`: a state dict of a `LambdaLR` whose lambda is `schedule_of(state)`.
+
+    Raises:
+        ConversionError: there is no such checkpoint, it is damaged, or it holds only weights.
+    """
+    run = Path(run)
+    folder = checkpoints.find_checkpoint(run, step)
+    content = _read_config(run)
+    config = content["config"]
+    has_average = config["ema_decay"] is not None
+    items = (MODEL, OPTIMIZER, EMA) if has_average else (MODEL, OPTIMIZER)
+    checkpoint = checkpoints.read_checkpoint(folder, items)
+    classifier, step = checkpoint.classifier, checkpoint.step
+    arrays = checkpoints.as_torch(checkpoint.items[MODEL])
+    ema = checkpoints.as_torch(checkpoint.items[EMA]) if has_average else None
+    twin = _abstract_twin(classifier)
+    names = sgd.parameter_names(twin)
+    try:
+        check(classifier, arrays)
+        if ema is not None:
+            check(classifier, ema)
+        parameters = {name: arrays[name] for name in names}
+        buffers = sgd.buffers_of_item(checkpoint.items[OPTIMIZER], parameters, config, step)
+    except ConversionError as error:
+        raise ConversionError(f"{folder}: {error}") from error
+    schedule = make_schedule(config, content["total_steps"])
+    optimizer, scheduler = sgd.make_stock(twin, config, schedule, step)
+    for name, parameter in twin.named_parameters():
+        if name in buffers:
+            optimizer.state[parameter]["momentum_buffer"] = to_tensor(buffers[name])
+    order = list(twin.state_dict())
+    return {
+        "classifier": classifier.to_json(),
+        "preprocessing": checkpoint.preprocessing and checkpoint.preprocessing.to_json(),
+        "config": config,
+        "total_steps": content["total_steps"],
+        "step": step,
+        "rng": rng_at(config, content["train_images"], step),
+        "model": {name: to_tensor(arrays[name]) for name in order},
+        "ema": None if ema is None else {name: to_tensor(ema[name]) for name in order},
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+    }
+
+
+def run_from_torch(state: Mapping[str, Any], run: str | Path) -> None:
+    """Writes what `run_to_torch` returns, trained on or not, as the new folder of a run.
+
+    `resnet-train --resume --run-dir RUN` goes on from it. The folder appears whole or not at all.
+
+    Raises:
+        ConversionError: the folder is not empty, or something is missing, left over or does not
+            fit the run's configuration; all of it is listed.
+    """
+    run = Path(run)
+    problems = [f"missing: {key}" for key in _KEYS if key not in state]
+    problems += [f"left over: {key}" for key in state if key not in _KEYS]
+    if problems:
+        raise ConversionError(_NOT_A_RUN, problems)
+    try:
+        checkpoint = _read_state(state)
+    except ConversionError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ConversionError(_NOT_A_RUN, [repr(error)]) from error
+    content = {
+        "config": {**state["config"], "run_dir": str(run)},
+        "train_images": state["rng"]["train_images"],
+        "total_steps": state["total_steps"],
+        "versions": {"flax-resnet": __version__},
+        "devices": "torch",
+    }
+    with checkpoints.new_run(run) as folder:
+        (folder / _CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
+        checkpoints.write_checkpoint(folder, checkpoint)
+
+
+def schedule_of(state: Mapping[str, Any]) -> Callable[[int], float]:
+    """The run's learning rate by step: the lambda of a `LambdaLR`, with 1 as its base rate."""
+    return make_schedule(state["config"], state["total_steps"])
+
+
+def rng_at(config: Mapping[str, Any], train_images: int, step: int) -> dict[str, int]:
+    """Where the random streams of a run are after so many steps.
+
+    `epoch` and `index` are those of the next image: epochs, each in an order of its own, follow
+    each other without a gap, and batches are cut from them whatever their ends.
+    """
+    epoch, index = divmod(step * config["global_batch_size"], train_images)
+    return {
+        "seed": config["seed"],
+        "step": step,
+        "train_images": train_images,
+        "epoch": epoch,
+        "index": index,
+    }
+
+
+def _read_config(run: Path) -> dict[str, Any]:
+    path = run / _CONFIG_FILE
+    if not path.is_file():
+        raise ConversionError(
+            f"{run} has no {_CONFIG_FILE}: it is no whole run, but weights may be exported"
+        )
+    try:
+        content = json.loads(path.read_text())
+        config, total_steps = content["config"], content["total_steps"]
+        make_schedule(config, total_steps)(0)
+        rng_at(config, content["train_images"], 0)
+        _ = [config[n] for n in ("momentum", "nesterov", "weight_decay", "ema_decay", "precision")]
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ConversionError(f"{path} is not a whole configuration: {error!r}") from error
+    return content
+
+
+def _abstract_twin(classifier: ClassifierSpec) -> "torch.nn.Module":
+    """The torch twin without memory, for its names and their order."""
+    import torch
+
+    import torch_resnet
+
+    with torch.device("meta"):
+        return torch_resnet.from_spec(classifier.network, classifier.num_classes)
+
+
+def _read_state(state: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint of a run's state in torch; a ConversionError lists all that is wrong."""
+    config, step = state["config"], state["step"]
+    classifier = ClassifierSpec.from_json(state["classifier"])
+    weights = {
+        key: {name: to_numpy(tensor) for name, tensor in state[key].items()}
+        for key in (MODEL, EMA)
+        if state[key] is not None
+    }
+    twin = _abstract_twin(classifier)
+    names = sgd.parameter_names(twin)
+    stock = sgd.make_stock(twin, config, schedule_of(state), step)
+    dtype = np.dtype("float64" if config["precision"] == "f64" else "float32")
+    zeros = {n: np.zeros(tuple(p.shape), dtype) for n, p in twin.named_parameters()}
+    buffers, problems = sgd.buffers_of_state(state["optimizer"], names, zeros, config, step)
+    problems = [
+        *_check_position(state),
+        *(p for key in weights for p in _check_weights(key, classifier, weights[key], dtype)),
+        *sgd.compare_stock(state["optimizer"], state["scheduler"], stock),
+        *problems,
+    ]
+    if problems:
+        raise ConversionError(_NOT_A_RUN, problems)
+    items = {key: checkpoints.as_flax(weights[key]) for key in weights}
+    items[OPTIMIZER] = sgd.item_of_buffers(buffers, step)
+    fields = state["preprocessing"]
+    preprocessing = None if fields is None else Preprocessing.from_json(fields)
+    return Checkpoint(step, classifier, items, preprocessing)
+
+
+def _check_position(state: Mapping[str, Any]) -> list[str]:
+    config, rng, problems = state["config"], state["rng"], []
+    expected = rng_at(config, rng["train_images"], state["step"])
+    if rng != expected:
+        problems.append(f"rng: should be {expected}, is {rng}")
+    decay, has_average = config["ema_decay"], state["ema"] is not None
+    if has_average != (decay is not None):
+        problems.append(f"ema: is {'there' if has_average else 'missing'}, ema_decay is {decay}")
+    return problems
+
+
+def _check_weights(
+    key: str, classifier: ClassifierSpec, arrays: Arrays, dtype: np.dtype
+) -> list[str]:
+    problems = []
+    try:
+        check(classifier, arrays)
+    except ConversionError as error:
+        problems = error.problems
+    problems += [
+        f"dtype: {name} should be {dtype}, is {array.dtype}"
+        for name, array in arrays.items()
+        if is_floating(array.dtype) and array.dtype != dtype
+    ]
+    return [f"{key}: {problem}" for problem in problems]

@@ -1,0 +1,111 @@
+"""Goes on with a JAX run in torch: its torch twin, stock SGD and LambdaLR, the same batches.
+
+    python examples/continue_in_torch.py runs/a --steps 1000 -o runs/b
+    resnet-train --resume --run-dir runs/b     # and back again, should you wish
+
+What torch trains here is what JAX would have trained: in float64 the two agree to rounding. Only
+dropout differs, whose masks each framework draws by itself. bf16 runs go on in float32.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+import convert
+import torch_resnet
+from convert.runs import rng_at, schedule_of
+from resnet_spec import ClassifierSpec
+from train.augment import Augment, draw_keys
+from train.config import Config
+from train.data import batch_indices, load_dataset
+
+
+class Batches:
+    """The images of each step as the trainer makes them, in torch's layout."""
+
+    def __init__(self, config: Config):
+        self.config, self.dataset = config, load_dataset(config)
+        self.augment = jax.jit(Augment(config, self.dataset))
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (n, c, h, w) and labels (n,) of one step."""
+        seed, size, train = self.config.seed, self.config.global_batch_size, self.dataset.train
+        indices = batch_indices(seed, step, size, len(train))
+        keys, _ = draw_keys(seed, step, jnp.arange(size))
+        images = np.array(self.augment(train.images[indices], keys))  # (n, h, w, c)
+        labels = train.labels[indices].astype(np.int64)
+        return torch.from_numpy(images.transpose(0, 3, 1, 2)), torch.from_numpy(labels)
+
+
+def train_in_torch(state: dict[str, Any], steps: int, batches: Batches) -> dict[str, Any]:
+    """The state of a run, as `convert.run_to_torch` returns it, after more steps in torch."""
+    model = build_twin(state)
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    rest = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    optimizer = torch.optim.SGD([{"params": decayed}, {"params": rest}])
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_of(state))
+    optimizer.load_state_dict(state["optimizer"])  # rate, momentum, Nesterov and decay, too
+    scheduler.load_state_dict(state["scheduler"])
+    ema = state["ema"] and {name: tensor.clone() for name, tensor in state["ema"].items()}
+
+    last = state["step"] + steps
+    for step in range(state["step"], last):
+        images, labels = batches[step]
+        loss = cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        if ema is not None:
+            average(ema, model.state_dict(), state["config"]["ema_decay"])
+    return {
+        **state,
+        "model": model.state_dict(),
+        "ema": ema,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "step": last,
+        "rng": rng_at(state["config"], state["rng"]["train_images"], last),
+    }
+
+
+def build_twin(state: dict[str, Any]) -> torch.nn.Module:
+    """The torch twin of a run, with its weights and in its precision, in train mode."""
+    classifier = ClassifierSpec.from_json(state["classifier"])
+    model = torch_resnet.from_spec(classifier.network, classifier.num_classes)
+    model.to(state["model"]["stem.conv.weight"].dtype)
+    model.load_state_dict(state["model"])
+    return model.train()
+
+
+def average(ema: dict[str, torch.Tensor], new: dict[str, torch.Tensor], decay: float) -> None:
+    """Moves an average towards new values, in place; counters are taken as they are."""
+    for name, tensor in new.items():
+        if tensor.is_floating_point():
+            ema[name].lerp_(tensor, 1 - decay)
+        else:
+            ema[name].copy_(tensor)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Go on with a JAX run in torch.")
+    parser.add_argument("run", type=Path, help="folder of a run of resnet-train")
+    parser.add_argument("--steps", type=int, required=True, help="how many to train in torch")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the new run")
+    options = parser.parse_args()
+    state = convert.run_to_torch(options.run)
+    config = Config.from_json(state["config"])
+    jax.config.update("jax_enable_x64", config.precision == "f64")  # JAX only makes the images
+    state = train_in_torch(state, options.steps, Batches(config))
+    convert.run_from_torch(state, options.output)
+    print(f"step {state['step']}: wrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()
