@@ -9,6 +9,7 @@ from typing import Any
 
 from convert.diff.comparison import ACTIVATIONS, SECTIONS, Comparison, Row
 from convert.diff.measure import Difference
+from convert.diff.verdict import times
 
 FORMAT_VERSION = 1
 
@@ -81,7 +82,7 @@ def cells(row: Row) -> list[str]:
         "" if math.isnan(row.exact.cosine) else f"{row.exact.cosine:.6f}",
     ]
     if row.reduced is not None:
-        texts += [f"{row.reduced.relative:.1e}", f"{row.noise:.1e}", f"{row.noise_ratio:.2g}"]
+        texts += [f"{row.reduced.relative:.1e}", f"{row.noise:.1e}", times(row.noise_ratio)]
     return texts
 
 

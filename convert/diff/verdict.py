@@ -104,7 +104,7 @@ def _findings(comparison: Comparison, same_function: bool) -> list[str]:
     if ratios:
         ratio, section, row = max(ratios, key=lambda entry: entry[0])
         lines.append(
-            f"{_FULL_NAMES[comparison.precision]} difference is at most {ratio:.2g} times the "
+            f"{_FULL_NAMES[comparison.precision]} difference is at most {times(ratio)} times the "
             f"rounding noise ({row.name}, {section})"
         )
     weights = comparison.sections["weights"]
@@ -140,9 +140,14 @@ def _describe_noise(noisy: tuple[str, Row], comparison: Comparison) -> str:
     section, row = noisy
     return (
         f"{SECTIONS[section]}: in {_FULL_NAMES[comparison.precision]} {row.name} parts by "
-        f"{row.noise_ratio:.2g} times the rounding noise (at most {NOISE_FACTOR:g}), though not in "
-        "float64: one of the two computes in less than it was asked to"
+        f"{times(row.noise_ratio)} times the rounding noise (at most {NOISE_FACTOR:g}), though not "
+        "in float64: one of the two computes in less than it was asked to"
     )
+
+
+def times(ratio: float | None) -> str:
+    """`2.3` or `2431`: how many times."""
+    return "" if ratio is None else f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}"
 
 
 def _enumerate(names: Sequence[str]) -> str:
