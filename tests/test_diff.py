@@ -282,6 +282,7 @@ def test_json_and_page_are_complete_and_need_no_network(in_float32):
     for row in in_float32.sections["eval"]:
         assert f"<title>{row.name}\n" in page  # what the plot shows on hover
     assert "the torch twin against the Flax twin" in page
+    assert "more than rounding" not in page
     for outside in ("http", "//", "<script", "<link", "@import", "url("):
         assert outside not in page
 
