@@ -33,7 +33,7 @@ SPEC = ResNetSpec("basic", (1, 1), (4, 4), stem_planes=4, small_images=True)
 LAYERS = [
     *("stem.conv", "stem.bn", "stem"),
     *("stages.0.0.conv1", "stages.0.0.bn1", "stages.0.0.conv2", "stages.0.0.bn2"),
-    *("stages.0.0.shortcut", "stages.0.0"),
+    "stages.0.0",  # its shortcut is the identity, and no layer
     *("stages.1.0.conv1", "stages.1.0.bn1", "stages.1.0.conv2", "stages.1.0.bn2"),
     *("stages.1.0.shortcut.conv", "stages.1.0.shortcut", "stages.1.0.shortcut_bn", "stages.1.0"),
     *("avgpool", "head"),
@@ -95,7 +95,7 @@ def test_twins_are_the_same_in_float64_and_within_rounding_in_float32(in_float32
 def test_every_layer_is_there_in_the_order_of_the_forward_pass(in_float32):
     for mode in ("eval", "train"):
         names = [row.name for row in in_float32.sections[mode]]
-        assert [name for name in names if name in LAYERS] == LAYERS
+        assert names == LAYERS
     parameters = {name for name, _ in make_torch().named_parameters()}
     assert {row.name for row in in_float32.sections["gradients"]} == parameters
     buffers = {name for name, _ in make_torch().named_buffers()}
@@ -218,9 +218,6 @@ def test_bfloat16_is_held_against_its_own_noise():
     assert comparison.verdict.same
     stem: Any = comparison.sections["eval"][0]
     assert stem.noise > 1e-3
-    other: Any = copy.deepcopy(model)
-    other.stages[0][0].bn2.eps = 1e-3  # less than bfloat16 can see
-    assert compare(model, other, IMAGES, precision="bf16").verdict.first_layer == "stages.0.0.bn2"
 
 
 @pytest.fixture
@@ -285,6 +282,7 @@ def test_json_and_page_are_complete_and_need_no_network(in_float32):
     for row in in_float32.sections["eval"]:
         assert f"<title>{row.name}\n" in page  # what the plot shows on hover
     assert "the torch twin against the Flax twin" in page
+    assert "more than rounding" not in page
     for outside in ("http", "//", "<script", "<link", "@import", "url("):
         assert outside not in page
 
@@ -299,6 +297,7 @@ def test_the_page_marks_where_the_networks_part(twins):
     assert "noise" not in page.partition("</style>")[2]  # float64 alone has none
 
 
+@pytest.mark.slow
 def test_a_peers_model_is_compared_by_its_own_names():
     theirs = import_torchvision().models.resnet18(weights=None, num_classes=7)
     randomise(theirs)

@@ -95,10 +95,11 @@ def _run_plainly(module: Any) -> None:
 def _recording(model: nnx.Module) -> Iterator[dict[str, Any]]:
     """Fills a dict with each layer's output; of a layer called twice, the last.
 
-    The classes of the model's layers are wrapped for the while: Python looks a call up in the
-    class, so that a wrapper on the object would never run.
+    Dropout and layers that return their input are no layers here. The classes of the model's
+    layers are wrapped for the while: Python looks a call up in the class, so that a wrapper on the
+    object would never run.
     """
-    modules = list(nnx.iter_modules(model))
+    modules = [(p, m) for p, m in nnx.iter_modules(model) if not isinstance(m, nnx.Dropout)]
     sequentials = {path for path, module in modules if isinstance(module, nnx.Sequential)}
     names = {id(module): _name(path, sequentials) for path, module in modules if path}
     activations: dict[str, Any] = {}
@@ -119,7 +120,8 @@ def _recording(model: nnx.Module) -> Iterator[dict[str, Any]]:
 def _recorded(call: Any, names: dict[int, str], activations: dict[str, Any]) -> Any:
     def record(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = call(self, *args, **kwargs)
-        if id(self) in names and isinstance(output, jax.Array):
+        is_identity = len(args) > 0 and output is args[0]
+        if id(self) in names and isinstance(output, jax.Array) and not is_identity:
             activations[names[id(self)]] = output
         return output
 

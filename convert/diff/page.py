@@ -82,7 +82,7 @@ def _table(comparison: Comparison, section: str) -> str:
     body: list[str] = []
     for row in rows:
         style = "parts first" if row is first else "parts" if row.parts else ""
-        texts = [*cells(row), remark(row, is_first=row is first)]
+        texts = [*cells(row), remark(row, section, is_first=row is first)]
         data = "".join(f"<td>{escape(text)}</td>" for text in texts)
         body.append(f'<tr class="{style}">{data}</tr>' if style else f"<tr>{data}</tr>")
     parting = sum(row.parts for row in rows)

@@ -9,6 +9,7 @@ from typing import Any
 
 from convert.diff.comparison import ACTIVATIONS, SECTIONS, Comparison, Row
 from convert.diff.measure import Difference
+from convert.diff.verdict import times
 
 FORMAT_VERSION = 1
 
@@ -81,14 +82,14 @@ def cells(row: Row) -> list[str]:
         "" if math.isnan(row.exact.cosine) else f"{row.exact.cosine:.6f}",
     ]
     if row.reduced is not None:
-        texts += [f"{row.reduced.relative:.1e}", f"{row.noise:.1e}", f"{row.noise_ratio:.2g}"]
+        texts += [f"{row.reduced.relative:.1e}", f"{row.noise:.1e}", times(row.noise_ratio)]
     return texts
 
 
-def remark(row: Row, *, is_first: bool) -> str:
+def remark(row: Row, section: str, *, is_first: bool) -> str:
     """What the last column says: where the networks part first, and notes."""
     mark = "first to part" if is_first else "parts" if row.parts else ""
-    if not row.parts and row.is_noisy:
+    if section in ACTIVATIONS and not row.parts and row.is_noisy:
         mark = "more than rounding"
     return ", ".join(text for text in (mark, row.note) if text)
 
@@ -112,7 +113,7 @@ def print_tables(comparison: Comparison) -> None:
         first = comparison.first_parting(section)
         for row in shown:
             style = "bold red" if row is first else "red" if row.parts else None
-            table.add_row(*cells(row), remark(row, is_first=row is first), style=style)
+            table.add_row(*cells(row), remark(row, section, is_first=row is first), style=style)
         console.print(table)
     verdict = comparison.verdict
     for line in (*verdict.lines[:-1], *(f"- {reason}" for reason in verdict.reasons)):

@@ -14,6 +14,7 @@ from convert.diff.precision import DTYPES, Device, Precision
 from convert.diff.runs import Arrays, Loss, TrainStep
 
 _NORMS = nn.modules.batchnorm._BatchNorm
+_DROPOUTS = nn.modules.dropout._DropoutNd
 
 
 class TorchRun:
@@ -33,7 +34,7 @@ class TorchRun:
         for module in self._model.modules():
             if isinstance(module, _NORMS) and self._dtype == torch.bfloat16:
                 module.float()  # as the Flax twin: statistics are never less than float32
-            elif isinstance(module, nn.modules.dropout._DropoutNd):
+            elif isinstance(module, _DROPOUTS):
                 module.p = 0.0
         self._model.zero_grad(set_to_none=True)
         self._model.requires_grad_(True)
@@ -73,12 +74,15 @@ class TorchRun:
 
     @contextlib.contextmanager
     def _recording(self) -> Iterator[Arrays]:
-        """Fills a dict with each layer's output; of a layer called twice, the last."""
+        """Fills a dict with each layer's output; of a layer called twice, the last.
+
+        Dropout and layers that return their input are no layers here.
+        """
         activations: Arrays = {}
         with contextlib.ExitStack() as stack:
             for their_name, module in self._model.named_modules():
                 name = self._our_name(their_name)
-                if name:
+                if name and not isinstance(module, _DROPOUTS):
                     hook = _recorder(activations, name)
                     stack.callback(module.register_forward_hook(hook).remove)
             yield activations
@@ -86,7 +90,8 @@ class TorchRun:
 
 def _recorder(activations: Arrays, name: str) -> Any:
     def record(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor):
+        is_identity = len(inputs) > 0 and output is inputs[0]
+        if isinstance(output, torch.Tensor) and not is_identity:
             if output.ndim == 4:  # (n, c, h, w) -> (n, h, w, c)
                 output = output.permute(0, 2, 3, 1)
             # a copy: the next layer may be a ReLU that works in place
