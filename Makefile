@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The CPU tests of JAX, torch and pytest workers share the cores.
 WORKERS ?= 2
 
-.PHONY: quickstart test test-slow parity fuzz benchmark lint format types wheel lock clean
+.PHONY: quickstart test test-slow parity layouts fuzz benchmark lint format types wheel lock clean
 
 quickstart: .venv/installed  ## train a small ResNet on digits, export it, check it in torch
 	$(BIN)/python -m train digits --run-dir runs/quickstart --overwrite
@@ -23,6 +23,9 @@ fuzz: .venv/installed  ## 100,000 damaged files: read, or refused with our own e
 
 benchmark: .venv/installed  ## the converter's speed and memory beside torch's own loading
 	$(BIN)/python -m benchmarks.convert
+
+layouts: .venv/installed  ## other packages' own networks: a matrix of layouts, models, directions
+	$(BIN)/python -m pytest -s tests/test_layouts.py
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

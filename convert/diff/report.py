@@ -2,11 +2,10 @@
 
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from convert.atomic import replacing
 from convert.diff.comparison import ACTIVATIONS, SECTIONS, Comparison, Row
 from convert.diff.measure import Difference
 from convert.diff.verdict import times
@@ -128,16 +127,5 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OSError: the file cannot be written; what was there before still is.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp's is for its owner alone
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
