@@ -131,7 +131,7 @@ def test_a_file_carries_its_preprocessing(model, tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_reading_the_preprocessing_reads_no_weights(model, tmp_path, suffix):
+def test_the_preprocessing_is_read_from_a_file_whose_weights_are_damaged(model, tmp_path, suffix):
     path = tmp_path / f"m{suffix}"
     convert.save(path, model, preprocessing=AWKWARD)
     whole = read_weights(path).arrays["stages.0.0.conv2.weight"].tobytes()
