@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
@@ -52,9 +53,10 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Starts writing `state`; an error of the write before is raised here."""
         self._manager.check_for_errors()
-        items: dict[str, Any] = {
-            name: ocp.args.StandardSave(arrays) for name, arrays in _as_items(state).items()
-        }
+        # copied here: a step takes the memory of its state, and Orbax slices what is on many
+        # devices, compiling anew for each shape
+        arrays = jax.tree.map(np.array, _as_items(state))
+        items: dict[str, Any] = {name: ocp.args.StandardSave(arrays[name]) for name in arrays}
         items["description"] = ocp.args.JsonSave(self.classifier.to_json())
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
