@@ -75,6 +75,7 @@ def describe_state(state: Mapping[str, Any]) -> ClassifierSpec | None:
     if text is None:
         return None
     try:
-        return parse_description(decode(text)["model"], len(state))
+        fields = decode(text)["model"]
+        return None if fields is None else parse_description(fields, len(state))
     except Exception as error:  # whatever a damaged description brings about
         raise ConversionError(f"this state dict describes its model wrongly: {error}") from error

@@ -25,6 +25,11 @@ _KEYS = (
 )
 _NOT_A_RUN = "this is not the state of a run as run_to_torch returns it:"
 _CONFIG_FILE = "config.json"  # which `train.folder` writes
+_CONFIG_FIELDS = (
+    *("seed", "global_batch_size", "precision", "momentum", "nesterov", "weight_decay"),
+    *("ema_decay", "schedule", "learning_rate", "warmup_steps", "warmup_learning_rate"),
+    *("drop_steps", "drop_factor"),
+)
 
 
 def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -98,6 +103,8 @@ def run_from_torch(state: Mapping[str, Any], run: str | Path) -> None:
     run = Path(run)
     problems = [f"missing: {key}" for key in _KEYS if key not in state]
     problems += [f"left over: {key}" for key in state if key not in _KEYS]
+    if isinstance(fields := state.get("config"), Mapping):
+        problems += [f"missing: config: {name}" for name in _CONFIG_FIELDS if name not in fields]
     if problems:
         raise ConversionError(_NOT_A_RUN, problems)
     try:
@@ -147,12 +154,14 @@ def _read_config(run: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_text())
-        config, total_steps = content["config"], content["total_steps"]
-        make_schedule(config, total_steps)(0)
-        rng_at(config, content["train_images"], 0)
-        _ = [config[n] for n in ("momentum", "nesterov", "weight_decay", "ema_decay", "precision")]
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ConversionError(f"{path} is not a whole configuration: {error!r}") from error
+        missing = [key for key in ("config", "train_images", "total_steps") if key not in content]
+        missing += [name for name in _CONFIG_FIELDS if name not in content.get("config", ())]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{path} is not a run's configuration: {error}") from error
+    if missing:
+        raise ConversionError(
+            f"{path} is not a whole configuration:", [f"missing: {name}" for name in missing]
+        )
     return content
 
 

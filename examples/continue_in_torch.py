@@ -8,6 +8,7 @@ dropout differs, whose masks each framework draws by itself. bf16 runs go on in 
 """
 
 import argparse
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def train_in_torch(state: dict[str, Any], steps: int, batches: Batches) -> dict[
     rest = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     optimizer = torch.optim.SGD([{"params": decayed}, {"params": rest}])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_of(state))
-    optimizer.load_state_dict(state["optimizer"])  # rate, momentum, Nesterov and decay, too
+    # copied, as torch would train in the state's own tensors; rate and decay are in it, too
+    optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
     scheduler.load_state_dict(state["scheduler"])
     ema = state["ema"] and {name: tensor.clone() for name, tensor in state["ema"].items()}
 

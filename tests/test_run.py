@@ -149,11 +149,24 @@ def test_a_run_and_its_exports_carry_the_preprocessing_that_it_trained_with(fini
 
 def test_eight_devices_and_bfloat16_train_too(tmp_path):
     arguments = ("--max-steps", "12", "--run-dir", "a", "--precision", "bf16")
-    output = train(tmp_path, *SHORT, *arguments, "--model", "WideResNet16-1", devices=8)
+    arguments += ("--model", "WideResNet16-1", "--ema-decay", "0.5")
+    output = train(tmp_path, *SHORT, *arguments, devices=8)
     assert "8 cpu devices" in output
-    weights = read_run(tmp_path / "a")
-    assert all(array.dtype in (np.float32, np.int64) for array in weights.arrays.values())
-    assert json.loads((tmp_path / "a" / "result.json").read_text())["parity"]
+    newest, average = (read_run(tmp_path / "a", weights=kind) for kind in ("raw", "ema"))
+    assert all(array.dtype in (np.float32, np.int64) for array in average.arrays.values())
+    exported = convert.load(tmp_path / "a" / "model.safetensors", backend="torch").state_dict()
+    for name, tensor in exported.items():
+        assert np.array_equal(average.arrays[name], tensor.numpy())
+    assert not np.array_equal(newest.arrays["head.bias"], average.arrays["head.bias"])
+    result = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert result["parity"]
+    assert result["weights"] == "ema"
+    tested = [line for line in metrics(tmp_path / "a") if line["kind"] == "test"][-1]
+    assert tested["ema_error"] == result["error"] == result["parity"]["torch_error"]
+    for kind, key in (("raw", newest), ("ema", average)):
+        arguments = ("export", "a", "-o", "w.pt", "--weights", kind)
+        assert run("convert", *arguments, cwd=tmp_path).returncode == 0
+        assert np.array_equal(torch.load(tmp_path / "w.pt")["head.bias"], key.arrays["head.bias"])
 
 
 def test_a_resumed_run_keeps_its_own_configuration(tmp_path):
@@ -210,6 +223,7 @@ def test_cifar10_trains_from_its_files(tmp_path):
         (("--global-batch-size", "4096"), ("4096", "1437")),
         (("--epochs", "0", "--seed", "-1"), ("--epochs", "--seed")),
         (("--epochs", "many"), ("many",)),
+        (("--ema-decay", "1.0"), ("--ema-decay must be below 1",)),
         (("--seed", str(2**70), "--drop-steps", "9", "9"), ("--seed", "--drop-steps")),
         (("--no-such-field", "1"), ("no-such-field",)),
         (("--resume",), ("--run-dir",)),

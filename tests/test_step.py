@@ -14,13 +14,21 @@ from flax import nnx
 import flax_resnet
 from tests.twins import relative_error
 from train import parallel
-from train.augment import Augment
+from train.augment import Augment, draw_keys
 from train.config import Config
 from train.data import Dataset, Split, batch_indices, normalise
 from train.network import Network
 from train.optimizer import make_optimizer, make_schedule
 from train.recipes import RECIPES
-from train.step import Images, TrainState, cross_entropy, make_eval_step, make_train_step
+from train.step import (
+    Images,
+    TrainState,
+    average,
+    averaged,
+    cross_entropy,
+    make_eval_step,
+    make_train_step,
+)
 
 
 def random_dataset(count: int = 64, size: int = 8, seed: int = 0) -> Dataset:
@@ -162,6 +170,36 @@ def test_eight_devices_train_as_one():
     for arrays, others in ((many.params, single.params), (many.statistics, single.statistics)):
         for name, array in arrays.items():
             assert relative_error(array, others[name]) < 1e-5, name
+
+
+def test_an_average_weighs_the_old_one_by_its_decay_and_takes_counters_as_they_are():
+    old = {"conv.kernel": jnp.array([1.0, -2.0]), "bn.num_batches_tracked": jnp.array(3)}
+    new = {"conv.kernel": jnp.array([5.0, 2.0]), "bn.num_batches_tracked": jnp.array(4)}
+    moved = average(old, new, 0.75)
+    np.testing.assert_array_equal(moved["conv.kernel"], [2.0, -1.0])
+    assert int(moved["bn.num_batches_tracked"]) == 4
+    assert moved["bn.num_batches_tracked"].dtype == new["bn.num_batches_tracked"].dtype
+    zero = jnp.zeros((), jnp.int32)
+    statistics = {"bn.num_batches_tracked": jnp.array(9)}
+    state = TrainState(zero, {"conv.kernel": jnp.zeros(2)}, statistics, None, moved)
+    assert averaged(state).params["conv.kernel"] is moved["conv.kernel"]
+    assert int(averaged(state).statistics["bn.num_batches_tracked"]) == 4
+    without = state._replace(ema=None)
+    assert averaged(without) is without
+
+
+def test_float64_draws_the_same_crops_and_mirrors():
+    dataset = random_dataset(size=6)
+    images, places = jnp.asarray(dataset.train.images), jnp.arange(64, dtype=jnp.int32)
+    augmented = {}
+    for precision in ("f32", "f64"):
+        config = dataclasses.replace(Config(), crop_padding=2, precision=precision)
+        with jax.enable_x64(precision == "f64"):
+            keys, _ = draw_keys(2**32 - 1, 7, places)
+            augmented[precision] = np.asarray(Augment(config, dataset)(images, keys))
+    assert augmented["f64"].dtype == np.float64
+    assert augmented["f32"].dtype == np.float32
+    assert relative_error(augmented["f32"], augmented["f64"]) < 1e-6
 
 
 def test_evaluation_counts_every_image_once():

@@ -198,8 +198,9 @@ def _refuse_another_network(
 ) -> None:
     """Weights may say which network they are of: not of one that computes something else."""
     text = local_metadata.get(DESCRIPTION_KEY)
-    if text is not None and model.spec is not None:
-        described = ClassifierSpec.from_json(decode(text)["model"]).network
+    fields = None if text is None else decode(text)["model"]
+    if fields is not None and model.spec is not None:
+        described = ClassifierSpec.from_json(fields).network
         *_, error_messages = rest
         error_messages += [
             f"weights of another network: {difference}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
@@ -34,6 +35,7 @@ class Checkpoints:
     def __init__(self, run_dir: Path, classifier: ClassifierSpec, preprocessing: Preprocessing):
         self.folder = (run_dir / CHECKPOINTS).resolve()
         self.classifier = classifier
+        self.preprocessing = preprocessing
         self.description = {**classifier.to_json(), "preprocessing": preprocessing.to_json()}
         handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in _ARRAY_ITEMS}
         handlers["description"] = ocp.JsonCheckpointHandler()
@@ -54,9 +56,10 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Starts writing `state`; an error of the write before is raised here."""
         self._manager.check_for_errors()
-        items: dict[str, Any] = {
-            name: ocp.args.StandardSave(arrays) for name, arrays in _as_items(state).items()
-        }
+        # copied here: a step takes the memory of its state, and Orbax slices what is on many
+        # devices, compiling anew for each shape
+        arrays = jax.tree.map(np.array, _as_items(state))
+        items: dict[str, Any] = {name: ocp.args.StandardSave(arrays[name]) for name in arrays}
         items["description"] = ocp.args.JsonSave(self.description)
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
@@ -99,6 +102,17 @@ class Checkpoints:
         found = ClassifierSpec.from_json(items["description"])
         if found != self.classifier:
             raise UserError(f"{place} is of another model: {found}, not {self.classifier}")
+        fields = items["description"].get("preprocessing")
+        here = self.preprocessing
+        if fields is not None and (fields["mean"], fields["std"]) != (
+            list(here.mean),
+            list(here.std),
+        ):
+            raise UserError(
+                f"{place} was trained on images of mean {fields['mean']} and standard deviation "
+                f"{fields['std']}, this data set is normalised by {list(here.mean)} and "
+                f"{list(here.std)}: import the weights with --preprocessing to go on with these"
+            )
 
     def _check_arrays(self, step: int, place: Path, wanted: Items) -> None:
         """Raises a UserError unless names, shapes and dtypes fit: Orbax would cast silently."""

@@ -1,0 +1,273 @@
+"""Whole runs moved between the Flax trainer and stock torch, half-way and back."""
+
+import copy
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+import convert
+from convert.checkpoints import Checkpoint, as_flax, read_run, write_checkpoint, write_run
+from convert.runs import rng_at, schedule_of
+from convert.schedule import make_schedule
+from examples.continue_in_torch import train_in_torch
+from resnet_spec import ClassifierSpec
+from tests.commands import run
+from tests.twins import assert_same_state, relative_error
+from tests.whole_runs import CONFIG, Run
+from train import optimizer
+from train.checkpoint import Checkpoints
+from train.config import Config
+from train.errors import UserError
+from train.recipes import RECIPES
+
+TOLERANCE = 1e-9
+
+pytestmark = pytest.mark.xdist_group("runs")  # one worker trains for all
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Images of 8x8 pixels are too small to share between threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["nesterov", "momentum"],
+)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    config = dataclasses.replace(CONFIG, nesterov=request.param)
+    return Run(tmp_path_factory.mktemp("runs") / "jax", config)
+
+
+def momenta(state: dict[str, Any]) -> dict[str, Any]:
+    return {str(i): e["momentum_buffer"] for i, e in state["optimizer"]["state"].items()}
+
+
+def assert_same_run(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Everything equal, tensors to the tolerance, relative to the largest of each."""
+    largest = 0.0
+    for part in ("model", "ema", "momentum"):
+        parts = [momenta(s) if part == "momentum" else s[part] for s in (one, other)]
+        assert parts[0].keys() == parts[1].keys()
+        for name, tensor in parts[0].items():
+            error = relative_error(tensor, parts[1][name])
+            assert error < TOLERANCE, (part, name, error)
+            largest = max(largest, error)
+    print(f"largest relative difference {largest:.1e}")
+    for key in ("step", "rng", "classifier", "total_steps"):
+        assert one[key] == other[key]
+    groups, others = (state["optimizer"]["param_groups"] for state in (one, other))
+    for group, expected in zip(groups, others, strict=True):
+        assert group == {**expected, "lr": pytest.approx(expected["lr"], rel=TOLERANCE)}
+    assert one["scheduler"]["last_epoch"] == other["scheduler"]["last_epoch"] == one["step"]
+
+
+def test_ten_steps_in_jax_and_ten_in_torch_are_twenty_in_jax(made):
+    assert_same_run(train_in_torch(made.states[10], 10, made.batches), made.states[20])
+
+
+def test_ten_steps_in_torch_and_ten_in_jax_are_twenty_in_either(made, tmp_path):
+    half = train_in_torch(made.states[0], 10, made.batches)
+    assert_same_run(half, made.states[10])
+    convert.run_from_torch(half, tmp_path / "b")
+    in_torch = train_in_torch(half, 10, made.batches)
+    assert_same_run(in_torch, made.states[20])
+    assert_same_run(made.resume(tmp_path / "b"), in_torch)
+
+
+def test_the_steps_changed_all_that_is_compared(made):
+    """Else equality would prove nothing."""
+    ten, twenty = made.states[10], made.states[20]
+    for part in (lambda s: s["model"], lambda s: s["ema"], momenta):
+        for name, tensor in part(ten).items():
+            assert not torch.equal(tensor, part(twenty)[name]), name
+            assert tensor.dtype in (torch.float64, torch.int64)
+            assert float(tensor.double().abs().max()) > 0
+    rates = [schedule_of(ten)(step) for step in range(20)]
+    assert rates == pytest.approx([0.01] * 4 + [0.1] * 3 + [0.01] * 7 + [0.001] * 6)
+    assert ten["rng"] == {"seed": 111, "step": 10, "train_images": 380, "epoch": 1, "index": 20}
+    assert twenty["rng"]["epoch"] == 2
+
+
+def test_a_run_goes_to_torch_into_a_file_and_back_bit_for_bit(made, tmp_path):
+    torch.save(made.states[10], tmp_path / "run.pt")
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    convert.run_from_torch(state, tmp_path / "b")
+    back = convert.run_to_torch(tmp_path / "b")
+    for part in (lambda s: s["model"], lambda s: s["ema"], momenta):
+        assert_same_state(part(back), part(made.states[10]))
+    config = {**back["config"], "run_dir": None}
+    assert json.dumps(config) == json.dumps({**made.states[10]["config"], "run_dir": None})
+    assert_same_run(back, made.states[10])
+
+
+def test_the_exported_weights_are_the_average_unless_raw_ones_are_asked_for(made):
+    kinds: tuple[tuple[Literal["raw", "ema"] | None, str], ...]
+    kinds = ((None, "ema"), ("ema", "ema"), ("raw", "model"))
+    for kind, key in kinds:
+        arrays = read_run(made.folder, 10, kind).arrays
+        assert_same_state(arrays, made.states[10][key])
+
+
+def test_every_problem_of_a_state_is_named_and_nothing_written(made, tmp_path):
+    state = copy.deepcopy(made.states[10])
+    state["model"]["stem.conv.weight"] = state["model"]["stem.conv.weight"].float()
+    del state["ema"]["head.bias"]
+    state["optimizer"]["state"][1]["momentum_buffer"] = torch.zeros(3, dtype=torch.float64)
+    del state["optimizer"]["state"][2]
+    state["optimizer"]["param_groups"][1]["weight_decay"] = 0.01
+    state["optimizer"]["param_groups"][0]["lr"] = 7.0
+    state["scheduler"]["last_epoch"] = 9
+    state["rng"]["seed"] = 5
+    with pytest.raises(convert.ConversionError) as caught:
+        convert.run_from_torch(state, tmp_path / "b")
+    message = str(caught.value)
+    for part in (
+        "stem.conv.weight should be float64",
+        "ema: missing: head.bias",
+        "momentum: shape: stages.0.0.conv1.weight",
+        "momentum: missing: stages.0.0.conv2.weight",
+        "group 1: weight_decay should be 0.0, is 0.01",
+        "group 0: lr should be 0.01",
+        "last_epoch should be 10, is 9",
+        "'seed': 111",
+    ):
+        assert part in message, message
+    del state["scheduler"]
+    with pytest.raises(convert.ConversionError, match="missing: scheduler"):
+        convert.run_from_torch(state, tmp_path / "b")
+    state["scheduler"] = {"epoch": 1}
+    with pytest.raises(convert.ConversionError, match="last_epoch"):
+        convert.run_from_torch(state, tmp_path / "b")
+    with pytest.raises(convert.ConversionError, match="not empty"):
+        convert.run_from_torch(made.states[10], made.folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_configuration_is_refused(made, tmp_path):
+    shutil.copytree(made.folder, tmp_path / "b")
+    path = tmp_path / "b" / "config.json"
+    content = json.loads(path.read_text())
+    del content["total_steps"], content["config"]["momentum"]
+    for text in ("{", "[]", json.dumps(content)):
+        path.write_text(text)
+        with pytest.raises(convert.ConversionError, match=r"config\.json") as caught:
+            convert.run_to_torch(tmp_path / "b")
+    assert caught.value.problems == ["missing: total_steps", "missing: momentum"]
+
+
+def test_a_state_of_another_model_is_refused(made, tmp_path):
+    state = copy.deepcopy(made.states[10])
+    state["classifier"]["network"]["stage_depths"] = [2, 2, 3]
+    with pytest.raises(convert.ConversionError, match=r"missing: stages\.2\.2\.conv1\.weight"):
+        convert.run_from_torch(state, tmp_path / "b")
+    smaller = Checkpoints(made.folder, ClassifierSpec(made.trainer.classifier.network, 9))
+    with smaller as checkpoints, pytest.raises(UserError, match="another model"):
+        checkpoints.restore(made.template)
+
+
+def test_damaged_optimizers_and_those_of_older_versions_are_refused(made, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(made.folder, damaged)
+    for file in (damaged / "checkpoints" / "20" / "optimizer").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(convert.ConversionError, match="20 is not a whole checkpoint"):
+        convert.run_to_torch(damaged)
+    with (
+        Checkpoints(damaged, made.trainer.classifier) as checkpoints,
+        pytest.raises(UserError, match="20 cannot be restored"),
+    ):
+        checkpoints.restore(made.template)
+
+    numbered = tmp_path / "numbered"
+    shutil.copytree(made.folder, numbered, ignore=shutil.ignore_patterns("checkpoints"))
+    weights = as_flax(read_run(made.folder, 20, "raw").arrays)
+    items = {"model": weights, "ema": weights, "optimizer": {"000000": np.zeros(3)}}
+    write_checkpoint(numbered, Checkpoint(20, made.trainer.classifier, items))
+    with pytest.raises(convert.ConversionError, match="000000"):
+        convert.run_to_torch(numbered)
+    with (
+        Checkpoints(numbered, made.trainer.classifier) as checkpoints,
+        pytest.raises(UserError, match=r"optimizer: momentum\.\S+ is missing.* more"),
+    ):
+        checkpoints.restore(made.template)
+
+
+def test_imported_weights_are_no_run_and_start_their_average_in_themselves(made, tmp_path):
+    weights = read_run(made.folder, 20, "raw")
+    write_run(tmp_path / "imported", weights)
+    with pytest.raises(convert.ConversionError, match=r"no config\.json"):
+        convert.run_to_torch(tmp_path / "imported")
+    with pytest.raises(convert.ConversionError, match="no moving average"):
+        read_run(tmp_path / "imported", weights="ema")
+    with Checkpoints(tmp_path / "imported", made.trainer.classifier) as checkpoints:
+        state = checkpoints.restore(made.template)
+    assert_same_state(state.ema, {**state.params, **state.statistics})
+    assert_same_state(as_flax(weights.arrays), state.ema)
+
+
+def test_without_momentum_or_average_there_are_none_in_torch(made, tmp_path):
+    state = copy.deepcopy(made.states[10])
+    state["config"] = {**state["config"], "momentum": 0.0, "ema_decay": None}
+    for group in state["optimizer"]["param_groups"]:
+        group.update(momentum=0.0, nesterov=False)
+    state["optimizer"]["state"], state["ema"] = {}, None
+    convert.run_from_torch(state, tmp_path / "b")
+    back = convert.run_to_torch(tmp_path / "b")
+    assert (back["optimizer"]["state"], back["ema"]) == ({}, None)
+    assert not back["optimizer"]["param_groups"][0]["nesterov"]
+    after = train_in_torch(back, 1, made.batches)
+    convert.run_from_torch(after, tmp_path / "c")
+    config = Config.from_json(state["config"])
+    no_momentum = optimizer.make_optimizer(
+        optimizer.make_schedule(config, 20), momentum=0.0, nesterov=True, weight_decay=0.1
+    ).init(made.template.params)
+    assert set(optimizer.named_state(no_momentum)) == {"schedule_step"}
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_the_plain_schedule_is_the_trainers(name):
+    for changes in ({}, {"warmup_steps": 30, "drop_steps": (10, 50, 90)}, {"warmup_steps": 200}):
+        config = dataclasses.replace(RECIPES[name].config, **changes)
+        steps = np.arange(120) if changes else np.arange(0, 62_600, 50)
+        total_steps = int(steps[-1])
+        expected = jax.vmap(optimizer.make_schedule(config, total_steps))(steps)
+        plain = make_schedule(config.to_json(), total_steps)
+        np.testing.assert_allclose([plain(int(s)) for s in steps], expected, rtol=1e-12, atol=1e-15)
+
+
+def test_the_position_in_the_data_counts_images():
+    config = {"global_batch_size": 32, "seed": 4}
+    assert rng_at(config, 100, 25)["epoch"] == 8
+    assert rng_at(config, 100, 26)["index"] == 32
+
+
+@pytest.mark.slow
+def test_the_script_takes_a_run_over_and_the_trainer_takes_it_back(tmp_path):
+    fields = ("--precision", "f64", "--model", "WideResNet16-1-0.0", "--ema-decay", "0.9")
+    fields += ("--schedule", "drops", "--global-batch-size", "479")  # three steps an epoch
+    for steps, name in (("3", "a"), ("9", "whole")):
+        result = run(
+            "train", "digits", *fields, "--max-steps", steps, "--run-dir", name, cwd=tmp_path
+        )
+        assert result.returncode == 0, result.stderr
+    script = "examples.continue_in_torch"
+    result = run(script, "a", "--steps", "3", "-o", "b", cwd=tmp_path)
+    assert "step 6" in result.stdout, result.stderr
+    result = run("train", "--resume", "--run-dir", "b", "--max-steps", "9", cwd=tmp_path)
+    assert "resumed at 6" in result.stdout, result.stderr
+    one, other = convert.run_to_torch(tmp_path / "b"), convert.run_to_torch(tmp_path / "whole")
+    assert_same_run(one, other)

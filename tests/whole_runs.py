@@ -1,0 +1,82 @@
+"""Runs of twenty steps in JAX, small enough for tests, and what the converter makes of them."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+
+import convert
+from examples.continue_in_torch import Batches
+from train.checkpoint import Checkpoints
+from train.config import Config
+from train.data import Dataset, load_dataset
+from train.folder import write_config
+from train.recipes import RECIPES
+from train.trainer import Trainer
+
+# Warm-up, both drops and the end of an epoch, inside a batch, are within the twenty steps; decay
+# and average weigh enough to be seen.
+CONFIG = dataclasses.replace(
+    RECIPES["digits"].config,
+    model="WideResNet16-1-0.0",
+    precision="f64",
+    max_steps=20,
+    validation_size=1437 - 380,
+    global_batch_size=40,
+    schedule="drops",
+    warmup_steps=4,
+    drop_steps=(7, 14),
+    weight_decay=0.01,
+    ema_decay=0.8,
+)
+
+
+def draw_weights(_: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """By NumPy: JAX would compile for twenty seconds to draw float64 weights."""
+    scale = (2 / np.prod(shape[:-1])) ** 0.5
+    return np.random.default_rng(shape).normal(0, scale, shape).astype(dtype)
+
+
+class Run:
+    """Twenty steps in JAX, and the states on the way as torch gets them."""
+
+    def __init__(self, folder: Path, config: Config):
+        self.folder, self.config = folder, config
+        self.dataset: Dataset = load_dataset(config)
+        with mock.patch("flax_resnet.layers.KAIMING_NORMAL", draw_weights):
+            self.trainer = Trainer(config, self.dataset)
+        self.batches = Batches(config)
+        folder.mkdir()
+        write_config(
+            folder,
+            config,
+            devices="cpu",
+            train_images=len(self.dataset.train),
+            total_steps=self.trainer.total_steps,
+        )
+        self.states: dict[int, dict[str, Any]] = {}
+        self.template = jax.tree.map(lambda leaf: leaf.copy(), self.trainer.first_state)
+        for step, state in self.train(folder, self.trainer.first_state):
+            self.states[step] = state
+
+    def train(self, folder: Path, state: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+        """To step 20 in JAX, with a checkpoint each ten steps, read back by the converter."""
+        with Checkpoints(folder, self.trainer.classifier) as checkpoints:
+            for step in range(int(state.step), 21):
+                if step % 10 == 0:
+                    if step not in {int(p.name) for p in checkpoints.folder.iterdir()}:
+                        checkpoints.save(state)
+                        checkpoints.wait()
+                    yield step, convert.run_to_torch(folder, step)
+                if step < 20:
+                    state, _ = self.trainer.step(state, step)
+
+    def resume(self, folder: Path) -> dict[str, Any]:
+        """From a folder's newest checkpoint to step 20 in JAX."""
+        with Checkpoints(folder, self.trainer.classifier) as checkpoints:
+            state = checkpoints.restore(self.template)
+        return dict(self.train(folder, state))[20]
