@@ -6,7 +6,6 @@
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,8 +22,8 @@ MEMORY_BAR = 2.2
 Task = Callable[[], Any]
 
 
-def make_file(name: str, path: Path) -> None:
-    """A file of the peer's: `torch.save` of a state dict under the layout's names."""
+def make_files(name: str, folder: Path) -> None:
+    """The same weights under the layout's names, for us, and under the twin's, for torch."""
     import torch
 
     import convert
@@ -32,7 +31,8 @@ def make_file(name: str, path: Path) -> None:
 
     layout, num_classes = MODELS[name]
     state = torch_resnet.create(name, num_classes).state_dict()
-    torch.save(convert.to_layout(state, name, layout), path)
+    torch.save(convert.to_layout(state, name, layout), folder / f"{name}.pth")
+    torch.save(state, folder / f"{name}-plain.pth")
 
 
 def tasks(name: str, folder: Path) -> dict[str, tuple[Task, Task]]:
@@ -42,16 +42,12 @@ def tasks(name: str, folder: Path) -> dict[str, tuple[Task, Task]]:
     import torch_resnet
 
     path, num_classes = folder / f"{name}.pth", MODELS[name][1]
-    theirs = torch_resnet.create(name, num_classes)
     plain = torch_resnet.create(name, num_classes)
     ours = load_ours(name, path)
     return {
         "file to model": (
             lambda: load_ours(name, path),
-            lambda: theirs.load_state_dict(
-                dict(zip(theirs.state_dict(), torch.load(path).values(), strict=True)),
-                strict=True,
-            ),
+            lambda: load_theirs(plain, folder / f"{name}-plain.pth"),
         ),
         "model to arrays": (lambda: to_arrays(name, ours), lambda: dict(plain.state_dict())),
         "model to file": (
@@ -59,6 +55,13 @@ def tasks(name: str, folder: Path) -> dict[str, tuple[Task, Task]]:
             lambda: torch.save(plain.state_dict(), folder / "theirs.pth"),
         ),
     }
+
+
+def load_theirs(model: Any, path: Path) -> None:
+    """A file to a torch model that is there already."""
+    import torch
+
+    model.load_state_dict(torch.load(path), strict=True)
 
 
 def load_ours(name: str, path: Path) -> Any:
@@ -137,15 +140,16 @@ def child(task: str, name: str, folder: Path) -> None:
     jax.block_until_ready(jax.device_put(0.0))
     path = folder / f"{name}.pth"
     assert flax.nnx  # all are imported for every task
+    assert torch
     if task == "load theirs":
-        model = torch_resnet.create(name, MODELS[name][1])
-        tensors = zip(model.state_dict(), torch.load(path).values(), strict=True)
-        model.load_state_dict(dict(tensors))
+        load_theirs(torch_resnet.create(name, MODELS[name][1]), folder / f"{name}-plain.pth")
     elif task != "imports":
         ours = load_ours(name, path)
         if "save" in task:
             save_ours(name, ours, folder / "child.pth")
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
 
 
 def main() -> None:
@@ -164,7 +168,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name_of_folder:
         folder = Path(name_of_folder)
         for name in [options.model] if options.model else MODELS:
-            make_file(name, folder / f"{name}.pth")
+            make_files(name, folder)
             results[name] = {"memory": measure_memory(name, folder)}
             for task, (ours, theirs) in tasks(name, folder).items():
                 results[name][task] = compare(ours, theirs, options.repetitions)

@@ -26,9 +26,13 @@ def to_numpy(value: Any) -> np.ndarray:
 
 def to_tensor(array: np.ndarray) -> "torch.Tensor":
     """A tensor of its own memory."""
+    return share_tensor(np.array(array, order="C"))  # never the immutable buffer of a JAX array
+
+
+def share_tensor(array: np.ndarray) -> "torch.Tensor":
+    """A tensor in the memory of an array that nobody else writes to."""
     import torch
 
-    array = np.array(array, order="C")  # never the immutable buffer of a JAX array
     if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

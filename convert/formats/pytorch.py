@@ -6,18 +6,22 @@ import mmap
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert.arrays import to_numpy, to_tensor
+from convert.arrays import share_tensor, to_numpy
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
 from convert.formats.contents import Contents, Visitor
 from convert.formats.pickles import LARGEST_PICKLE, scan
 
+if TYPE_CHECKING:
+    import torch
+
 _ZIP = b"PK\x03\x04"
 _LEGACY_PICKLES = 5  # magic number, version, system, content, keys of the storages
+_ALIGNMENT = 64  # bytes
 _MOST_COPIED = 2**23  # calls that copy a container, times the length of the pickle
 
 
@@ -25,10 +29,21 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
     """Writes a state dict, and text where a module's state dict has the versions of its layers."""
     import torch
 
-    tensors = {name: to_tensor(array) for name, array in arrays.items()}
-    state_dict: Any = collections.OrderedDict(tensors)
+    state_dict: Any = collections.OrderedDict(_tensors(arrays))
     state_dict._metadata = {"": dict(metadata)}
     torch.save(state_dict, path)
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, "torch.Tensor"]]:
+    """Copies in one piece of memory, which is given back at once; of many, some would stay."""
+    starts = np.cumsum(
+        [0, *(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays.values())]
+    )
+    memory = np.empty(starts[-1], np.uint8)
+    for start, (name, array) in zip(starts[:-1], arrays.items(), strict=True):
+        copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        yield name, share_tensor(copy)
 
 
 def read(path: Path, visit: Visitor) -> Contents:
