@@ -1,6 +1,5 @@
 """What `resnet-convert inspect` says of a file, and heads that are kept, dropped or drawn anew."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -128,7 +127,6 @@ def test_a_head_is_kept_dropped_or_new_and_the_rest_stays(tmp_path):
     assert 0 < np.abs(new.arrays["head.weight"]).max() <= 1 / 8
     with pytest.raises(convert.ConversionError, match="no head"):
         change_head(dropped, "drop")
-    assert dataclasses.replace(dropped, arrays={}).classifier.num_classes is None
 
 
 def test_import_takes_dialects_heads_and_preprocessing_and_records_them(tmp_path):

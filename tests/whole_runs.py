@@ -65,7 +65,9 @@ class Run:
 
     def train(self, folder: Path, state: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         """To step 20 in JAX, with a checkpoint each ten steps, read back by the converter."""
-        with Checkpoints(folder, self.trainer.classifier) as checkpoints:
+        with Checkpoints(
+            folder, self.trainer.classifier, self.dataset.preprocessing
+        ) as checkpoints:
             for step in range(int(state.step), 21):
                 if step % 10 == 0:
                     if step not in {int(p.name) for p in checkpoints.folder.iterdir()}:
@@ -77,6 +79,8 @@ class Run:
 
     def resume(self, folder: Path) -> dict[str, Any]:
         """From a folder's newest checkpoint to step 20 in JAX."""
-        with Checkpoints(folder, self.trainer.classifier) as checkpoints:
+        with Checkpoints(
+            folder, self.trainer.classifier, self.dataset.preprocessing
+        ) as checkpoints:
             state = checkpoints.restore(self.template)
         return dict(self.train(folder, state))[20]
