@@ -12,7 +12,14 @@ from convert.diff import command as diff
 from convert.errors import ConversionError
 from convert.heads import change_head
 from convert.inspection import as_text, inspect
-from convert.layouts import LAYOUTS, find_layout, layout_spec, read_layout, write_layout
+from convert.layouts import (
+    LAYOUTS,
+    find_layout,
+    layout_spec,
+    read_layout,
+    with_channels,
+    write_layout,
+)
 from convert.models import check
 from convert.sources import Source, read_source
 from convert.weights import Weights
@@ -114,8 +121,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--preprocessing",
-        choices=PREPROCESSINGS,
-        help="record how images were prepared, where the source does not say it",
+        choices=(*PREPROCESSINGS, "none"),
+        help="record how images were prepared, whatever the source says of it",
     )
     parser.add_argument(
         "--allow-nonfinite", action="store_true", help="take NaN and infinite values, too"
@@ -146,7 +153,7 @@ def _export(options: argparse.Namespace) -> None:
         print(inference.export_inference(weights, output, form, options.image_size))
         return
     if is_folder:
-        folders.write_folder(output, weights, layout)
+        folders.write_folder(output, weights, layout, allow_nonfinite=options.allow_nonfinite)
     else:
         if layout != OURS:  # a foreign file carries no description of the model, it is not ours
             arrays = write_layout(weights.arrays, weights.classifier, layout)
@@ -165,28 +172,35 @@ def _import(options: argparse.Namespace) -> None:
     source = read_source(
         options.source,
         reset_counters=options.reset_counters,
-        allow_nonfinite=options.allow_nonfinite,
+        allow_nonfinite=True,  # to say all at once that is wrong with the tensors
     )
     weights = _ours(source, options, changes)
     assert weights.classifier is not None
-    check(weights.classifier, weights.arrays)
+    notes = list(source.weights.notes)
+    if weights.classifier.num_classes is None and options.head == "keep":
+        notes.append("there is no head: the model gives pooled features")
     weights = _changed(weights, options)
     weights = _with_statistics(weights, options.statistics_batch_size)
     if is_folder:
-        checkpoints.write_run(output, weights)
+        checkpoints.write_run(output, weights, allow_nonfinite=options.allow_nonfinite)
     else:
         files.write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
-    for note in source.weights.notes:
+    for note in notes:
         print(f"note: {note}")
     print(f"wrote {len(weights.arrays)} tensors to {output}")
 
 
 def _ours(source: Source, options: argparse.Namespace, changes: dict[str, Any]) -> Weights:
     """The source's weights under our names, of the model that it or the user states."""
-    weights, layout = source.weights, options.layout or OURS
-    described = weights.classifier
+    weights, described = source.weights, source.weights.classifier
+    layout = options.layout or OURS
+    if source.layout is not None and layout == source.layout:
+        layout = OURS  # the folder's names are translated already
     if options.model is not None:
-        spec = layout_spec(options.model, layout, **changes)
+        spec = with_channels(layout_spec(options.model, layout, **changes), weights.arrays, layout)
+        stated = spec if described is None else described.network
+        if problems := [d for d in stated.differences(spec) if d.partition(":")[0] not in changes]:
+            raise ConversionError(f"{options.source} says that it is of another network:", problems)
     elif described is not None and layout == OURS:
         spec = dataclasses.replace(described.network, **changes)
     else:
@@ -195,8 +209,16 @@ def _ours(source: Source, options: argparse.Namespace, changes: dict[str, Any]) 
             "where its names are not ours: `resnet-convert inspect` guesses both"
         )
     arrays, classifier = read_layout(
-        weights.arrays, spec, layout, reset_counters=options.reset_counters
+        weights.arrays,
+        spec,
+        layout,
+        reset_counters=options.reset_counters,
+        allow_nonfinite=options.allow_nonfinite,
     )
+    if described is not None:
+        classifier = dataclasses.replace(
+            classifier, statistics_batch_size=described.statistics_batch_size
+        )
     return dataclasses.replace(weights, arrays=arrays, classifier=classifier)
 
 
@@ -204,6 +226,10 @@ def _changed(weights: Weights, options: argparse.Namespace) -> Weights:
     weights = change_head(weights, options.head)
     if options.preprocessing is None:
         return weights
+    if weights.preprocessing is not None:
+        print(f"note: instead of the source's preprocessing, {weights.preprocessing}")
+    if options.preprocessing == "none":
+        return dataclasses.replace(weights, preprocessing=None)
     assert weights.classifier is not None
     known = PREPROCESSINGS[options.preprocessing]
     if known.class_names is not None and len(known.class_names) != weights.classifier.num_classes:

@@ -24,12 +24,23 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Puts every file of a new folder on disk, and the folders' own entries."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            sync_folder(path)
+
+
+def sync_folder(folder: Path) -> None:
     """Makes the new name outlast a power cut, where the system can."""
     # Both files are whole: a system that cannot open or sync a folder may only forget the rename.
     with contextlib.suppress(OSError):

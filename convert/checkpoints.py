@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from convert import leaves
+from convert.arrays import same_bits, value_problems
+from convert.atomic import sync_folder, sync_tree
 from convert.description import parse_description
 from convert.errors import ConversionError
 from convert.files import Weights
@@ -43,7 +45,11 @@ class Checkpoint:
 
 
 def read_run(
-    run: Path, step: int | None = None, weights: Literal["raw", "ema"] | None = None
+    run: Path,
+    step: int | None = None,
+    weights: Literal["raw", "ema"] | None = None,
+    *,
+    allow_nonfinite: bool = False,
 ) -> Weights:
     """The weights of a run's newest checkpoint, or of one `step`, with torch's names and axes.
 
@@ -51,7 +57,8 @@ def read_run(
     the average where it keeps one.
 
     Raises:
-        ConversionError: there is no such checkpoint or average, or it is damaged.
+        ConversionError: there is no such checkpoint or average, it is damaged, or a value is NaN
+            or infinite.
     """
     folder = find_checkpoint(run, step)
     has_average = (folder / EMA).is_dir()
@@ -60,6 +67,7 @@ def read_run(
     item = EMA if has_average and weights != "raw" else MODEL
     checkpoint = read_checkpoint(folder, (item,))
     arrays = as_torch(checkpoint.items[item])
+    check_values(f"{folder} holds what no weights should:", arrays, allow_nonfinite)
     return Weights(arrays, checkpoint.classifier, checkpoint.preprocessing)
 
 
@@ -89,7 +97,8 @@ def read_checkpoint(folder: Path, items: tuple[str, ...]) -> Checkpoint:
     import orbax.checkpoint as ocp
 
     step = int(folder.name)
-    handlers: Any = {name: ocp.PyTreeCheckpointHandler() for name in items}
+    there = [name for name in (MODEL, OPTIMIZER, EMA) if (folder / name).is_dir()]
+    handlers: Any = {name: ocp.PyTreeCheckpointHandler() for name in {*there, *items}}
     handlers[DESCRIPTION] = ocp.JsonCheckpointHandler()
     try:
         with ocp.CheckpointManager(folder.parent.resolve(), item_handlers=handlers) as manager:
@@ -112,15 +121,18 @@ def read_checkpoint(folder: Path, items: tuple[str, ...]) -> Checkpoint:
     return Checkpoint(step, classifier, {name: found[name] for name in items}, preprocessing)
 
 
-def write_run(run: Path, weights: Weights) -> None:
+def write_run(run: Path, weights: Weights, *, allow_nonfinite: bool = False) -> None:
     """A new run's folder with these weights at step 0; `resnet-train --resume` goes on from it.
 
     Raises:
-        ConversionError: the folder is not empty, or the model is not described.
+        ConversionError: the folder is not empty, the model is not described, or a value is NaN or
+            infinite.
     """
     if weights.classifier is None:
         raise ConversionError("these weights do not say which model they are: give --model")
     check(weights.classifier, weights.arrays)
+    weights.check_preprocessing()
+    check_values(f"{run} is not written:", weights.arrays, allow_nonfinite)
     with new_run(run) as folder:
         items = {MODEL: as_flax(weights.arrays)}
         checkpoint = Checkpoint(0, weights.classifier, items, weights.preprocessing)
@@ -142,13 +154,19 @@ def new_run(run: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
+        sync_tree(temporary)
         temporary.replace(run)
+        sync_folder(run.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
-    """Writes one checkpoint into a run's folder."""
+    """Writes one checkpoint into a run's folder, and reads it back.
+
+    Raises:
+        ConversionError: it reads back otherwise than written: Orbax has no checksums of its own.
+    """
     import orbax.checkpoint as ocp
 
     items: dict[str, Any] = {
@@ -163,6 +181,27 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
         manager.save(checkpoint.step, args=ocp.args.Composite(**items))
         manager.wait_until_finished()
         manager.check_for_errors()
+    folder = find_checkpoint(run, checkpoint.step)
+    found = read_checkpoint(folder, tuple(checkpoint.items))
+    wrong = [
+        f"{item}: {name}"
+        for item, arrays in checkpoint.items.items()
+        for name, array in arrays.items()
+        if name not in found.items[item] or not same_bits(found.items[item][name], array)
+    ]
+    if wrong:
+        raise ConversionError(f"{folder} reads back otherwise than written:", wrong)
+
+
+def check_values(what: str, arrays: Arrays, allow_nonfinite: bool = False) -> None:
+    """Raises a ConversionError that lists every array with NaN or infinite values."""
+    problems = [
+        problem
+        for name, array in arrays.items()
+        for problem in value_problems(name, array, allow_nonfinite=allow_nonfinite)
+    ]
+    if problems:
+        raise ConversionError(what, problems)
 
 
 def as_torch(arrays: Arrays) -> dict[str, np.ndarray]:

@@ -26,12 +26,12 @@ def describe(model: Any) -> ClassifierSpec:
             f"{type(model).__name__} has no row in the table (a block or shortcut of your own?): "
             "use flax_to_torch or torch_to_flax with models that you build yourself"
         )
+    out_features = getattr(model.head, "out_features", None)
     match type(model.head).__name__:
         case "Identity":
             return ClassifierSpec(spec)
-        case "Linear":
-            num_classes = int(getattr(model.head, "out_features", 0))
-            return ClassifierSpec(spec, num_classes, getattr(model.head, "bias", None) is not None)
+        case "Linear" if isinstance(out_features, int):
+            return ClassifierSpec(spec, out_features, getattr(model.head, "bias", None) is not None)
         case other:
             raise ConversionError(
                 f"a file describes the identity or a linear head, not {other}: use flax_to_torch "

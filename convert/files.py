@@ -13,6 +13,7 @@ from convert.errors import ConversionError
 from convert.formats import FORMS, Form
 from convert.models import arrays_of, build_flax, build_torch, check, describe
 from convert.weights import Weights, decode_description, encode_description
+from convert.wrappers import unwrap
 from resnet_spec import Preprocessing
 
 __all__ = [
@@ -26,8 +27,6 @@ __all__ = [
 ]
 
 SUFFIXES = tuple(FORMS)
-# What torch's DataParallel and torch.compile put before every name.
-_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def save(
@@ -152,7 +151,7 @@ def read_weights(
     if problems:
         raise ConversionError(f"{path} holds what no weights should:", problems)
     description = decode_description(path, contents.metadata, len(arrays))
-    arrays, notes = _unwrap(arrays)
+    arrays, notes = unwrap(arrays)
     return Weights(arrays, **description, notes=(*contents.notes, *notes))
 
 
@@ -171,12 +170,3 @@ def _value_problems(arrays: Mapping[str, np.ndarray], allow_nonfinite: bool) -> 
         for name, array in arrays.items()
         for problem in value_problems(name, array, allow_nonfinite=allow_nonfinite)
     ]
-
-
-def _unwrap(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays without the prefixes that all their names share."""
-    notes = []
-    while prefix := next((w for w in _WRAPPERS if all(n.startswith(w) for n in arrays)), None):
-        arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
-        notes.append(f"every name began with {prefix!r}, which is left off")
-    return arrays, notes

@@ -4,7 +4,7 @@ import contextlib
 import json
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +32,9 @@ def is_model_folder(path: Path) -> bool:
     return has_weights and not (path / "checkpoints").is_dir()
 
 
-def write_folder(folder: Path, weights: Weights, layout: str) -> None:
+def write_folder(
+    folder: Path, weights: Weights, layout: str, *, allow_nonfinite: bool = False
+) -> None:
     """Writes a folder that timm or transformers opens.
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)`, or
@@ -42,6 +44,7 @@ def write_folder(folder: Path, weights: Weights, layout: str) -> None:
         folder: a new one, or one that is empty; it appears whole or not at all.
         weights: with their model's description; for timm with their preprocessing, too.
         layout: one of `LAYOUTS`.
+        allow_nonfinite: write NaN and infinite values, too.
 
     Raises:
         ConversionError: the package has no such model, the folder is not empty, or what was
@@ -54,11 +57,10 @@ def write_folder(folder: Path, weights: Weights, layout: str) -> None:
         raise ConversionError("these weights do not say which model they are")
     weights.check_preprocessing()
     arrays = write_layout(weights.arrays, weights.classifier, layout)
-    if weights.classifier.num_classes is not None and not weights.classifier.head_bias:
-        raise ConversionError(f"the heads of {layout} have a bias, and this one has none")
     contents = _CONFIGS[layout].write(weights.classifier, weights.preprocessing)
     with _appearing(folder) as temporary:
-        write_weights(temporary / next(iter(_WEIGHTS)), Weights(arrays, None))
+        file = temporary / next(iter(_WEIGHTS))
+        write_weights(file, Weights(arrays, None), allow_nonfinite=allow_nonfinite)
         for name, content in contents.items():
             with replacing(temporary / name) as file:
                 file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -72,12 +74,15 @@ def write_folder(folder: Path, weights: Weights, layout: str) -> None:
             raise ConversionError(f"{folder} reads back as another model:", problems)
 
 
-def read_folder(folder: Path, *, reset_counters: bool = False) -> Weights:
+def read_folder(
+    folder: Path, *, reset_counters: bool = False, allow_nonfinite: bool = False
+) -> Weights:
     """The weights of a folder of timm's, of transformers' or of ours, under our names.
 
     Args:
         folder: with `model.safetensors` or `pytorch_model.bin`, and the package's `config.json`.
         reset_counters: take missing `num_batches_tracked` as zero.
+        allow_nonfinite: take NaN and infinite values, too.
 
     Raises:
         ConversionError: it is a model that the table has not (the differences are listed), or the
@@ -89,12 +94,18 @@ def read_folder(folder: Path, *, reset_counters: bool = False) -> Weights:
         raise ConversionError(
             f"{folder} holds no {' or '.join(_WEIGHTS)} (weights in several files are not read)"
         )
-    weights = read_weights(folder / found[0], suffix=_WEIGHTS[found[0]])
+    weights = read_weights(
+        folder / found[0], suffix=_WEIGHTS[found[0]], allow_nonfinite=allow_nonfinite
+    )
     if weights.classifier is not None:  # ours: the file describes itself
         return weights
     layout, classifier, preprocessing = _read_description(folder, weights)
     arrays, with_head = read_layout(
-        weights.arrays, classifier.network, layout, reset_counters=reset_counters
+        weights.arrays,
+        classifier.network,
+        layout,
+        reset_counters=reset_counters,
+        allow_nonfinite=allow_nonfinite,
     )
     if with_head.num_classes != classifier.num_classes:
         raise ConversionError(
@@ -102,6 +113,18 @@ def read_folder(folder: Path, *, reset_counters: bool = False) -> Weights:
             f"weights have one of {with_head.num_classes}"
         )
     return Weights(arrays, with_head, preprocessing)
+
+
+def layout_of(folder: Path) -> str | None:
+    """The layout that a folder's configuration is of; None where there is none, or of no known."""
+    path = folder / _CONFIG
+    return _layout_of(_read_json(path)) if path.is_file() else None
+
+
+def _layout_of(config: Mapping[str, Any]) -> str | None:
+    if "model_type" in config or "architectures" in config:
+        return "transformers"
+    return "timm" if "architecture" in config else None
 
 
 def _read_description(
@@ -112,11 +135,8 @@ def _read_description(
     if _CONFIG not in files:
         raise ConversionError(f"{folder} has no {_CONFIG}, and its weights do not describe a model")
     config = files[_CONFIG]
-    if "model_type" in config or "architectures" in config:
-        layout = "transformers"
-    elif "architecture" in config:
-        layout = "timm"
-    else:
+    layout = _layout_of(config)
+    if layout is None:
         raise ConversionError(f"{folder / _CONFIG} is neither of timm nor of transformers")
     try:
         fields, preprocessing = _CONFIGS[layout].read(files)

@@ -65,7 +65,7 @@ def _candidates(shapes: Shapes) -> Iterator[tuple[Layout, str, ResNetSpec]]:
         for name in names:
             for spec in _variants(layout, name):
                 stem = layout.spelling.name(next(iter(layout.names(spec)))[1], "weight", 4)
-                if stem in shapes:
+                if len(shapes.get(stem, ())) == 4:
                     in_planes = _torch_shape(layout, stem, shapes[stem])[1]
                     yield layout, name, replace(spec, in_planes=in_planes)
 
@@ -95,9 +95,14 @@ def _other_widths(shapes: Shapes) -> set[str]:
 
 
 def _fit(shapes: Shapes, layout: Layout, name: str, spec: ResNetSpec) -> Guess | None:
-    placeholders = {key: np.broadcast_to(np.int8(0), shape) for key, shape in shapes.items()}
+    placeholders = {
+        key: np.broadcast_to(np.int64(0) if "num_batches" in key else np.float32(0), shape)
+        for key, shape in shapes.items()
+    }
     try:
-        _, classifier = read_layout(placeholders, spec, layout.name, reset_counters=True)
+        _, classifier = read_layout(
+            placeholders, spec, layout.name, reset_counters=True, allow_nonfinite=True
+        )
     except ConversionError:
         return None
     expected = layout.tensors(classifier).values()

@@ -7,6 +7,7 @@ import numpy as np
 from convert.errors import ConversionError
 from convert.weights import Weights
 
+_MOST_CLASSES = 10**6
 _SEED = 0  # a new head is the same each time
 
 
@@ -33,7 +34,7 @@ def change_head(weights: Weights, choice: str) -> Weights:
         if classifier.num_classes is None:
             raise ConversionError("--head drop: these weights have no head")
         num_classes, head = None, {}
-    elif kind == "new" and number.isdecimal() and int(number) > 0:
+    elif kind == "new" and number.isdecimal() and 0 < int(number) <= _MOST_CLASSES:
         num_classes = int(number)
         dtype = weights.arrays["stem.conv.weight"].dtype
         head = _new_head(num_classes, classifier.network.out_planes, dtype)

@@ -1,6 +1,7 @@
 """What a file, a run or a folder holds: `resnet-convert inspect`."""
 
 import collections
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from convert.arrays import value_problems
 from convert.guess import Guess, guess
 from convert.sources import read_source
 from convert.weights import Weights
-from resnet_spec import MODELS, ClassifierSpec
+from resnet_spec import MODELS, ClassifierSpec, ResNetSpec
 
 # What no optimiser trains, in torch's names and in Flax's.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "mean", "var")
@@ -25,7 +26,7 @@ def inspect(path: Path) -> dict[str, Any]:
     source = read_source(path, allow_nonfinite=True)
     weights = source.weights
     if weights.classifier is not None:
-        matches = [_described(weights.classifier)]
+        matches = [_described(weights.classifier, source.layout or "flax-resnet")]
     else:
         found = guess({name: array.shape for name, array in weights.arrays.items()})
         matches = [_guessed(one) for one in found]
@@ -44,16 +45,32 @@ def inspect(path: Path) -> dict[str, Any]:
     }
 
 
-def _described(classifier: ClassifierSpec) -> dict[str, Any]:
-    names = [name for name, spec in MODELS.items() if spec == classifier.network]
+def _described(classifier: ClassifierSpec, layout: str) -> dict[str, Any]:
     return {
-        "layout": "flax-resnet",
-        "model": names[0] if names else "a network of no name in the table",
+        "layout": layout,
+        "model": _name(classifier.network),
         "sure": "the file says so",
         "num_classes": classifier.num_classes,
         "spec": classifier.network.to_json(),
         "undecided": [],
     }
+
+
+def _name(spec: ResNetSpec) -> str:
+    """The name in the table, and the fields that differ from that row: `ResNet20, padding=same`."""
+    fields = [field.name for field in dataclasses.fields(ResNetSpec)]
+    best: list[str] | None = None
+    for name, row in MODELS.items():
+        if (row.block, row.stage_depths, row.preact) != (
+            spec.block,
+            spec.stage_depths,
+            spec.preact,
+        ):
+            continue
+        others = [f"{f}={getattr(spec, f)}" for f in fields if getattr(row, f) != getattr(spec, f)]
+        if best is None or len(others) < len(best) - 1:
+            best = [name, *others]
+    return "a network of no name in the table" if best is None else ", ".join(best)
 
 
 def _guessed(found: Guess) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from convert.arrays import compare_shapes, is_floating, to_numpy, to_tensor
+from convert.arrays import compare_shapes, dtype_problems, to_numpy, to_tensor
 from convert.description import describe, describe_state
 from convert.errors import ConversionError
 from convert.twins import fill_by_name, flax_to_arrays
@@ -30,12 +30,7 @@ def check(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises a ConversionError that lists every array that the model has not, or otherwise."""
     given = {name: array.shape for name, array in arrays.items()}
     problems = compare_shapes(classifier.tensors(), given)
-    for name, array in arrays.items():
-        is_counter = name.endswith("num_batches_tracked")
-        if is_counter and array.dtype != np.int64:
-            problems.append(f"dtype: {name} should be int64, is {array.dtype}")
-        elif not is_counter and not is_floating(array.dtype):
-            problems.append(f"dtype: {name} should be floating-point, is {array.dtype}")
+    problems += [p for name, array in arrays.items() for p in dtype_problems(name, array)]
     if problems:
         raise ConversionError("these weights are not those of this model:", problems)
 
@@ -61,20 +56,26 @@ def build(state: Mapping[str, Any], backend: Literal["torch", "flax"]) -> Any:
 
 def build_torch(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> "TorchNetwork":
     """A torch twin in eval mode with these arrays, in their own dtypes."""
+    check(classifier, arrays)
+    model = torch_skeleton(classifier)
+    tensors = {name: to_tensor(array) for name, array in arrays.items()}
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.eval()
+
+
+def torch_skeleton(classifier: ClassifierSpec) -> "TorchNetwork":
+    """A torch twin on the device "meta": names and shapes, no initial values, no memory."""
     import torch
 
     import torch_resnet
 
-    check(classifier, arrays)
-    with torch.device("meta"):  # no initial values, no memory
+    with torch.device("meta"):
         model = torch_resnet.from_spec(classifier.network)
         if classifier.num_classes is not None:
             model.set_head(
                 torch.nn.Linear(model.out_planes, classifier.num_classes, bias=classifier.head_bias)
             )
-    tensors = {name: to_tensor(array) for name, array in arrays.items()}
-    model.load_state_dict(tensors, strict=True, assign=True)
-    return model.eval()
+    return model
 
 
 def build_flax(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> "FlaxNetwork":

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convert import checkpoints, sgd
-from convert.arrays import is_floating, to_numpy, to_tensor
+from convert.arrays import is_floating, to_numpy, to_tensor, value_problems
 from convert.checkpoints import EMA, MODEL, OPTIMIZER, Checkpoint
+from convert.description import parse_description
 from convert.errors import ConversionError
-from convert.models import check
+from convert.models import check, torch_skeleton
 from convert.schedule import make_schedule
 from resnet_spec import ClassifierSpec, Preprocessing, __version__
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Arrays = Mapping[str, np.ndarray]
 _KEYS = (
@@ -61,9 +62,11 @@ def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
     classifier, step = checkpoint.classifier, checkpoint.step
     arrays = checkpoints.as_torch(checkpoint.items[MODEL])
     ema = checkpoints.as_torch(checkpoint.items[EMA]) if has_average else None
-    twin = _abstract_twin(classifier)
+    twin = torch_skeleton(classifier)
     names = sgd.parameter_names(twin)
     try:
+        for weights in (arrays, ema or {}):
+            checkpoints.check_values("a run that has diverged cannot go on:", weights)
         check(classifier, arrays)
         if ema is not None:
             check(classifier, ema)
@@ -120,8 +123,9 @@ def run_from_torch(state: Mapping[str, Any], run: str | Path) -> None:
         "versions": {"flax-resnet": __version__},
         "devices": "torch",
     }
+    text = json.dumps(content, indent=2) + "\n"
     with checkpoints.new_run(run) as folder:
-        (folder / _CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
+        (folder / _CONFIG_FILE).write_text(text)
         checkpoints.write_checkpoint(folder, checkpoint)
 
 
@@ -162,29 +166,46 @@ def _read_config(run: Path) -> dict[str, Any]:
         raise ConversionError(
             f"{path} is not a whole configuration:", [f"missing: {name}" for name in missing]
         )
+    if problems := _config_problems(content):
+        raise ConversionError(f"{path} is not a run's configuration:", problems)
     return content
 
 
-def _abstract_twin(classifier: ClassifierSpec) -> "torch.nn.Module":
-    """The torch twin without memory, for its names and their order."""
-    import torch
-
-    import torch_resnet
-
-    with torch.device("meta"):
-        return torch_resnet.from_spec(classifier.network, classifier.num_classes)
+def _config_problems(content: Mapping[str, Any]) -> list[str]:
+    """What cannot be in a run's configuration, its number of images or its length."""
+    config, total_steps = content["config"], content["total_steps"]
+    counts = {
+        "train_images": content["train_images"],
+        "total_steps": total_steps,
+        "global_batch_size": config["global_batch_size"],
+    }
+    problems = [
+        f"{name} is a positive integer, not {value!r}"
+        for name, value in counts.items()
+        if type(value) is not int or value < 1
+    ]
+    try:
+        json.dumps(config)
+        schedule = make_schedule(config, total_steps)
+        _ = [float(schedule(step)) for step in (0, config["warmup_steps"], total_steps)]
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
+        problems.append(f"its schedule or fields are not numbers and text: {error}")
+    return problems
 
 
 def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint of a run's state in torch; a ConversionError lists all that is wrong."""
     config, step = state["config"], state["step"]
-    classifier = ClassifierSpec.from_json(state["classifier"])
+    content = {**state, "train_images": state["rng"]["train_images"]}
+    if problems := _config_problems(content):
+        raise ConversionError(_NOT_A_RUN, problems)
+    classifier = parse_description(state["classifier"], len(state["model"]))
     weights = {
         key: {name: to_numpy(tensor) for name, tensor in state[key].items()}
         for key in (MODEL, EMA)
         if state[key] is not None
     }
-    twin = _abstract_twin(classifier)
+    twin = torch_skeleton(classifier)
     names = sgd.parameter_names(twin)
     stock = sgd.make_stock(twin, config, schedule_of(state), step)
     dtype = np.dtype("float64" if config["precision"] == "f64" else "float32")
@@ -224,6 +245,7 @@ def _check_weights(
         check(classifier, arrays)
     except ConversionError as error:
         problems = error.problems
+    problems += [p for name, array in arrays.items() for p in value_problems(name, array)]
     problems += [
         f"dtype: {name} should be {dtype}, is {array.dtype}"
         for name, array in arrays.items()

@@ -11,10 +11,14 @@ from convert.weights import Weights
 
 @dataclass(frozen=True)
 class Source:
-    """What was read, and the form that it was in."""
+    """What was read, the form that it was in, and whose names it had, where the form says it.
+
+    The weights of a model folder are under our names already.
+    """
 
     weights: Weights
     form: str
+    layout: str | None = None
 
 
 def read_source(
@@ -44,8 +48,15 @@ def read_source(
     if not is_run and (step is not None or average is not None):
         raise ConversionError(f"--step and --weights are for a run's folder, and {path} is none")
     if is_hugging_face:
-        return Source(folders.read_folder(path, reset_counters=reset_counters), "model folder")
+        weights = folders.read_folder(
+            path, reset_counters=reset_counters, allow_nonfinite=allow_nonfinite
+        )
+        layout = folders.layout_of(path)
+        return Source(weights, f"model folder of {layout or 'ours'}", layout)
     if is_run:
-        return Source(checkpoints.read_run(path, step, average), "training run (Orbax)")
+        return Source(
+            checkpoints.read_run(path, step, average, allow_nonfinite=allow_nonfinite),
+            "training run (Orbax)",
+        )
     weights = files.read_weights(path, allow_nonfinite=allow_nonfinite)
     return Source(weights, f"{path.suffix} file")

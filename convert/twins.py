@@ -9,6 +9,7 @@ from convert import leaves
 from convert.arrays import compare_shapes, is_floating, is_lossless, to_numpy
 from convert.description import as_state_dict, describe, describe_state
 from convert.errors import ConversionError
+from resnet_spec import ClassifierSpec
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,9 @@ def flax_to_torch(flax_model: "nnx.Module") -> "dict[str, torch.Tensor]":
     """
     try:
         classifier = describe(flax_model)
-    except ConversionError:  # blocks or a head of one's own
-        classifier = None
+    except ConversionError:  # blocks or a head of one's own: the network alone, if it is ours
+        spec = getattr(flax_model, "spec", None)
+        classifier = None if spec is None else ClassifierSpec(spec)
     return as_state_dict(flax_to_arrays(flax_model), classifier)
 
 

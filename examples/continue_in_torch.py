@@ -1,6 +1,6 @@
 """Goes on with a JAX run in torch: its torch twin, stock SGD and LambdaLR, the same batches.
 
-    python examples/continue_in_torch.py runs/a --steps 1000 -o runs/b
+    python examples/continue_in_torch.py runs/a --step 12 --steps 5 -o runs/b
     resnet-train --resume --run-dir runs/b     # and back again, should you wish
 
 What torch trains here is what JAX would have trained: in float64 the two agree to rounding. Only
@@ -9,6 +9,7 @@ dropout differs, whose masks each framework draws by itself. bf16 runs go on in 
 
 import argparse
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from torch.nn.functional import cross_entropy
 
 import convert
 import torch_resnet
+from convert import ConversionError
 from convert.runs import rng_at, schedule_of
 from resnet_spec import ClassifierSpec
 from train.augment import Augment, draw_keys
 from train.config import Config
 from train.data import batch_indices, load_dataset
+from train.errors import UserError
 
 
 class Batches:
@@ -57,6 +60,11 @@ def train_in_torch(state: dict[str, Any], steps: int, batches: Batches) -> dict[
     ema = state["ema"] and {name: tensor.clone() for name, tensor in state["ema"].items()}
 
     last = state["step"] + steps
+    if steps < 1 or last > state["total_steps"]:
+        raise ConversionError(
+            f"the run ends at step {state['total_steps']}, and its schedule with it: there are "
+            f"{state['total_steps'] - state['step']} steps after {state['step']}, not {steps}"
+        )
     for step in range(state["step"], last):
         images, labels = batches[step]
         loss = cross_entropy(model(images), labels)
@@ -98,14 +106,25 @@ def average(ema: dict[str, torch.Tensor], new: dict[str, torch.Tensor], decay: f
 def main() -> None:
     parser = argparse.ArgumentParser(description="Go on with a JAX run in torch.")
     parser.add_argument("run", type=Path, help="folder of a run of resnet-train")
+    parser.add_argument("--step", type=int, help="checkpoint to start from; default: the newest")
     parser.add_argument("--steps", type=int, required=True, help="how many to train in torch")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the new run")
     options = parser.parse_args()
-    state = convert.run_to_torch(options.run)
-    config = Config.from_json(state["config"])
-    jax.config.update("jax_enable_x64", config.precision == "f64")  # JAX only makes the images
-    state = train_in_torch(state, options.steps, Batches(config))
-    convert.run_from_torch(state, options.output)
+    try:
+        state = convert.run_to_torch(options.run, options.step)
+        config = Config.from_json(state["config"])
+        jax.config.update("jax_enable_x64", config.precision == "f64")  # JAX only makes the images
+        batches = Batches(config)
+        if len(batches.dataset.train) != state["rng"]["train_images"]:
+            raise ConversionError(
+                f"the run trains on {state['rng']['train_images']} images, and there are "
+                f"{len(batches.dataset.train)}: the order of images would be another"
+            )
+        state = train_in_torch(state, options.steps, batches)
+        convert.run_from_torch(state, options.output)
+    except (ConversionError, UserError, OSError) as error:
+        print(f"continue_in_torch: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     print(f"step {state['step']}: wrote {options.output}")
 
 

@@ -15,7 +15,6 @@ from flax_resnet.init import zero_init_residual as zero_residual_branches
 from flax_resnet.layers import AveragePool, Context, Identity, batch_norm, conv
 from flax_resnet.shortcut import SHORTCUTS, ProjectionShortcut
 from resnet_spec import (
-    DIALECT,
     MODELS,
     BlockKind,
     BottleneckStride,
@@ -25,6 +24,7 @@ from resnet_spec import (
     ResNetSpec,
     RunningVariance,
     ShortcutKind,
+    check_no_dialect,
     plan_stages,
     stem_conv,
 )
@@ -200,9 +200,7 @@ class ResidualNetwork(nnx.Module):
         shortcut_kinds: dict[Any, ShortcutKind] = {known: kind for kind, known in SHORTCUTS.items()}
         shortcut_kind = shortcut_kinds.get(shortcut)
         if kind is None or shortcut_kind is None:
-            usual = {name: getattr(ResNetSpec, name) for name in DIALECT}
-            if dialect := [n for n, value in usual.items() if fields.get(n, value) != value]:
-                raise ValueError(f"{', '.join(dialect)}: not for blocks or shortcuts of your own")
+            check_no_dialect(fields)  # it is for the table's own blocks and shortcuts
             return None
         return ResNetSpec(
             block=kind,

@@ -25,6 +25,7 @@ from resnet_spec.spec import (
     Dialect,
     Dimensions,
     ResNetSpec,
+    check_no_dialect,
     plan_stages,
 )
 from resnet_spec.table import MODELS, UnknownNameError, find_spec, list_models, nearest_names
@@ -52,6 +53,7 @@ __all__ = [
     "basic_block",
     "bottleneck",
     "check_identity_shortcut",
+    "check_no_dialect",
     "find_spec",
     "list_models",
     "nearest_names",

@@ -69,7 +69,7 @@ class ClassifierSpec:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: a field is unknown, missing or out of its range.
+            ValueError: a field is missing or out of its range.
         """
         try:
             network = ResNetSpec.from_json(fields["network"])

@@ -288,3 +288,14 @@ class ResNetSpec:
             return cls(**{**fields, **tuples})
         except TypeError as error:
             raise ValueError(f"incomplete spec of a ResNet: {error}") from error
+
+
+def check_no_dialect(fields: Mapping[str, Any]) -> None:
+    """Blocks and shortcuts of one's own speak no dialect but the usual one.
+
+    Raises:
+        ValueError: the fields have another; the message names them.
+    """
+    usual = {name: getattr(ResNetSpec, name) for name in DIALECT}
+    if dialect := [name for name, value in usual.items() if fields.get(name, value) != value]:
+        raise ValueError(f"{', '.join(dialect)}: not for blocks or shortcuts of your own")

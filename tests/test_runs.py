@@ -173,7 +173,8 @@ def test_a_state_of_another_model_is_refused(made, tmp_path):
     state["classifier"]["network"]["stage_depths"] = [2, 2, 3]
     with pytest.raises(convert.ConversionError, match=r"missing: stages\.2\.2\.conv1\.weight"):
         convert.run_from_torch(state, tmp_path / "b")
-    smaller = Checkpoints(made.folder, ClassifierSpec(made.trainer.classifier.network, 9))
+    classifier = ClassifierSpec(made.trainer.classifier.network, 9)
+    smaller = Checkpoints(made.folder, classifier, made.dataset.preprocessing)
     with smaller as checkpoints, pytest.raises(UserError, match="another model"):
         checkpoints.restore(made.template)
 
@@ -187,7 +188,7 @@ def test_damaged_optimizers_and_those_of_older_versions_are_refused(made, tmp_pa
     with pytest.raises(convert.ConversionError, match="20 is not a whole checkpoint"):
         convert.run_to_torch(damaged)
     with (
-        Checkpoints(damaged, made.trainer.classifier) as checkpoints,
+        Checkpoints(damaged, made.trainer.classifier, made.dataset.preprocessing) as checkpoints,
         pytest.raises(UserError, match="20 cannot be restored"),
     ):
         checkpoints.restore(made.template)
@@ -200,7 +201,7 @@ def test_damaged_optimizers_and_those_of_older_versions_are_refused(made, tmp_pa
     with pytest.raises(convert.ConversionError, match="000000"):
         convert.run_to_torch(numbered)
     with (
-        Checkpoints(numbered, made.trainer.classifier) as checkpoints,
+        Checkpoints(numbered, made.trainer.classifier, made.dataset.preprocessing) as checkpoints,
         pytest.raises(UserError, match=r"optimizer: momentum\.\S+ is missing.* more"),
     ):
         checkpoints.restore(made.template)
@@ -213,7 +214,9 @@ def test_imported_weights_are_no_run_and_start_their_average_in_themselves(made,
         convert.run_to_torch(tmp_path / "imported")
     with pytest.raises(convert.ConversionError, match="no moving average"):
         read_run(tmp_path / "imported", weights="ema")
-    with Checkpoints(tmp_path / "imported", made.trainer.classifier) as checkpoints:
+    with Checkpoints(
+        tmp_path / "imported", made.trainer.classifier, made.dataset.preprocessing
+    ) as checkpoints:
         state = checkpoints.restore(made.template)
     assert_same_state(state.ema, {**state.params, **state.statistics})
     assert_same_state(as_flax(weights.arrays), state.ema)

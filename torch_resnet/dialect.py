@@ -43,7 +43,10 @@ class SameMaxPool2d(nn.MaxPool2d):
 
 
 class BiasedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that adds the batch's biased variance to the running one, as Flax."""
+    """Batch normalisation that adds the batch's biased variance to the running one, as Flax.
+
+    `nn.SyncBatchNorm.convert_sync_batchnorm` would make torch's usual one of it.
+    """
 
     def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         if not self.training:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from resnet_spec import (
-    DIALECT,
     MODELS,
     BlockKind,
     BottleneckStride,
@@ -19,10 +18,11 @@ from resnet_spec import (
     ResNetSpec,
     RunningVariance,
     ShortcutKind,
+    check_no_dialect,
     plan_stages,
     stem_conv,
 )
-from resnet_spec.description import DESCRIPTION_KEY, decode
+from resnet_spec.description import DESCRIPTION_KEY, decode, encode
 from torch_resnet.dialect import speak
 from torch_resnet.init import resnet_init
 from torch_resnet.layers import AveragePool, batch_norm, conv
@@ -138,6 +138,7 @@ class ResidualNetwork(nn.Module):
         self.out_planes = planes
         self.avgpool = AveragePool()
         self.head: nn.Module = nn.Identity()
+        self.register_state_dict_post_hook(_describe_weights)
         self.register_load_state_dict_pre_hook(_refuse_another_network)
         if self.spec is not None:
             speak(self, self.spec)
@@ -168,9 +169,7 @@ class ResidualNetwork(nn.Module):
         shortcut_kinds: dict[Any, ShortcutKind] = {known: kind for kind, known in SHORTCUTS.items()}
         shortcut_kind = shortcut_kinds.get(shortcut)
         if kind is None or shortcut_kind is None:
-            usual = {name: getattr(ResNetSpec, name) for name in DIALECT}
-            if dialect := [n for n, value in usual.items() if fields.get(n, value) != value]:
-                raise ValueError(f"{', '.join(dialect)}: not for blocks or shortcuts of your own")
+            check_no_dialect(fields)  # it is for the table's own blocks and shortcuts
             return None
         return ResNetSpec(
             block=kind,
@@ -191,6 +190,22 @@ class ResidualNetwork(nn.Module):
             "shortcut": SHORTCUTS[spec.shortcut],
             **spec.options(),
         }
+
+
+def _describe_weights(
+    model: ResidualNetwork, state_dict: Any, prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    """A state dict says, where torch keeps the versions of layers, which network it is of."""
+    if model.spec is None:
+        return
+    head = model.head
+    is_linear = isinstance(head, nn.Linear)
+    classifier = ClassifierSpec(
+        model.spec,
+        head.out_features if is_linear else None,
+        head.bias is not None if is_linear else True,
+    )
+    local_metadata[DESCRIPTION_KEY] = encode(classifier)
 
 
 def _refuse_another_network(

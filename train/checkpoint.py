@@ -111,7 +111,8 @@ class Checkpoints:
             raise UserError(
                 f"{place} was trained on images of mean {fields['mean']} and standard deviation "
                 f"{fields['std']}, this data set is normalised by {list(here.mean)} and "
-                f"{list(here.std)}: import the weights with --preprocessing to go on with these"
+                f"{list(here.std)}: import the weights with "
+                "--preprocessing none to go on with these"
             )
 
     def _check_arrays(self, step: int, place: Path, wanted: Items) -> None:

@@ -6,7 +6,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from resnet_spec import ShortcutKind, find_spec
+from resnet_spec import (
+    BottleneckStride,
+    PaddingKind,
+    RunningVariance,
+    ShortcutKind,
+    find_spec,
+)
 from train.errors import UserError
 
 
@@ -20,6 +26,14 @@ class Config:
     """Option A, B or C of He et al. 2015, or a 3x3 convolution."""
     zero_init_residual: bool = False
     """Start every residual branch at zero (Goyal et al. 2017)."""
+    padding: PaddingKind = "even"
+    """Of strided convolutions and the max pool: torch's, or TensorFlow's SAME."""
+    stem_padding: PaddingKind = "even"
+    """The same of the first convolution."""
+    bottleneck_stride: BottleneckStride = "3x3"
+    """Which convolution of a bottleneck has the stride."""
+    running_variance: RunningVariance = "unbiased"
+    """What a batch adds to the running variance: unbiased as torch's, or biased as Flax's own."""
 
     data: Literal["digits", "cifar10", "cifar100"] = "digits"
     """Data set; digits ships with scikit-learn, the others are read from `data_dir`."""

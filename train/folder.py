@@ -88,6 +88,22 @@ def saved_config(folder: Path) -> Config | None:
         ) from error
 
 
+def check_same_data(folder: Path, train_images: int) -> None:
+    """The order of images is a function of their number: a run goes on with as many as it began.
+
+    Raises:
+        UserError: the folder says that there were more or fewer.
+    """
+    if not (folder / _CONFIG).exists():
+        return  # imported weights
+    before = _read_own(folder).get("train_images", train_images)
+    if before != train_images:
+        raise UserError(
+            f"{folder} trains on {before} images, and there are {train_images} now: name the data "
+            "that it began with by --data-dir"
+        )
+
+
 def _read_own(folder: Path) -> dict[str, Any]:
     """The content of a `config.json` that this trainer wrote; a ValueError if it did not."""
     content = json.loads((folder / _CONFIG).read_text())

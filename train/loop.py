@@ -15,7 +15,13 @@ from train.checkpoint import Checkpoints
 from train.config import Config
 from train.data import image_dtype, load_dataset
 from train.errors import DivergedError
-from train.folder import begin_folder, choose_folder, write_config, write_json
+from train.folder import (
+    begin_folder,
+    check_same_data,
+    choose_folder,
+    write_config,
+    write_json,
+)
 from train.report import Report, Stopwatch
 from train.step import Metrics, TrainState, averaged
 from train.trainer import Trainer
@@ -61,6 +67,7 @@ def train(config: Config) -> Result:
     with Checkpoints(folder, trainer.classifier, dataset.preprocessing) as checkpoints:
         state = trainer.first_state
         if config.resume:
+            check_same_data(folder, len(dataset.train))
             state = checkpoints.restore(state)
         write_config(
             folder,

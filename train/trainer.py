@@ -11,7 +11,7 @@ from flax import nnx
 
 import flax_resnet
 from flax_resnet.network import ResidualNetwork
-from resnet_spec import ClassifierSpec, ResNetSpec, find_spec
+from resnet_spec import DIALECT, ClassifierSpec, ResNetSpec, find_spec
 from train import parallel
 from train.augment import Augment
 from train.config import Config
@@ -44,6 +44,7 @@ class Trainer:
             shortcut=config.shortcut,
             zero_init_residual=config.zero_init_residual,
             in_planes=dataset.train.images.shape[-1],
+            **{name: getattr(config, name) for name in DIALECT},
         )
         self.classifier = ClassifierSpec(
             spec, dataset.num_classes, statistics_batch_size=config.global_batch_size

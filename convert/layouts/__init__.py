@@ -4,12 +4,13 @@ A layout says `(our layer, their layer)` for every layer, and which networks the
 directions, and the check that nothing is left out, come from it.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from convert.arrays import compare_shapes, to_numpy
+from convert.arrays import compare_shapes, dtype_problems, to_numpy, value_problems
 from convert.description import as_state_dict, describe_state
 from convert.errors import ConversionError
 from convert.layouts import (
@@ -24,6 +25,7 @@ from convert.layouts import (
 )
 from convert.layouts.layout import Layout
 from convert.layouts.trees import flatten, nest
+from convert.wrappers import only_state_dict, unwrap
 from resnet_spec import ClassifierSpec, ResNetSpec, UnknownNameError, find_spec
 
 _FILES = (ours, torchvision, timm, transformers, torch_resnet, cifar, flax_imagenet, bonsai)
@@ -37,6 +39,7 @@ def from_layout(
     layout: str,
     *,
     reset_counters: bool = False,
+    allow_nonfinite: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
     """Tensors of another package under our names: the torch twin's state dict.
@@ -46,11 +49,13 @@ def from_layout(
 
     Args:
         tensors: torch, NumPy or JAX arrays by their names in the layout; trees of dicts, as linen's
-            variables and NNX's pure dicts, too.
+            variables and NNX's pure dicts, too; a training script's dictionary around one state
+            dict, and `module.` before all names, are taken off.
         name: full name of the model in our table, such as `ResNet50`.
         layout: a key of `LAYOUTS`.
         reset_counters: take the `num_batches_tracked` that are missing, as in files of old torch
             versions, as zero; layouts of Flax never have them.
+        allow_nonfinite: take NaN and infinite values, too.
         changes: fields of `ResNetSpec` that differ from the network of that name in the layout's
             package, as `shortcut="identity"` or `bottleneck_stride="1x1"`.
 
@@ -58,13 +63,18 @@ def from_layout(
         torch tensors by our names, or NumPy arrays where torch is not installed.
 
     Raises:
-        ConversionError: the layout cannot express the model, or a tensor is missing, left over or
-            misshapen; all of them are listed, by the layout's names.
+        ConversionError: the layout cannot express the model, or a tensor is missing, left over,
+            misshapen, of a wrong dtype or not finite; all are listed, by the layout's names.
         ValueError: the model or the layout is unknown.
     """
     spec = layout_spec(name, layout, **changes)
-    arrays = {their: to_numpy(t) for their, t in flatten(tensors, find_layout(layout)).items()}
-    ours, classifier = read_layout(arrays, spec, layout, reset_counters=reset_counters)
+    found = find_layout(layout)
+    if not found.spelling.is_flax:
+        tensors = only_state_dict(tensors)
+    arrays, _ = unwrap(_as_arrays(flatten(tensors, found)))
+    ours, classifier = read_layout(
+        arrays, spec, layout, reset_counters=reset_counters, allow_nonfinite=allow_nonfinite
+    )
     return as_state_dict(ours, classifier)
 
 
@@ -99,8 +109,9 @@ def to_layout(tensors: Mapping[str, Any], name: str, layout: str, **changes: Any
         problems := spec.differences(described.network)
     ):
         raise ConversionError("these tensors are of another network:", problems)
-    classifier = _with_head(spec, {key: t.shape for key, t in tensors.items()}, "head.weight")
-    arrays = {key: to_numpy(tensor) for key, tensor in tensors.items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    classifier = _with_head(spec, shapes, "head.weight", "head.bias" in shapes)
+    arrays = _as_arrays(tensors)
     theirs = write_layout(arrays, classifier, layout)
     if find_layout(layout).spelling.is_flax:
         return nest(theirs, find_layout(layout))
@@ -114,36 +125,39 @@ def read_layout(
     layout: str,
     *,
     reset_counters: bool = False,
+    allow_nonfinite: bool = False,
 ) -> tuple[dict[str, np.ndarray], ClassifierSpec]:
     """As `from_layout`, for arrays, with the description of the model and of the head."""
     found = find_layout(layout)
     found.check(spec)
     head = dict(found.names(spec))["head"]
-    weight = found.spelling.name(head, "weight", 2)
+    weight, bias = (found.spelling.name(head, *leaf) for leaf in (("weight", 2), ("bias", 1)))
     given = {name: found.spelling.to_ours(name, array) for name, array in tensors.items()}
-    if weight in given and given[weight].ndim == 4 and given[weight].shape[2:] == (1, 1):
+    if weight in given and given[weight].shape[2:] == (1, 1):
         given[weight] = given[weight][:, :, 0, 0]
-    shapes = {name: array.shape for name, array in given.items()}
-    bias = found.spelling.name(head, "bias", 1)
-    classifier = _with_head(spec, shapes, weight, bias)
+    has_bias = bias in given or not found.may_lack_bias
+    classifier = _with_head(spec, {n: a.shape for n, a in given.items()}, weight, has_bias)
     theirs = found.tensors(classifier)
-    counters = {name: () for name in classifier.tensors() if name.endswith(_COUNTER)}
+    counters = [name for name in classifier.tensors() if name.endswith(_COUNTER)]
     if reset_counters:
-        given = {
-            theirs[name]: np.zeros((), np.int64) for name in counters if name in theirs
-        } | given
+        given = {theirs[name]: _zero() for name in counters if name in theirs} | given
     problems = compare_shapes(
         {theirs[name]: shape for name, shape in classifier.tensors().items() if name in theirs},
         {name: array.shape for name, array in given.items()},
     )
+    if problems and all(p.startswith("missing") and _COUNTER in p for p in problems):
+        problems.append("counters alone are missing: reset_counters takes them as zero")
     if problems:
-        if all(p.startswith("missing") and _COUNTER in p for p in problems):
-            problems.append("counters alone are missing: reset_counters takes them as zero")
+        signs = found.signs({name: array.shape for name, array in tensors.items()})
+        problems = [*signs, *problems]
+    for name, array in given.items():
+        problems += dtype_problems(name, array)
+        problems += value_problems(name, array, allow_nonfinite=allow_nonfinite)
+    if problems:
         raise ConversionError(
-            f"these tensors are not this model's in the layout {layout}:",
-            [*found.signs({name: array.shape for name, array in tensors.items()}), *problems],
+            f"these tensors are not this model's in the layout {layout}:", problems
         )
-    absent = {name: np.zeros((), np.int64) for name in counters if name not in theirs}
+    absent = {name: _zero() for name in counters if name not in theirs}
     return {ours: given[their] for ours, their in theirs.items()} | absent, classifier
 
 
@@ -162,6 +176,16 @@ def write_layout(
     return {name: found.spelling.to_theirs(name, array) for name, array in arrays.items()}
 
 
+def with_channels(spec: ResNetSpec, tensors: Mapping[str, np.ndarray], layout: str) -> ResNetSpec:
+    """A network for images of as many channels as the first convolution that is there takes."""
+    found = find_layout(layout)
+    stem = found.spelling.name(dict(found.names(spec))["stem.conv"], "weight", 4)
+    if stem not in tensors or tensors[stem].ndim != 4:
+        return spec
+    in_planes = found.spelling.to_ours(stem, tensors[stem]).shape[1]
+    return dataclasses.replace(spec, in_planes=max(in_planes, 1))
+
+
 def find_layout(layout: str) -> Layout:
     """The layout of this name.
 
@@ -173,10 +197,28 @@ def find_layout(layout: str) -> Layout:
     return LAYOUTS[layout]
 
 
+def _as_arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Raises a ConversionError that names every value which NumPy cannot hold."""
+    arrays, problems = {}, []
+    for name, tensor in tensors.items():
+        try:
+            arrays[name] = to_numpy(tensor)
+        except (TypeError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            problems.append(f"{name} is not an array of numbers: {reason}")
+    if problems:
+        raise ConversionError("these are not weights:", problems)
+    return arrays
+
+
+def _zero() -> np.ndarray:
+    return np.zeros((), np.int64)
+
+
 def _with_head(
-    spec: ResNetSpec, shapes: Mapping[str, Any], weight: str, bias: str = "head.bias"
+    spec: ResNetSpec, shapes: Mapping[str, Any], weight: str, has_bias: bool
 ) -> ClassifierSpec:
-    """The description with the head that is there; `weight` and `bias` are its names."""
+    """The description with the head that is there; `weight` is its name."""
     if len(shape := shapes.get(weight, ())) != 2:
         return ClassifierSpec(spec)
-    return ClassifierSpec(spec, int(shape[0]), bias in shapes)
+    return ClassifierSpec(spec, int(shape[0]), has_bias)

@@ -24,6 +24,7 @@ class Layout:
         adapt: a row of our table as the package has the network of that name.
         spelling: how an array is called and laid out within its layer.
         has_conv_head: whether the head is written as a 1x1 convolution; both are read.
+        may_lack_bias: whether a head can be without; else a bias that is not there is missing.
         signs: differences that the tensors themselves show, where they are of no network of ours.
     """
 
@@ -35,6 +36,7 @@ class Layout:
     adapt: Callable[[ResNetSpec], ResNetSpec] = lambda spec: spec
     spelling: Spelling = TORCH
     has_conv_head: Callable[[ResNetSpec], bool] = lambda spec: False
+    may_lack_bias: bool = False
     signs: Callable[[Shapes], Iterable[str]] = lambda shapes: ()
 
     def problems(self, spec: ResNetSpec) -> list[str]:
@@ -55,6 +57,8 @@ class Layout:
     def tensors(self, classifier: ClassifierSpec) -> dict[str, str]:
         """Our name of every tensor -> theirs; counters only where the package has them."""
         self.check(classifier.network)
+        if classifier.num_classes is not None and not (classifier.head_bias or self.may_lack_bias):
+            raise ConversionError(f"the heads of {self.name} have a bias, and this one has none")
         layers = dict(self.names(classifier.network))
         return {
             f"{path}.{leaf}": self.spelling.name(layers[path], leaf, len(shape))

@@ -12,4 +12,4 @@ def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
         yield path, path
 
 
-LAYOUT = Layout("flax-resnet", "our own names, those of the torch twin", names)
+LAYOUT = Layout("flax-resnet", "our own names, those of the torch twin", names, may_lack_bias=True)

@@ -33,4 +33,5 @@ LAYOUT = Layout(
         "stem_padding": ("even",),
         "bottleneck_stride": ("3x3",),
     },
+    may_lack_bias=True,  # it has no head of its own
 )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from convert.errors import ConversionError
 from convert.layouts.layout import Layout
 
 
@@ -19,7 +20,12 @@ def flatten(tree: Mapping[Any, Any], layout: Layout) -> dict[str, Any]:
                 leaf = value.get_value() if is_variable else value
                 yield separator.join((*path, str(key))), leaf
 
-    return dict(walk(tree, ()))
+    named: dict[str, Any] = {}
+    for name, leaf in walk(tree, ()):
+        if name in named:
+            raise ConversionError(f"two arrays are called {name}")
+        named[name] = leaf
+    return named
 
 
 def nest(arrays: Mapping[str, Any], layout: Layout) -> dict[Any, Any]:
