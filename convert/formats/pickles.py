@@ -28,6 +28,21 @@ _TORCH_NAMES = frozenset(
     + [f"torch.{dtype}" for dtype in _DTYPES.split()]
 )
 _MARK = object()
+# By the standard library's table: (values popped, whether all down to the mark are, pushed).
+_EFFECTS = {
+    opcode.name: (
+        opcode.stack_before.index(pickletools.markobject)
+        if pickletools.markobject in opcode.stack_before
+        else len(opcode.stack_before),
+        pickletools.markobject in opcode.stack_before,
+        len(opcode.stack_after),
+    )
+    for opcode in pickletools.opcodes
+}
+# The most frequent of those that need no care.
+_ORDINARY = frozenset(
+    "BININT BININT1 BININT2 BINUNICODE MARK TUPLE TUPLE1 TUPLE2 BINPERSID NEWFALSE".split()  # noqa: SIM905
+)
 
 
 @dataclass(frozen=True)
@@ -59,30 +74,29 @@ def scan(pickle: IO[bytes]) -> Scan:
     """
     names: set[str] = set()
     stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     copies = 0
     argument: Any
     for opcode, argument, _ in pickletools.genops(pickle):
-        match opcode.name:
-            case "GLOBAL" | "INST":
-                pushed: Any = _Global(_dotted(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                pushed = _Global(_dotted(*stack[-2:]))
-            case "GET" | "BINGET" | "LONG_BINGET":
-                pushed = memo.get(argument)
-            case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
-                memo[len(memo) if argument is None else argument] = stack[-1] if stack else None
-                continue
-            case "REDUCE" | "BUILD":
-                called = stack[-2] if len(stack) > 1 else None
-                is_cheap = isinstance(called, _Global) and called.name not in _CONTAINERS
-                copies += not (is_cheap or stack[-1] == ())
-                pushed = None
-            case "EMPTY_TUPLE":
-                pushed = ()
-            case _:
-                pushed = argument if isinstance(argument, str) else None
-        if isinstance(pushed, _Global):
+        pushed: Any = argument if type(argument) is str else None
+        if opcode.name in _ORDINARY:
+            pass
+        elif opcode.name in ("GLOBAL", "INST"):
+            pushed = _Global(_dotted(*argument.split(" ", 1)))
+        elif opcode.name == "STACK_GLOBAL":
+            pushed = _Global(_dotted(*stack[-2:]))
+        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+            pushed = memo.get(argument)
+        elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if argument is None else argument] = stack[-1] if stack else None
+            continue
+        elif opcode.name in ("REDUCE", "BUILD"):
+            called = stack[-2] if len(stack) > 1 else None
+            is_cheap = type(called) is _Global and called.name not in _CONTAINERS
+            copies += not (is_cheap or stack[-1] == ())
+        elif opcode.name == "EMPTY_TUPLE":
+            pushed = ()
+        if type(pushed) is _Global:
             names.add(pushed.name)
         _apply(opcode, stack, pushed)
     return Scan(frozenset(names), copies)
@@ -95,16 +109,14 @@ def _dotted(module: Any = None, name: Any = None) -> str:
 
 
 def _apply(opcode: pickletools.OpcodeInfo, stack: list[Any], pushed: Any) -> None:
-    """What an opcode does to the stack, by the table of the standard library."""
-    before, after = opcode.stack_before, opcode.stack_after
-    num_popped = len(before)
-    if pickletools.markobject in before or (opcode.name == "POP" and stack and stack[-1] is _MARK):
+    """What an opcode does to the stack."""
+    num_popped, to_mark, num_pushed = _EFFECTS[opcode.name]
+    if to_mark or (opcode.name == "POP" and stack and stack[-1] is _MARK):
         while stack and stack.pop() is not _MARK:
             pass
-        num_popped = before.index(pickletools.markobject) if opcode.name != "POP" else 0
+        num_popped = num_popped if to_mark else 0
     if num_popped:
         if len(stack) < num_popped:
             raise ValueError(f"{opcode.name} has nothing to work on")
         del stack[-num_popped:]
-    is_mark = after == [pickletools.markobject]
-    stack.extend([_MARK if is_mark else pushed] * len(after))
+    stack.extend([_MARK if opcode.name == "MARK" else pushed] * num_pushed)
