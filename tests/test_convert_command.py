@@ -41,7 +41,7 @@ def test_a_users_mistake_is_one_clear_sentence_and_no_file(tmp_path):
     whole = (tmp_path / "ours.safetensors").read_bytes()
     (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     torch.save({"a": 1}, tmp_path / "no_tensors.pt")
-    torch.save(model.state_dict(), tmp_path / "plain.pt")
+    torch.save(dict(model.state_dict()), tmp_path / "plain.pt")
     torch.save({"a": torch.zeros(3).to(torch.float8_e4m3fn)}, tmp_path / "float8.pt")
     (tmp_path / "text.pt").write_text("not a file of weights")
     files = {path.name for path in tmp_path.iterdir()}
