@@ -14,13 +14,12 @@ from convert.heads import change_head
 from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS, find_layout, layout_spec, read_layout, write_layout
 from convert.models import check
+from convert.options import add_stated, stated
 from convert.sources import Source, read_source
 from convert.weights import Weights
-from resnet_spec import CHOICES, PREPROCESSINGS
+from resnet_spec import PREPROCESSINGS
 
 OURS = "flax-resnet"
-# Fields of the spec that a user may have to state: other packages' names do not show them.
-_STATED = ("shortcut", "padding", "stem_padding", "bottleneck_stride", "running_variance")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,12 +92,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layout", help="names in the file (see `layouts` and `inspect`)")
     parser.add_argument("--model", help="name in our table; a file of ours knows its own")
-    parser.add_argument(
-        "--reset-counters", action="store_true", help="take missing num_batches_tracked as zero"
-    )
-    for name in _STATED:
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, choices=CHOICES[name], help="if it is not the layout's usual")
+    add_stated(parser)
     parser.add_argument(
         "--statistics-batch-size",
         type=int,
@@ -161,13 +155,12 @@ def _import(options: argparse.Namespace) -> None:
     _check_output(output, is_folder=is_folder)
     if options.layout is not None:
         find_layout(options.layout)
-    changes = {name: getattr(options, name) for name in _STATED if getattr(options, name)}
     source = read_source(
         options.source,
         reset_counters=options.reset_counters,
         allow_nonfinite=options.allow_nonfinite,
     )
-    weights = _ours(source, options, changes)
+    weights = _ours(source, options, stated(options))
     assert weights.classifier is not None
     check(weights.classifier, weights.arrays)
     weights = _changed(weights, options)
