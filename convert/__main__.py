@@ -21,13 +21,12 @@ from convert.layouts import (
     write_layout,
 )
 from convert.models import check
+from convert.options import add_stated, stated
 from convert.sources import Source, read_source
 from convert.weights import Weights
-from resnet_spec import CHOICES, PREPROCESSINGS
+from resnet_spec import PREPROCESSINGS
 
 OURS = "flax-resnet"
-# Fields of the spec that a user may have to state: other packages' names do not show them.
-_STATED = ("shortcut", "padding", "stem_padding", "bottleneck_stride", "running_variance")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,12 +99,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layout", help="names in the file (see `layouts` and `inspect`)")
     parser.add_argument("--model", help="name in our table; a file of ours knows its own")
-    parser.add_argument(
-        "--reset-counters", action="store_true", help="take missing num_batches_tracked as zero"
-    )
-    for name in _STATED:
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, choices=CHOICES[name], help="if it is not the layout's usual")
+    add_stated(parser)
     parser.add_argument(
         "--statistics-batch-size",
         type=int,
@@ -168,13 +162,12 @@ def _import(options: argparse.Namespace) -> None:
     _check_output(output, is_folder=is_folder)
     if options.layout is not None:
         find_layout(options.layout)
-    changes = {name: getattr(options, name) for name in _STATED if getattr(options, name)}
     source = read_source(
         options.source,
         reset_counters=options.reset_counters,
         allow_nonfinite=True,  # to say all at once that is wrong with the tensors
     )
-    weights = _ours(source, options, changes)
+    weights = _ours(source, options, stated(options))
     assert weights.classifier is not None
     notes = list(source.weights.notes)
     if weights.classifier.num_classes is None and options.head == "keep":

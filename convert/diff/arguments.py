@@ -55,11 +55,10 @@ def _check_images(images: np.ndarray, *models: Any) -> list[str]:
 def _check_labels(labels: np.ndarray, images: np.ndarray, *models: Any) -> list[str]:
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         return [f"labels are an integer for each image, not {labels.dtype} {labels.shape}"]
-    sizes = [
-        size
-        for model in models
-        if (size := getattr(getattr(model, "head", None), "out_features", None))
-    ]
+    heads = [head for model in models if (head := getattr(model, "head", None)) is not None]
+    if any(type(head).__name__ == "Identity" for head in heads):
+        return ["labels are for networks with a head, and one here ends in pooled features"]
+    sizes = [size for head in heads if (size := getattr(head, "out_features", None))]
     if labels.min() < 0 or any(labels.max() >= size for size in sizes):
         return [f"labels are classes from 0, these are {labels.min()} to {labels.max()}"]
     return []

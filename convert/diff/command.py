@@ -2,24 +2,27 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from convert import checkpoints, folders
 from convert.diff.compare import compare
 from convert.diff.page import as_page
 from convert.diff.precision import DEVICES, FRAMEWORKS, PRECISIONS, raise_defaults
-from convert.diff.report import as_json, print_tables, write_whole
+from convert.diff.report import as_json, write_whole
 from convert.errors import ConversionError
 from convert.layouts import find_layout, layout_spec, read_layout
 from convert.models import build_flax, build_torch
+from convert.options import add_stated, stated
 from convert.sources import read_source
 from resnet_spec import ClassifierSpec
 
 _DESCRIPTION = """\
 Runs two networks on one batch, layer by layer, in float64 and in another precision, and says
 whether they are the same function, and if not, where they part first. With one file its torch
-twin is compared with its Flax twin. Exit code: 0 the same, 1 not, 2 a mistake in the command.
+twin is compared with its Flax twin; what is not said of B is then as said of A. Exit code: 0 the
+same, 1 not, be it only in the counters of batches, 2 a mistake in the command.
 """
 
 
@@ -37,8 +40,15 @@ def add_parser(commands: Any) -> None:
         parser.add_argument(f"--backend-{side}", choices=FRAMEWORKS, default=backend)
         parser.add_argument(f"--layout-{side}", metavar="LAYOUT", help=f"of a peer's file {title}")
         parser.add_argument(f"--step-{side}", type=int, metavar="STEP", help=f"of a run {title}")
+        parser.add_argument(
+            f"--weights-{side}",
+            choices=("raw", "ema"),
+            help=f"of a run {title} that averages its weights: the newest or the average; "
+            "default: the average",
+        )
     parser.add_argument("--layout", help="of a peer's file: of both, where not said for one")
     parser.add_argument("--model", help="name in our table, for a file that does not say it")
+    add_stated(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="f32", help="beside float64")
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--images", type=Path, metavar="FILE.npy", help="(n, h, w, c), normalised")
@@ -52,6 +62,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from convert.diff.terminal import print_tables  # its package may not be installed
+
     _check_options(options)
     backends = options.backend_a, options.backend_b
     if "flax" in backends:
@@ -59,17 +71,12 @@ def _run(options: argparse.Namespace) -> int:
 
         jax.config.update("jax_enable_x64", True)  # float64 tells rounding from error
     raise_defaults(backends, options.device)
-    sources = options.source_a, options.source_b or options.source_a
-    layouts = (options.layout_a or options.layout, options.layout_b or options.layout)
-    steps = options.step_a, options.step_b if options.source_b else options.step_a
-    weights = [
-        _read(source, layout, step, options.model)
-        for source, layout, step in zip(sources, layouts, steps, strict=True)
-    ]
+    sides = _sides(options)
+    weights = [_read(side, options) for side in sides]
     images = _images(options, weights[0][0])  # its mistakes come to light before the work
     models = [
-        (build_torch if backend == "torch" else build_flax)(classifier, arrays)
-        for backend, (classifier, arrays) in zip(backends, weights, strict=True)
+        (build_torch if side.backend == "torch" else build_flax)(classifier, arrays)
+        for side, (classifier, arrays) in zip(sides, weights, strict=True)
     ]
     comparison = compare(
         models[0],
@@ -79,14 +86,46 @@ def _run(options: argparse.Namespace) -> int:
         precision=options.precision,
         device=options.device,
         seed=options.seed,
-        titles=(f"A: {sources[0]} in {backends[0]}", f"B: {sources[1]} in {backends[1]}"),
+        titles=(f"A: {_title(sides[0])}", f"B: {_title(sides[1])}"),
     )
-    print_tables(comparison)
     if options.json is not None:
         write_whole(options.json, as_json(comparison))
     if options.html is not None:
         write_whole(options.html, as_page(comparison))
+    print_tables(comparison)
     return 0 if comparison.verdict.same else 1
+
+
+class _Side(NamedTuple):
+    """One of the two, as the user asks for it."""
+
+    source: Path
+    backend: str
+    layout: str | None
+    step: int | None
+    weights: Literal["raw", "ema"] | None
+
+
+def _sides(options: argparse.Namespace) -> tuple[_Side, _Side]:
+    """A and B; where B is A once more, what is not said of B is as said of A."""
+    given = vars(options)
+    choices = [{name: given[f"{name}_{side}"] for name in _Side._fields} for side in "ab"]
+    if options.source_b is None:
+        choices[1] = {n: choices[0][n] if v is None else v for n, v in choices[1].items()}
+    for choice in choices:
+        choice["layout"] = choice["layout"] or options.layout
+    return _Side(**choices[0]), _Side(**choices[1])
+
+
+def _title(side: _Side) -> str:
+    """`runs/a (step 10, moving average) in torch`: what of a run was read."""
+    if not side.source.is_dir() or folders.is_model_folder(side.source):
+        return f"{side.source} in {side.backend}"
+    checkpoint = checkpoints.find_checkpoint(side.source, side.step)
+    chosen = f"step {checkpoint.name}"
+    if (checkpoint / checkpoints.EMA).is_dir():
+        chosen += ", newest weights" if side.weights == "raw" else ", moving average"
+    return f"{side.source} ({chosen}) in {side.backend}"
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -109,19 +148,21 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ConversionError("this comparison cannot be made:", problems)
 
 
-def _read(
-    source: Path, layout: str | None, step: int | None, model: str | None
-) -> tuple[ClassifierSpec, dict[str, np.ndarray]]:
+def _read(side: _Side, options: argparse.Namespace) -> tuple[ClassifierSpec, dict[str, np.ndarray]]:
     """The description and the arrays, under our names, of a file, a run or a folder."""
-    weights = read_source(source, step=step).weights
-    arrays, classifier, layout = dict(weights.arrays), weights.classifier, layout or "flax-resnet"
-    if classifier is None:
-        if model is None:
-            raise ConversionError(
-                f"{source} does not say which model it holds: give --model NAME, and --layout "
-                "where its names are not ours"
-            )
-        arrays, classifier = read_layout(arrays, layout_spec(model, layout), layout)
+    counters = options.reset_counters
+    source = read_source(side.source, step=side.step, average=side.weights, reset_counters=counters)
+    arrays, classifier = dict(source.weights.arrays), source.weights.classifier
+    if classifier is not None:
+        return classifier, arrays
+    if options.model is None:
+        raise ConversionError(
+            f"{side.source} does not say which model it holds: give --model NAME, and --layout "
+            "where its names are not ours"
+        )
+    layout = side.layout or "flax-resnet"
+    spec = layout_spec(options.model, layout, **stated(options))
+    arrays, classifier = read_layout(arrays, spec, layout, reset_counters=counters)
     return classifier, arrays
 
 

@@ -17,7 +17,7 @@ from convert.diff.comparison import (
     least_noise,
     tolerance,
 )
-from convert.diff.measure import largest, measure
+from convert.diff.measure import is_finite, largest, measure, measure_finite
 from convert.diff.precision import Device, Precision, check_ready, reduced_flags, tensor_float32
 from convert.diff.runs import Arrays, Loss, Run, framework_of, make_run
 from convert.models import arrays_of
@@ -127,7 +127,7 @@ def _compare_results(
         one, other = (result[section] for result in exact)
         smallest = 0.0
         if section == "gradients":
-            arrays = [*one.values(), *other.values()]
+            arrays = filter(is_finite, [*one.values(), *other.values()])
             smallest = _SMALLEST_GRADIENT * max(map(largest, arrays), default=0.0)
         pairs = [result[section] for result in reduced]
         rows = [
@@ -145,22 +145,36 @@ def _row(
     smallest: float,
 ) -> Row:
     one, other = (arrays[name] for arrays in exact)
-    note = "" if one.shape == other.shape else f"shape {one.shape} against {other.shape}"
-    row = Row(name, measure(one, other, smallest), tolerance=tolerance(None, precision), note=note)
+    row = Row(
+        name,
+        measure_finite(one, other, smallest),
+        tolerance=tolerance(None, precision),
+        note=_note(one, other),
+    )
     if not reduced:
         return row
     less_one, less_other = (arrays[name] for arrays in reduced)
     noise = least_noise(
         precision,
-        measure(less_one, one, smallest).relative,
-        measure(less_other, other, smallest).relative,
+        measure_finite(less_one, one, smallest).relative,
+        measure_finite(less_other, other, smallest).relative,
     )
     return dataclasses.replace(
         row,
-        reduced=measure(less_one, less_other, smallest),
+        reduced=measure_finite(less_one, less_other, smallest),
         noise=noise,
         tolerance=tolerance(noise, precision),
     )
+
+
+def _note(one: np.ndarray, other: np.ndarray) -> str:
+    if one.shape != other.shape:
+        return f"shape {one.shape} against {other.shape}"
+    finite = is_finite(one), is_finite(other)
+    if all(finite):
+        return ""
+    where = "in both" if not any(finite) else "in the second" if finite[0] else "in the first"
+    return f"not finite {where}"
 
 
 def _in_order(rows: Sequence[Row], layers: Sequence[Row]) -> tuple[Row, ...]:

@@ -64,6 +64,17 @@ class Row:
         return self.reduced.relative / self.noise
 
     @property
+    def overflows(self) -> bool:
+        """Whether values are not finite in the lower precision, though in float64 they are."""
+        is_lost = self.reduced is not None and math.isinf(self.reduced.relative)
+        return is_lost and math.isfinite(self.exact.relative)
+
+    @property
+    def is_counter(self) -> bool:
+        """Whether it counts batches, which no function of the network depends on."""
+        return is_counter(self.name)
+
+    @property
     def is_noisy(self) -> bool:
         """Whether the lower precision differs by more than its rounding explains."""
         return self.noise_ratio is not None and not self.noise_ratio <= NOISE_FACTOR
@@ -83,7 +94,9 @@ class Verdict:
 
     Attributes:
         same: same function and same weights, found out in full precision.
-        same_function: in float64 all activations, gradients and statistics agree.
+        same_function: in float64 all activations, gradients and statistics are finite and agree.
+            `num_batches_tracked` is left out, which peers drop and nothing is computed from: where
+            it alone differs, this is true, `same` is false, and `reasons` say so.
         first_layer: the layer, by our name, where they part; None where they do not.
         reasons: why they are not called the same, a sentence each; empty where they are.
         lines: the findings, a sentence each, the conclusion last.
@@ -128,11 +141,17 @@ class Comparison:
     def first_parting(self, section: str) -> Row | None:
         """The first row that parts, in the order in which its values are computed.
 
-        Gradients come the other way round: the last layer's are computed first.
+        Gradients come the other way round: the last layer's are computed first. A counter is the
+        first only where counters alone part.
         """
         rows = self.sections[section]
         ordered = reversed(rows) if section == "gradients" else rows
-        return next((row for row in ordered if row.parts), None)
+        return min((row for row in ordered if row.parts), key=lambda r: r.is_counter, default=None)
+
+
+def is_counter(name: str) -> bool:
+    """Whether an array counts the batches that a BatchNorm has seen."""
+    return name.endswith("num_batches_tracked")
 
 
 def layer_of(name: str) -> str:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from convert import leaves
 from convert.diff.precision import DTYPES, Device, Precision
-from convert.diff.runs import Arrays, Loss, TrainStep
+from convert.diff.runs import OUTPUT, Arrays, Loss, TrainStep
 from flax_resnet import BatchNorm
 from flax_resnet.variables import named_variables
 
@@ -29,7 +29,7 @@ class FlaxRun:
     def evaluate(self, images: np.ndarray) -> Arrays:
         self._model.eval()
         with jax.default_device(self._device), _recording(self._model) as activations:
-            self._model(jnp.asarray(images, self._dtype))
+            activations[OUTPUT] = self._model(jnp.asarray(images, self._dtype))
         return {name: np.asarray(array) for name, array in activations.items()}
 
     def train(self, images: np.ndarray, loss: Loss) -> TrainStep:
@@ -41,6 +41,7 @@ class FlaxRun:
             model = nnx.merge(graph, params, rest, copy=True)
             with _recording(model) as activations:
                 outputs = model(jnp.asarray(images, self._dtype))
+            activations[OUTPUT] = outputs
             layers[:] = activations  # a dict that leaves `jax.grad` is sorted by name
             statistics = nnx.state(model, nnx.BatchStat)
             return _value(loss, outputs), (list(activations.values()), statistics)
@@ -138,6 +139,7 @@ def _name(path: tuple[Any, ...], sequentials: set[tuple[Any, ...]]) -> str:
 
 
 def _value(loss: Loss, outputs: jax.Array) -> jax.Array:
+    loss.check(outputs.shape)
     outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
     if loss.labels is not None:
         chosen = jnp.arange(len(loss.labels)), jnp.asarray(loss.labels)

@@ -45,6 +45,18 @@ def measure(one: np.ndarray, other: np.ndarray, smallest_scale: float = 0.0) -> 
     return Difference(absolute, relative, _cosine(one, other))
 
 
+def measure_finite(one: np.ndarray, other: np.ndarray, smallest_scale: float = 0.0) -> Difference:
+    """As `measure`, but NaN and infinity are as far as can be from anything, themselves too."""
+    if not (is_finite(one) and is_finite(other)):
+        return APART
+    return measure(one, other, smallest_scale)
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite."""
+    return bool(np.isfinite(array).all())
+
+
 def largest(array: np.ndarray) -> float:
     """The largest magnitude, 0 of nothing."""
     return float(np.abs(array).max()) if array.size else 0.0

@@ -1,4 +1,4 @@
-"""A comparison as tables on a terminal and as JSON, and files that appear whole or not at all."""
+"""A comparison as JSON and as cells of tables, and files that appear whole or not at all."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.atomic import replacing
-from convert.diff.comparison import ACTIVATIONS, SECTIONS, Comparison, Row
+from convert.diff.comparison import ACTIVATIONS, Comparison, Row
 from convert.diff.measure import Difference
 from convert.diff.verdict import times
 
@@ -91,34 +91,6 @@ def remark(row: Row, section: str, *, is_first: bool) -> str:
     if section in ACTIVATIONS and not row.parts and row.is_noisy:
         mark = "more than rounding"
     return ", ".join(text for text in (mark, row.note) if text)
-
-
-def print_tables(comparison: Comparison) -> None:
-    """Every section as a table on the terminal; of the weights only those that part."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)  # a pipe has no width to keep to
-    for section, rows in comparison.sections.items():
-        shown = rows if section != "weights" else tuple(row for row in rows if row.parts)
-        if not shown:
-            continue
-        table = Table(title=SECTIONS[section], title_justify="left")
-        for number, heading in enumerate([*headings(comparison, section), ""]):
-            table.add_column(heading, justify="right" if number in range(1, 7) else "left")
-        table.columns[0].no_wrap = True
-        first = comparison.first_parting(section)
-        for row in shown:
-            style = "bold red" if row is first else "red" if row.parts else None
-            table.add_row(*cells(row), remark(row, section, is_first=row is first), style=style)
-        console.print(table)
-    verdict = comparison.verdict
-    for line in (*verdict.lines[:-1], *(f"- {reason}" for reason in verdict.reasons)):
-        console.print(line, markup=False, soft_wrap=True)
-    style = "bold green" if verdict.same else "bold red"
-    console.print(verdict.lines[-1], style=style, markup=False, soft_wrap=True)
 
 
 def write_whole(path: Path, text: str) -> None:

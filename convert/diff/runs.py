@@ -7,15 +7,17 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from convert.diff.precision import Device, Framework, Precision
+from convert.errors import ConversionError
 
 Arrays = dict[str, np.ndarray]
+OUTPUT = "output"  # the name of what the network returns, the last of its activations
 
 
 class TrainStep(NamedTuple):
     """One forward and backward pass in training.
 
-    Activations are by layer, in the order of the forward pass, with channels last; gradients and
-    statistics have torch's names and axes.
+    Activations are by layer, in the order of the forward pass, with channels last, and what the
+    network returned comes last, as `OUTPUT`; gradients and statistics have torch's names and axes.
     """
 
     activations: Arrays
@@ -45,6 +47,17 @@ class Loss:
     def weights(self, shape: tuple[int, ...]) -> np.ndarray:
         """The weights of outputs of this shape: standard normal, the same in any framework."""
         return np.random.default_rng(self.seed).standard_normal(shape)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises a ConversionError where the labels are no classes of outputs of this shape."""
+        if self.labels is None:
+            return
+        if len(shape) != 2:
+            raise ConversionError(f"labels are for outputs (n, classes), and these are {shape}")
+        if self.labels.max() >= shape[1]:
+            raise ConversionError(
+                f"labels reach {self.labels.max()}, and a network's classes 0 to {shape[1] - 1}"
+            )
 
 
 def framework_of(model: Any) -> Framework:

@@ -11,7 +11,7 @@ from torch import nn
 
 from convert.arrays import to_numpy
 from convert.diff.precision import DTYPES, Device, Precision
-from convert.diff.runs import Arrays, Loss, TrainStep
+from convert.diff.runs import OUTPUT, Arrays, Loss, TrainStep
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 _DROPOUTS = nn.modules.dropout._DropoutNd
@@ -42,14 +42,13 @@ class TorchRun:
     def evaluate(self, images: np.ndarray) -> Arrays:
         self._model.eval()
         with torch.no_grad(), self._recording() as activations:
-            self._model(self._input(images))
+            _record_output(activations, self._model(self._input(images)))
         return activations
 
     def train(self, images: np.ndarray, loss: Loss) -> TrainStep:
         self._model.train()
         with self._recording() as activations:
-            outputs = self._model(self._input(images))
-        outputs = getattr(outputs, "logits", outputs)  # transformers' models return an object
+            outputs = _record_output(activations, self._model(self._input(images)))
         _value(loss, outputs).backward()
         gradients = self._named(
             (name, torch.zeros_like(p) if p.grad is None else p.grad)
@@ -92,15 +91,26 @@ def _recorder(activations: Arrays, name: str) -> Any:
     def record(module: nn.Module, inputs: Any, output: Any) -> None:
         is_identity = len(inputs) > 0 and output is inputs[0]
         if isinstance(output, torch.Tensor) and not is_identity:
-            if output.ndim == 4:  # (n, c, h, w) -> (n, h, w, c)
-                output = output.permute(0, 2, 3, 1)
-            # a copy: the next layer may be a ReLU that works in place
-            activations[name] = to_numpy(output).copy()
+            activations[name] = _channels_last(output)
 
     return record
 
 
+def _record_output(activations: Arrays, output: Any) -> torch.Tensor:
+    """Notes and returns what the network itself returned; transformers' models, an object."""
+    output = getattr(output, "logits", output)
+    activations[OUTPUT] = _channels_last(output)
+    return output
+
+
+def _channels_last(output: torch.Tensor) -> np.ndarray:
+    if output.ndim == 4:  # (n, c, h, w) -> (n, h, w, c)
+        output = output.permute(0, 2, 3, 1)
+    return to_numpy(output).copy()  # the next layer may be a ReLU that works in place
+
+
 def _value(loss: Loss, outputs: torch.Tensor) -> torch.Tensor:
+    loss.check(tuple(outputs.shape))
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     if loss.labels is not None:
         labels = torch.from_numpy(loss.labels).to(outputs.device, torch.int64)

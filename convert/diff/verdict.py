@@ -1,5 +1,6 @@
 """From the rows of a comparison to a verdict, with its reasons."""
 
+import math
 from collections.abc import Sequence
 
 from convert.diff.comparison import (
@@ -9,6 +10,7 @@ from convert.diff.comparison import (
     Comparison,
     Row,
     Verdict,
+    is_counter,
     layer_of,
 )
 
@@ -25,20 +27,23 @@ def judge(comparison: Comparison) -> Verdict:
         for title, names in zip(comparison.titles, comparison.only, strict=True)
         if names
     ]
-    apart = [
-        f"{SECTIONS[section]}: {_describe(parting, sections[section])}"
+    partings = [
+        (section, row)
         for section in SECTIONS
-        if (parting := comparison.first_parting(section)) is not None
+        if (row := comparison.first_parting(section)) is not None
     ]
     noisy = _first_noisy(comparison)
-    same_function = not structure and not any(
-        row.parts for section in _FUNCTION for row in sections[section]
-    )
-    reasons = [*structure, *apart]
+    has_other_arrays = not all(is_counter(name) for names in comparison.only for name in names)
+    apart = {section for section, row in partings if not row.is_counter}
+    same_function = not has_other_arrays and not apart & set(_FUNCTION)
+    reasons = [
+        *structure,
+        *(f"{SECTIONS[s]}: {_describe(row, sections[s])}" for s, row in partings),
+    ]
     if noisy is not None and same_function:
         reasons.append(_describe_noise(noisy, comparison))
     reasons += [f"the precision is reduced: {flag}" for flag in comparison.flags]
-    has_parted = bool(structure or apart or (noisy and same_function))
+    has_parted = bool(has_other_arrays or apart or (noisy and same_function))
     if comparison.precision == "tf32":
         reasons.append("TF32 was asked for, which cannot show that two networks are the same")
     first_layer = _first_layer(comparison, noisy) if has_parted else None
@@ -62,7 +67,13 @@ def _first_noisy(comparison: Comparison) -> tuple[str, Row] | None:
     moves a value across the kink of a ReLU in one network and not in the other.
     """
     return next(
-        ((s, row) for s in ACTIVATIONS for row in comparison.sections[s] if row.is_noisy), None
+        (
+            (section, row)
+            for section in _FUNCTION
+            for row in comparison.sections[section]
+            if row.overflows or (section in ACTIVATIONS and row.is_noisy)
+        ),
+        None,
     )
 
 
@@ -76,19 +87,22 @@ def _first_layer(comparison: Comparison, noisy: tuple[str, Row] | None) -> str |
     blamed: list[str] = []
     for section in ("eval", "train", "statistics"):
         row = comparison.first_parting(section)
-        if row is not None:
+        if row is not None and not row.is_counter:
             blamed.append(row.name if section in ACTIVATIONS else layer_of(row.name))
     if blamed:
         return min(blamed, key=lambda layer: place.get(layer, len(place)))
     for section in ("gradients", "weights"):
         row = comparison.first_parting(section)
-        if row is not None:
+        if row is not None and not row.is_counter:
             return layer_of(row.name)
-    return noisy[1].name if noisy else None
+    if noisy is None:
+        return None
+    section, row = noisy
+    return row.name if section in ACTIVATIONS else layer_of(row.name)
 
 
 def _findings(comparison: Comparison, same_function: bool) -> list[str]:
-    rows = [(s, row) for s in _FUNCTION for row in comparison.sections[s]]
+    rows = [(s, row) for s in _FUNCTION for row in comparison.sections[s] if not row.is_counter]
     lines = [f"same function: {'yes' if same_function else 'no'}"]
     if rows:
         section, row = max(rows, key=lambda entry: entry[1].exact.relative)
@@ -100,7 +114,7 @@ def _findings(comparison: Comparison, same_function: bool) -> list[str]:
         (ratio, s, row)
         for s in ACTIVATIONS
         for row in comparison.sections[s]
-        if (ratio := row.noise_ratio) is not None
+        if (ratio := row.noise_ratio) is not None and not math.isnan(ratio)
     ]
     if ratios:
         ratio, section, row = max(ratios, key=lambda entry: entry[0])
@@ -130,7 +144,9 @@ def _conclude(
 def _describe(row: Row, rows: Sequence[Row]) -> str:
     count = sum(row.parts for row in rows)
     where = "" if count == 1 else f" first, of {count} of {len(rows)}"
-    if row.note.startswith("shape"):
+    if row.is_counter:
+        return f"{row.name} parts{where} (counters alone do, on which no result depends)"
+    if row.note.startswith(("shape", "not finite")):
         return f"{row.name} parts{where} ({row.note})"
     size = f"{row.exact.relative:.1e} of the largest magnitude"
     bound = f", tolerance {row.tolerance:.0e}" if row.tolerance else ""
@@ -139,8 +155,11 @@ def _describe(row: Row, rows: Sequence[Row]) -> str:
 
 def _describe_noise(noisy: tuple[str, Row], comparison: Comparison) -> str:
     section, row = noisy
+    where = f"{SECTIONS[section]}: in {_FULL_NAMES[comparison.precision]} {row.name}"
+    if row.overflows:
+        return f"{where} has values that are not finite, though in float64 all are"
     return (
-        f"{SECTIONS[section]}: in {_FULL_NAMES[comparison.precision]} {row.name} parts by "
+        f"{where} parts by "
         f"{times(row.noise_ratio)} times the rounding noise (at most {NOISE_FACTOR:g}), though not "
         "in float64: one of the two computes in less than it was asked to"
     )

@@ -1,0 +1,32 @@
+"""A comparison as tables on a terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from convert.diff.comparison import SECTIONS, Comparison
+from convert.diff.report import cells, headings, remark
+
+
+def print_tables(comparison: Comparison) -> None:
+    """Every section as a table on the terminal; of the weights only those that part."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)  # a pipe has no width to keep to
+    for section, rows in comparison.sections.items():
+        shown = rows if section != "weights" else tuple(row for row in rows if row.parts)
+        if not shown:
+            continue
+        table = Table(title=SECTIONS[section], title_justify="left")
+        for number, heading in enumerate([*headings(comparison, section), ""]):
+            table.add_column(heading, justify="right" if number in range(1, 7) else "left")
+        table.columns[0].no_wrap = True
+        first = comparison.first_parting(section)
+        for row in shown:
+            style = "bold red" if row is first else "red" if row.parts else None
+            table.add_row(*cells(row), remark(row, section, is_first=row is first), style=style)
+        console.print(table)
+    verdict = comparison.verdict
+    for line in (*verdict.lines[:-1], *(f"- {reason}" for reason in verdict.reasons)):
+        console.print(line, markup=False, soft_wrap=True)
+    style = "bold green" if verdict.same else "bold red"
+    console.print(verdict.lines[-1], style=style, markup=False, soft_wrap=True)

@@ -1,0 +1,24 @@
+"""Options by which a user states what a peer's file does not say, alike in several commands."""
+
+import argparse
+from typing import Any
+
+from resnet_spec import CHOICES
+
+# Fields of the spec that a user may have to state: other packages' names do not show them.
+_STATED = ("shortcut", "padding", "stem_padding", "bottleneck_stride", "running_variance")
+
+
+def add_stated(parser: argparse.ArgumentParser) -> None:
+    """Adds `--reset-counters` and an option for each field that names of tensors do not show."""
+    parser.add_argument(
+        "--reset-counters", action="store_true", help="take missing num_batches_tracked as zero"
+    )
+    for name in _STATED:
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, choices=CHOICES[name], help="if it is not the layout's usual")
+
+
+def stated(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the spec that the user states."""
+    return {name: value for name in _STATED if (value := getattr(options, name))}
