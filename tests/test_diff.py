@@ -36,7 +36,7 @@ LAYERS = [
     "stages.0.0",  # its shortcut is the identity, and no layer
     *("stages.1.0.conv1", "stages.1.0.bn1", "stages.1.0.conv2", "stages.1.0.bn2"),
     *("stages.1.0.shortcut.conv", "stages.1.0.shortcut", "stages.1.0.shortcut_bn", "stages.1.0"),
-    *("avgpool", "head"),
+    *("avgpool", "head", "output"),
 ]
 IMAGES = random_images(3, 8)
 
@@ -238,11 +238,13 @@ def test_nothing_is_called_equal_while_torch_computes_in_less(cuda_matmul_flag):
     assert any("torch.autocast" in reason for reason in verdict.reasons)
 
 
-def test_nothing_is_called_equal_while_jax_computes_in_less(in_float32):
+def test_nothing_is_called_equal_while_jax_computes_in_less(in_float32, twins):
     assert reduced_flags(["torch", "flax"], "cpu") == []  # TF32 in cuDNN, torch's default, is none
     with jax.default_matmul_precision("tensorfloat32"):
         flags = reduced_flags(["flax"], "cpu")
         assert reduced_flags(["torch"], "cpu") == []
+        compared = compare(*twins, IMAGES, precision="f64")
+    assert compared.flags == tuple(flags)
     verdict = dataclasses.replace(in_float32, flags=tuple(flags)).verdict
     assert not verdict.same
     assert verdict.same_function
@@ -312,7 +314,7 @@ def test_a_peers_model_is_compared_by_its_own_names():
     assert comparison.only == ((), ())
     assert all(row.note == "same bits" for row in comparison.sections["weights"])
     rows = {row.name: row for row in comparison.sections["train"]}
-    assert set(rows) == set(names)
+    assert set(rows) == {*names, "output"}
     assert list(rows).index("stages.2.1.bn2") + 1 == list(rows).index("stages.2.1")
     assert rows["stages.2.1.conv2"].exact.relative < 1e-12 < rows["stages.2.1"].exact.relative
     assert {row.name for row in comparison.sections["gradients"]} == {
@@ -326,7 +328,7 @@ def test_networks_of_other_shapes_part_too():
     verdict = comparison.verdict
     assert not verdict.same
     assert any("only B has stages.0.1.conv1.weight" in reason for reason in verdict.reasons)
-    head = comparison.sections["eval"][-1]
+    head = comparison.sections["eval"][-2]
     assert (head.name, head.note) == ("head", "shape (3, 5) against (3, 9)")
     assert head.parts
 
@@ -380,7 +382,7 @@ def test_the_command_says_by_its_exit_code_that_two_files_are_not_the_same(tmp_p
 def test_the_command_compares_the_twins_of_one_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     convert.save("model.safetensors", make_torch())
-    torch.save(make_torch().state_dict(), "plain.pt")
+    torch.save(dict(make_torch().state_dict()), "plain.pt")
     np.save("images.npy", IMAGES)
     np.save("labels.npy", np.arange(3))
     arguments = ["diff", "model.safetensors", "--precision", "f64", "--images", "images.npy"]

@@ -4,6 +4,7 @@ Run with `-s` to see what is reached; the bounds are far above it, and far below
 """
 
 import collections
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,15 +14,20 @@ import numpy as np
 import optax
 import pytest
 import torch
+from flax import nnx
 
+import convert
+import flax_resnet
+import torch_resnet
 from convert import leaves
 from flax_resnet.variables import named_variables
-from resnet_spec import MODELS, find_spec
+from resnet_spec import MODELS, ResNetSpec, find_spec
 from tests.twins import (
     NUM_CLASSES,
     image_size,
     make_twins,
     random_images,
+    randomise,
     relative_error,
     run_torch,
     to_nchw,
@@ -215,3 +221,56 @@ def test_every_parameter_and_statistic_is_compared():
     flax_model, torch_model = make_twins("ResNet20")
     names = {leaves.torch_name(name) for name in named_variables(flax_model)}
     assert names == set(torch_model.state_dict())
+
+
+DIALECTS: list[dict[str, Any]] = [
+    {"padding": "same", "stem_padding": "same"},
+    {"running_variance": "biased"},
+    {"shortcut": "centred_identity"},
+    {"block": "bottleneck", "bottleneck_stride": "1x1", "padding": "same"},
+    {
+        "block": "bottleneck",
+        "preact": True,
+        "bottleneck_stride": "1x1",
+        "padding": "same",
+        "stem_padding": "same",
+        "running_variance": "biased",
+    },
+]
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True], ids=["", "scan"])
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: "-".join(dialect))
+def test_twins_agree_in_every_dialect_in_evaluation_and_in_training(dialect, scan_blocks):
+    """And compute something else than without it, but for what only training adds up."""
+    spec = ResNetSpec(**{"block": "basic", **dialect}, stage_depths=(3, 1), **_SMALL)
+    flax_model, torch_model = _tiny_twins(spec, scan_blocks=scan_blocks)
+    images = random_images(2, 36)
+    for mode in ("eval", "train"):
+        getattr(flax_model, mode)()
+        getattr(torch_model, mode)()
+        logits = flax_model(jnp.asarray(images))
+        assert relative_error(logits, run_torch(torch_model, images)) <= LOGITS_64
+    actual, expected = convert.flax_to_torch(flax_model), torch_model.state_dict()
+    for name, tensor in expected.items():
+        assert relative_error(actual[name].numpy(), tensor.numpy()) <= STATISTICS_64, name
+    usual = {name: getattr(ResNetSpec, name) for name in dialect if name not in ("block", "preact")}
+    other = torch_resnet.from_spec(dataclasses.replace(spec, **usual), NUM_CLASSES).double()
+    if "shortcut" not in dialect:  # the usual one has weights of its own
+        other.load_state_dict(dict(_tiny_twins(spec)[1].state_dict()))
+        run_torch(other.train(), images)
+        parts = [n for n, t in other.state_dict().items() if not torch.equal(t, expected[n])]
+        assert parts, "the dialect makes no difference"
+
+
+_SMALL: dict[str, Any] = {"stage_planes": (4, 8), "stem_planes": 4}
+
+
+def _tiny_twins(spec: ResNetSpec, **options: Any) -> tuple[Any, Any]:
+    torch_model = torch_resnet.from_spec(spec, NUM_CLASSES).double()
+    randomise(torch_model)
+    flax_model = flax_resnet.from_spec(
+        spec, NUM_CLASSES, rngs=nnx.Rngs(0), param_dtype=jnp.float64, **options
+    )
+    convert.torch_to_flax(torch_model.state_dict(), flax_model)
+    return flax_model, torch_model
