@@ -46,8 +46,9 @@ def _constant(value: float, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
 
 
 def _kernel(key: Array, shape: tuple[int, ...], dtype: DTypeLike, out_sharding: Any = None) -> Any:
+    del out_sharding  # a model is placed as a whole
     initialise = KAIMING_NORMAL if _has_values.get() else no_value
-    return initialise(key, shape, dtype, out_sharding)
+    return initialise(key, shape, dtype)
 
 
 class Context(TypedDict, total=False):

@@ -1,6 +1,7 @@
 """What `diff` must not call the same: outputs, NaN, counters, averages, one run at two steps."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,13 @@ def pair() -> tuple[torch.nn.Module, torch.nn.Module]:
     return model, copy.deepcopy(model)
 
 
+def add_seven(module: torch.nn.Module, inputs: Any, output: Any) -> torch.Tensor:
+    return output + 7
+
+
 def test_what_a_network_returns_is_compared_too():
     one, other = pair()
-    other.register_forward_hook(lambda module, inputs, output: output + 7)
+    other.register_forward_hook(add_seven)
     verdict = compare(one, other, IMAGES, precision="f64").verdict
     assert not verdict.same_function
     assert verdict.first_layer == "output"

@@ -18,7 +18,7 @@ from convert.runs import rng_at, schedule_of
 from convert.schedule import make_schedule
 from examples.continue_in_torch import train_in_torch
 from resnet_spec import ClassifierSpec
-from tests.commands import run
+from tests.commands import assert_refused, run
 from tests.twins import assert_same_state, relative_error
 from tests.whole_runs import CONFIG, Run
 from train import optimizer
@@ -261,14 +261,15 @@ def test_the_position_in_the_data_counts_images():
 @pytest.mark.slow
 def test_the_script_takes_a_run_over_and_the_trainer_takes_it_back(tmp_path):
     fields = ("--model", "WideResNet16-1-0.0", "--ema-decay", "0.9", "--global-batch-size", "479")
-    result = run("train", "digits", *fields, "--max-steps", "3", "--run-dir", "a", cwd=tmp_path)
+    result = run("train", "digits", *fields, "--epochs", "3", "--run-dir", "a", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    script = "examples.continue_in_torch"
-    result = run(script, "a", "--steps", "3", "-o", "b", cwd=tmp_path)
-    assert "step 6" in result.stdout, result.stderr
+    script = ("examples.continue_in_torch", "a", "--step", "6", "-o", "b")
+    assert_refused(run(*script, "--steps", "4", cwd=tmp_path), "ends at step 9", "not 4")
+    result = run(*script, "--steps", "2", cwd=tmp_path)
+    assert "step 8" in result.stdout, result.stderr
     half = convert.run_to_torch(tmp_path / "b")
-    result = run("train", "--resume", "--run-dir", "b", "--max-steps", "9", cwd=tmp_path)
-    assert "resumed at 6" in result.stdout, result.stderr
+    result = run("train", "--resume", "--run-dir", "b", cwd=tmp_path)
+    assert "resumed at 8" in result.stdout, result.stderr
     state = convert.run_to_torch(tmp_path / "b")
     assert state["step"] == int(state["model"]["stem.bn.num_batches_tracked"]) == 9
     assert state["model"]["head.bias"].dtype == torch.float32
