@@ -25,7 +25,7 @@ benchmark: .venv/installed  ## the converter's speed and memory beside torch's o
 	$(BIN)/python -m benchmarks.convert
 
 layouts: .venv/installed  ## other packages' own networks: a matrix of layouts, models, directions
-	$(BIN)/python -m pytest -s tests/test_layouts.py
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/test_layouts.py
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

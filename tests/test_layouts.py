@@ -1,12 +1,11 @@
 """Other packages' names: their own models give their own logits from both twins.
 
-Run with `-s` to see the matrix of layouts, models and directions.
+A run ends with the matrix of layouts, models and directions (`tests/conftest.py` prints it).
 """
 
-import collections
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,7 @@ from tests.twins import (
     to_nchw,
 )
 
-_matrix: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-DIRECTIONS = ("torch twin", "Flax twin", "back")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _print_the_matrix() -> Iterator[None]:
-    yield
-    print("\n\nlayout, model, and the directions that are proved (largest relative error)")
-    for (layout, model), cells in sorted(_matrix.items()):
-        print(f"{layout:16}{model:22}" + "".join(f"{cell:24}" for cell in cells))
-
+Record = Callable[[str, object], None]
 
 IMAGENET = ["ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152"]
 WIDE = ["WideResNet50-2", "WideResNet101-2"]
@@ -79,17 +68,19 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("layout", "model"), cases())
-def test_a_peers_weights_give_its_logits_in_both_twins_and_come_back_bit_for_bit(layout, model):
-    check_directions(make_peer(layout, model), layout, model)
+def test_a_peers_weights_give_its_logits_in_both_twins_and_come_back_bit_for_bit(
+    record_property, layout, model
+):
+    check_directions(record_property, make_peer(layout, model), layout, model)
 
 
 @pytest.mark.xdist_group("transformers")
-def test_transformers_v1_networks_have_the_stride_on_the_first_1x1():
+def test_transformers_v1_networks_have_the_stride_on_the_first_1x1(record_property):
     peer = make_peer("transformers", "ResNet50", downsample_in_bottleneck=True)
-    check_directions(peer, "transformers", "ResNet50", bottleneck_stride="1x1")
+    check_directions(record_property, peer, "transformers", "ResNet50", bottleneck_stride="1x1")
 
 
-def check_directions(peer: Peer, layout: str, model: str, **changes: Any) -> None:
+def check_directions(record: Record, peer: Peer, layout: str, model: str, **changes: Any) -> None:
     state = convert.from_layout(peer.tensors, model, layout, **changes)
     images = random_images(2, image_size(model), "float32")
     expected = peer.logits(images)
@@ -102,10 +93,9 @@ def check_directions(peer: Peer, layout: str, model: str, **changes: Any) -> Non
     back = convert.to_layout(convert.flax_to_torch(flax_model), model, layout, **changes)
     assert_same_state(flat(back, layout), flat(peer.tensors, layout))
     assert max(errors) <= 1e-5
-    _matrix[layout, model] = [
-        *(f"{name} {error:.1e}" for name, error in zip(DIRECTIONS, errors, strict=False)),
-        "back bit for bit",
-    ]
+    to_torch, to_flax = errors
+    errors_text = f"torch twin {to_torch:.1e}   Flax twin {to_flax:.1e}   back: same bits"
+    record("matrix", f"{layout:16}{model:20}{errors_text}")
 
 
 def flat(tensors: Any, layout: str) -> dict[str, Any]:
@@ -327,10 +317,12 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Seed:
         ),
     ],
 )
-def test_the_seeds_weights_give_the_seeds_features_in_both_twins(seed, name, shortcut):
+def test_the_seeds_weights_give_the_seeds_features_in_both_twins(
+    record_property, seed, name, shortcut
+):
     theirs = seed.load(name, shortcut)
     peer = Peer(None, theirs["state"], lambda images: theirs["features"].numpy())
-    check_directions(peer, "torch-resnet", name, shortcut=shortcut)
+    check_directions(record_property, peer, "torch-resnet", name, shortcut=shortcut)
 
 
 @uses_seed
