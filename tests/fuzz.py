@@ -9,6 +9,7 @@ import collections
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -183,6 +184,8 @@ def main() -> int:
         print(f"{number:8d}  {outcome}")
     print(f"{summary.outcomes.total():8d}  files, seed {options.seed}")
     print(f"slowest {summary.slowest:.3f} s; largest memory {summary.largest_megabytes:.1f} MB")
+    if not summary.failures:  # which are kept to be looked at
+        shutil.rmtree(folder)
     print("\n".join([f"{len(summary.failures)} failures", *summary.failures[:50]]))
     return 1 if summary.failures else 0
 
