@@ -1,6 +1,7 @@
 """The command line of the trainer: `resnet-train`, or `python -m train`."""
 
 import dataclasses
+import importlib
 import os
 import sys
 
@@ -11,6 +12,10 @@ from train.folder import saved_config
 from train.recipes import DEFAULT, RECIPES
 
 _USAGE = "usage: resnet-train [RECIPE] [--field value ...]"
+COMMANDS = {  # beside the recipes: a module with `main(arguments) -> exit code`
+    "prepare": "train.prepare",
+    "results": "train.results",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,8 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0; 2 for a user's mistake and 1 for a run that failed, with one sentence on stderr.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        config = parse(sys.argv[1:] if arguments is None else arguments)
+        if arguments and arguments[0] in COMMANDS:
+            return importlib.import_module(COMMANDS[arguments[0]]).main(arguments[1:])
+        config = parse(arguments)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         from train.loop import train  # JAX starts here: help and mistakes need not wait for it
         from train.parallel import enable_float64

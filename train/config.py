@@ -1,128 +1,51 @@
-"""The configuration of one run; every field is an option of the command line."""
+"""The configuration of one run: its fields, checked."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from resnet_spec import (
-    BottleneckStride,
-    PaddingKind,
-    RunningVariance,
-    ShortcutKind,
-    find_spec,
-)
+from resnet_spec import find_spec
 from train.errors import UserError
+from train.fields import DataFields, DeviceFields, ModelFields, OptimizerFields, RunFields
+
+DATASETS = ("digits", "cifar10", "cifar100", "imagenet2012")
+FOLDER = "folder:"
+_MANY_SEEDS = 100  # more is a seed that was meant for --seed
 
 
+# The bases' fields come last base first: so the sections stand as in `train.fields`.
 @dataclass(frozen=True)
-class Config:
-    """One training run."""
-
-    model: str = "ResNet20"
-    """Full name in the table, such as PreActResNet110 or WideResNet28-10."""
-    shortcut: ShortcutKind = "projection"
-    """Option A, B or C of He et al. 2015, or a 3x3 convolution."""
-    zero_init_residual: bool = False
-    """Start every residual branch at zero (Goyal et al. 2017)."""
-    padding: PaddingKind = "even"
-    """Of strided convolutions and the max pool: torch's, or TensorFlow's SAME."""
-    stem_padding: PaddingKind = "even"
-    """The same of the first convolution."""
-    bottleneck_stride: BottleneckStride = "3x3"
-    """Which convolution of a bottleneck has the stride."""
-    running_variance: RunningVariance = "unbiased"
-    """What a batch adds to the running variance: unbiased as torch's, or biased as Flax's own."""
-
-    data: Literal["digits", "cifar10", "cifar100"] = "digits"
-    """Data set; digits ships with scikit-learn, the others are read from `data_dir`."""
-    data_dir: Path | None = None
-    """Folder of tensorflow-datasets; by default the environment's TFDS_DATA_DIR."""
-    validation_size: int | None = None
-    """Hold this many images out of the end of the training set, and test on them."""
-    crop_padding: int = 4
-    """Pixels of padding for random crops; 0 for none."""
-    flip: bool = True
-    """Mirror half of the training images."""
-
-    epochs: int = 160
-    """Passes over the training set."""
-    max_steps: int | None = None
-    """Stop after this many steps, whatever the epochs."""
-    global_batch_size: int = 128
-    """Images a step, over all devices."""
-    learning_rate: float = 0.1
-    """Peak learning rate."""
-    schedule: Literal["drops", "cosine"] = "drops"
-    """Fall by `drop_factor` at `drop_steps`, or as half a cosine to zero at the last step."""
-    drop_steps: tuple[int, ...] = (32_000, 48_000)
-    """Steps at which the learning rate falls."""
-    drop_factor: float = 0.1
-    """What each drop multiplies the learning rate by."""
-    warmup_steps: int = 400
-    """Steps at `warmup_learning_rate` before the schedule's own rate."""
-    warmup_learning_rate: float = 0.01
-    """Constant learning rate of the first steps."""
-    momentum: float = 0.9
-    """Momentum of SGD, in torch's and optax's sense."""
-    nesterov: bool = False
-    """Nesterov's momentum."""
-    weight_decay: float = 1e-4
-    """L2 decay of convolution and linear weights; never of BatchNorm or biases."""
-    ema_decay: float | None = None
-    """Keep a moving average of parameters and statistics, with this weight of the old one at each
-    step; it is tested and exported. None for none."""
-
-    precision: Literal["bf16", "f32", "f64"] = "f32"
-    """Of the convolutions; all else is float32. f64 is all float64: slow, for comparisons."""
-    scan_blocks: bool = False
-    """Compile equal blocks once: for very deep networks on TPU and GPU; slow on CPU."""
-    remat: bool = False
-    """Recompute blocks in the backward pass: less memory, more time."""
-
-    seed: int = 111
-    """Of initial weights, order of images and augmentation."""
-    run_dir: Path | None = None
-    """Folder of the run; by default runs/<recipe>-<date>-<time>."""
-    resume: bool = False
-    """Go on from the newest checkpoint in `run_dir`."""
-    overwrite: bool = False
-    """Delete the run that `run_dir` holds."""
-    eval_every_epochs: int = 1
-    """Test error and checkpoint after so many epochs, and at the end."""
-    log_every_steps: int = 100
-    """Steps between two lines of metrics."""
+class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
+    """One training run, or one for each of `seeds`."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"--{name.replace('_', '-')} cannot be {getattr(self, name)!r}"
-            for name, hint in get_type_hints(type(self)).items()
-            if not _is_of(getattr(self, name), hint)
-        ]
-        if problems:
+        if problems := list(_wrong_kinds(self)):
             raise UserError("; ".join(problems))
-        problems = [
-            f"--{name.replace('_', '-')} must be at least {least}, not {value}"
-            for name, least in _LEAST.items()
-            if (value := getattr(self, name)) is not None and not value >= least  # nor NaN
-        ]
-        if self.ema_decay is not None and self.ema_decay >= 1:
-            problems.append(f"--ema-decay must be below 1, not {self.ema_decay}")
-        if self.resume and self.overwrite:
-            problems.append("--resume and --overwrite exclude each other")
-        if self.resume and self.run_dir is None:
-            problems.append("--resume needs --run-dir, the folder of the run to go on with")
-        if self.seed >= 2**32:
-            problems.append(f"--seed must be below 2**32, not {self.seed}")
-        if sorted(set(self.drop_steps)) != list(self.drop_steps):
-            problems.append(f"--drop-steps must rise, not {self.drop_steps}")
-        try:
-            find_spec(self.model)
-        except ValueError as error:
-            problems.append(str(error))
-        if problems:
+        if problems := [*_wrong_numbers(self), *_wrong_choices(self)]:
             raise UserError("; ".join(problems))
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The seeds of all runs."""
+        return (self.seed,) if self.seeds is None else _parse_seeds(self.seeds)
+
+    def resolved(self, train_images: int) -> "Config":
+        """The same with every number in steps, and the learning rate of this batch size."""
+        steps_per_epoch = train_images / self.global_batch_size
+        changes: dict[str, Any] = {}
+        if self.drop_epochs is not None:
+            steps = tuple(round(epochs * steps_per_epoch) for epochs in self.drop_epochs)
+            changes |= {"drop_epochs": None, "drop_steps": steps}
+        if self.warmup_epochs is not None:
+            steps = round(self.warmup_epochs * steps_per_epoch)
+            changes |= {"warmup_epochs": None, "warmup_steps": steps}
+        if self.learning_rate_batch_size is not None:
+            rate = self.learning_rate * self.global_batch_size / self.learning_rate_batch_size
+            changes |= {"learning_rate_batch_size": None, "learning_rate": rate}
+        return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as values that `json.dumps` takes."""
@@ -131,16 +54,42 @@ class Config:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Config":
-        """The inverse of `to_json`.
+        """The inverse of `to_json`; a field that an older version did not have is the default.
 
         Raises:
             UserError: a field is unknown or out of its range.
         """
+        hints = get_type_hints(cls)
         try:
-            paths = {k: Path(fields[k]) for k in ("data_dir", "run_dir") if fields[k] is not None}
-            return cls(**{**fields, **paths, "drop_steps": tuple(fields["drop_steps"])})
-        except (TypeError, KeyError) as error:
+            return cls(
+                **{name: _from_json(value, hints.get(name)) for name, value in fields.items()}
+            )
+        except (TypeError, AttributeError) as error:
             raise UserError(f"a saved configuration does not fit this version: {error}") from error
+
+
+def _from_json(value: Any, hint: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and Path in get_args(hint):
+        return Path(value)
+    return value
+
+
+def _parse_seeds(text: str) -> tuple[int, ...]:
+    """`5` -> (111, 222, 333, 444, 555), the seeds of torch-resnet's table; `1,7` -> (1, 7)."""
+    numbers = tuple(int(part) for part in text.split(","))
+    if len(numbers) == 1 and "," not in text:
+        return tuple(111 * number for number in range(1, numbers[0] + 1))
+    return numbers
+
+
+def _wrong_kinds(config: Config) -> list[str]:
+    return [
+        f"--{name.replace('_', '-')} cannot be {getattr(config, name)!r}"
+        for name, hint in get_type_hints(type(config)).items()
+        if not _is_of(getattr(config, name), hint)
+    ]
 
 
 def _is_of(value: Any, hint: Any) -> bool:
@@ -156,20 +105,108 @@ def _is_of(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-_LEAST = {
-    "validation_size": 1,
-    "crop_padding": 0,
-    "epochs": 1,
-    "max_steps": 1,
-    "global_batch_size": 1,
-    "learning_rate": 0,
-    "drop_factor": 0,
-    "warmup_steps": 0,
-    "warmup_learning_rate": 0,
-    "momentum": 0,
-    "weight_decay": 0,
-    "ema_decay": 0,
-    "seed": 0,
-    "eval_every_epochs": 1,
-    "log_every_steps": 1,
+def _wrong_numbers(config: Config) -> list[str]:
+    problems = []
+    for name, (least, most) in _RANGES.items():
+        value, option = getattr(config, name), f"--{name.replace('_', '-')}"
+        if value is None:
+            continue
+        if not value >= least:  # nor NaN
+            problems.append(f"{option} must be at least {least}, not {value}")
+        elif not value <= most:
+            problems.append(f"{option} must be at most {most}, not {value}")
+    if config.ema_decay is not None and config.ema_decay >= 1:
+        problems.append(f"--ema-decay must be below 1, not {config.ema_decay}")
+    for name in ("drop_steps", "drop_epochs"):
+        drops = getattr(config, name)
+        if drops is not None and sorted(set(drops)) != list(drops):
+            problems.append(f"--{name.replace('_', '-')} must rise, not {drops}")
+    parts = config.accumulate_steps
+    if parts >= 1 and config.global_batch_size % parts:
+        problems.append(
+            f"--global-batch-size {config.global_batch_size} does not divide by "
+            f"--accumulate-steps {parts}"
+        )
+    return problems
+
+
+def _wrong_choices(config: Config) -> list[str]:
+    problems = [*_wrong_seeds(config)]
+    if config.data not in DATASETS and not config.data.startswith(FOLDER):
+        problems.append(f"--data is one of {', '.join(DATASETS)}, folder:PATH; not {config.data!r}")
+    if config.resume and config.overwrite:
+        problems.append("--resume and --overwrite exclude each other")
+    if config.resume and config.run_dir is None:
+        problems.append("--resume needs --run-dir, the folder of the run to go on with")
+    if config.init_layout is not None and config.init_from is None:
+        problems.append("--init-layout is for the file of --init-from: name it")
+    if config.eval_only and not config.resume and config.init_from is None:
+        problems.append("--eval-only needs weights: --init-from FILE, or --resume --run-dir FOLDER")
+    by_hand = [config.coordinator, config.process_id, config.num_processes]
+    if any(value is not None for value in by_hand):
+        if None in by_hand or not config.distributed:
+            problems.append(
+                "--distributed, --coordinator, --process-id and --num-processes go together"
+            )
+        elif (config.process_id or 0) >= (config.num_processes or 0):
+            problems.append(f"--process-id must be below {config.num_processes}")
+    try:
+        find_spec(config.model)
+    except ValueError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _wrong_seeds(config: Config) -> list[str]:
+    if config.seeds is None:
+        return []
+    try:
+        seeds = config.seed_list
+    except ValueError:
+        return [f"--seeds is a number, or seeds with commas between them, not {config.seeds!r}"]
+    problems = []
+    if not seeds or len(seeds) > _MANY_SEEDS:
+        problems.append(f"--seeds: from 1 to {_MANY_SEEDS} runs, not {config.seeds}")
+    elif len(set(seeds)) < len(seeds):
+        problems.append(f"--seeds: one is there twice in {config.seeds}")
+    elif min(seeds) < 0 or max(seeds) >= 2**32:
+        problems.append(f"--seeds: from 0 to 2**32 - 1, not {config.seeds}")
+    return problems
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "stochastic_depth": (0, 1),
+    "frozen_stages": (0, 4),
+    "validation_size": (1, math.inf),
+    "crop_padding": (0, math.inf),
+    "image_size": (1, math.inf),
+    "crop_fraction": (0.01, 1),
+    "min_crop_area": (0.001, 1),
+    "rand_augment": (0, 16),
+    "rand_augment_magnitude": (0, 30),
+    "mixup": (0, math.inf),
+    "cutmix": (0, math.inf),
+    "label_smoothing": (0, 1),
+    "read_threads": (1, 1024),
+    "epochs": (1, math.inf),
+    "max_steps": (1, math.inf),
+    "global_batch_size": (1, math.inf),
+    "accumulate_steps": (1, math.inf),
+    "learning_rate": (0, math.inf),
+    "learning_rate_batch_size": (1, math.inf),
+    "drop_factor": (0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "warmup_epochs": (0, math.inf),
+    "warmup_learning_rate": (0, math.inf),
+    "momentum": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "clip_norm": (0, math.inf),
+    "ema_decay": (0, 1),
+    "skip_nonfinite": (1, math.inf),
+    "process_id": (0, math.inf),
+    "num_processes": (1, math.inf),
+    "seed": (0, 2**32 - 1),
+    "eval_every_epochs": (1, math.inf),
+    "checkpoint_every_steps": (1, math.inf),
+    "log_every_steps": (1, math.inf),
 }

@@ -6,16 +6,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from train.augment import Augment, draw_keys
 from train.network import Arrays, Network
 
 
 class TrainState(NamedTuple):
-    """All that a step changes; `ema` averages parameters and statistics, where a run keeps it."""
+    """All that a step reads and changes, but for the images.
+
+    Attributes:
+        step: how many are done. seed: of the run; a step does not change it.
+        skipped: how many of the steps were left out, as their loss or gradient was not finite.
+        ema: average of parameters and statistics, where the run keeps one.
+    """
 
     step: Int[Array, ""]
+    seed: UInt32[Array, ""]
+    skipped: Int[Array, ""]
     params: Arrays
     statistics: Arrays
     optimizer: Any
