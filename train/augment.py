@@ -1,6 +1,6 @@
 """Crop, flip and normalisation inside the compiled step, and the keys that it draws by."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,22 @@ from train.config import Config
 from train.data import Dataset, image_dtype
 
 
-def draw_keys(seed: int, step: Any, places: Int[Array, " n"]) -> tuple[Array, Array]:
-    """The keys of one step: one for each image by its place in the global batch, one for dropout.
+class Keys(NamedTuple):
+    """Of one step: `images` one for each image, `dropout` and `batch` one for the whole batch."""
+
+    images: Array
+    dropout: Array
+    batch: Array
+
+
+def draw_keys(seed: Any, step: Any, places: Int[Array, " n"]) -> Keys:
+    """The keys of one step, for images by their places in the global batch.
 
     They are functions of their arguments alone, not of the number of devices or of their history.
     """
-    augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
-    return jax.vmap(lambda place: jax.random.fold_in(augment_key, place))(places), dropout_key
+    image_key, dropout, batch = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3)
+    images = jax.vmap(lambda place: jax.random.fold_in(image_key, place))(places)
+    return Keys(images, dropout, batch)
 
 
 class Augment:
@@ -28,8 +37,9 @@ class Augment:
     """
 
     def __init__(self, config: Config, dataset: Dataset):
-        self.padding = config.crop_padding
-        self.flip = config.flip
+        # streamed images come cropped and mirrored
+        self.padding = 0 if dataset.is_streamed else config.crop_padding
+        self.flip = config.flip and not dataset.is_streamed
         self.dtype = image_dtype(config)
         self.mean = jnp.array(dataset.mean, self.dtype)
         self.std = jnp.array(dataset.std, self.dtype)

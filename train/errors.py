@@ -1,9 +1,13 @@
-"""The error for mistakes that a user can mend, and for a run that diverged."""
+"""The errors that end a run, each with its own exit code of the command line."""
 
 
 class UserError(ValueError):
-    """What was wrong, where, and what to do; the command line prints it and exits with 2."""
+    """What was wrong, where, and what to do: exit code 2."""
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer finite; the command line prints it and exits with 1."""
+    """The loss is no longer finite: exit code 1."""
+
+
+class StoppedError(RuntimeError):
+    """A signal asked the run to stop; it has saved what it had: exit code 75, "try again"."""

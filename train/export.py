@@ -1,9 +1,10 @@
-"""The end of a run: the model as a file, and the proof that the torch twin predicts the same.
+"""The two ends of a run: weights from a file, and the model to one that predicts the same in torch.
 
-The only place of the trainer that hands anything to the converter and to torch.
+The only place of the trainer that knows the converter and torch.
 """
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,73 @@ import numpy as np
 from flax import nnx
 
 import convert
-from resnet_spec import Preprocessing
-from train.data import Dataset, normalise
+from convert.checkpoints import as_flax
+from convert.guess import guess
+from convert.layouts import layout_spec, read_layout, with_channels
+from convert.sources import Source, read_source
+from resnet_spec import ClassifierSpec, Preprocessing
+from train.config import Config
+from train.data import Dataset, Split, image_dtype, normalise
+from train.errors import UserError
 
 FILE = "model.safetensors"
+OURS = "flax-resnet"
 _BATCH = 250
+_MOST_STREAMED = 1_000  # images that torch on a CPU goes through in a minute
+
+
+def load_weights(config: Config, classifier: ClassifierSpec) -> tuple[dict[str, Any], list[str]]:
+    """The weights of `init_from` by Flax's names, for this model, and what to know about them.
+
+    A head of another size is left out.
+
+    Raises:
+        UserError: they cannot be read, their names are not known, or they are of a network that
+            computes something else.
+    """
+    path = config.init_from
+    assert path is not None
+    try:
+        source = read_source(path)
+        spec, layout = _find_layout(config, source)
+        if problems := spec.differences(classifier.network):
+            raise convert.ConversionError(
+                f"the run's network is another (the fields of {config.model} can be changed by "
+                "options of these names):",
+                problems,
+            )
+        arrays, found = read_layout(source.weights.arrays, spec, layout)
+    except (ValueError, OSError) as error:
+        raise UserError(f"--init-from {path}: {error}") from error
+    notes = [f"starting from {path} ({source.form}, layout {layout})", *source.weights.notes]
+    if found.num_classes != classifier.num_classes:
+        arrays = {name: a for name, a in arrays.items() if not name.startswith("head.")}
+        notes.append(f"a new head of {classifier.num_classes} classes, not {found.num_classes}")
+    wide = image_dtype(config)
+    flax_arrays = as_flax(arrays)
+    return {
+        name: array.astype(wide) if np.issubdtype(array.dtype, np.floating) else array
+        for name, array in flax_arrays.items()
+    }, notes
+
+
+def _find_layout(config: Config, source: Source) -> tuple[Any, str]:
+    """The network whose weights these are, and the layout of their names."""
+    weights, described = source.weights, source.weights.classifier
+    if described is not None and config.init_layout in (None, OURS, source.layout):
+        return described.network, OURS
+    layout = config.init_layout
+    if layout is None:
+        shapes = {name: array.shape for name, array in weights.arrays.items()}
+        fitting = [g for g in guess(shapes) if g.share == 1 and g.model == config.model]
+        layouts = sorted({g.layout for g in fitting})
+        if len(layouts) != 1:
+            raise convert.ConversionError(
+                f"say by --init-layout whose names these are: {' or '.join(layouts) or 'none'} "
+                f"of the layouts fits {config.model}; see `resnet-convert inspect`"
+            )
+        (layout,) = layouts
+    return with_channels(layout_spec(config.model, layout), weights.arrays, layout), layout
 
 
 @dataclass(frozen=True)
@@ -59,13 +122,19 @@ def export(run_dir: Path, model: Any, preprocessing: Preprocessing) -> Path:
 
 
 def check_parity(path: Path, model: Any, dataset: Dataset, dtype: Any) -> Parity:
-    """Loads the file into the torch twin and runs the test set through both, as `dtype`."""
-    images, labels = normalise(dataset.test.images, dataset, dtype), dataset.test.labels
-    flax_logits = _run_flax(model, images)
-    torch_logits = _run_torch(convert.load(path, backend="torch"), images)
+    """Loads the file into the torch twin and runs the test set through both, as `dtype`.
+
+    Of streamed images it takes the first thousand.
+    """
+    run_flax, run_torch = _flax_runner(model), _torch_runner(convert.load(path, backend="torch"))
+    outputs = [
+        (run_flax(images), run_torch(images), labels)
+        for images, labels in _test_images(dataset, dtype)
+    ]
+    flax_logits, torch_logits, labels = map(np.concatenate, zip(*outputs, strict=True))
     flax_classes, torch_classes = flax_logits.argmax(1), torch_logits.argmax(1)
     return Parity(
-        images=len(images),
+        images=len(labels),
         flax_error=float(np.mean(flax_classes != labels)),
         torch_error=float(np.mean(torch_classes != labels)),
         largest_difference=float(np.abs(flax_logits - torch_logits).max()),
@@ -74,25 +143,39 @@ def check_parity(path: Path, model: Any, dataset: Dataset, dtype: Any) -> Parity
     )
 
 
-def _run_flax(model: Any, images: np.ndarray) -> np.ndarray:
+def _test_images(dataset: Dataset, dtype: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Normalised images (n, h, w, c) and labels (n,), some at a time."""
+    test = dataset.test
+    if isinstance(test, Split):
+        for start in range(0, len(test), _BATCH):
+            part = slice(start, start + _BATCH)
+            yield normalise(test.images[part], dataset, dtype), test.labels[part]
+        return
+    indices = np.arange(min(len(test), _MOST_STREAMED))
+    for batch in test.test_batches(np.array_split(indices, -(-len(indices) // _BATCH))):
+        images, labels = batch.images[batch.counts], batch.labels[batch.counts]
+        yield normalise(images, dataset, dtype), labels
+
+
+def _flax_runner(model: Any) -> Any:
     graph, state = nnx.split(model)
 
     @jax.jit
     def logits(state: Any, images: jax.Array) -> jax.Array:
         return nnx.merge(graph, state, copy=True)(images)
 
-    with jax.default_matmul_precision("highest"):  # accelerators default to less than float32
-        batches = [logits(state, part) for part in _batches(images)]
-    return np.concatenate(jax.device_get(batches))
+    def run(images: np.ndarray) -> np.ndarray:
+        with jax.default_matmul_precision("highest"):  # accelerators default to less than float32
+            return np.asarray(logits(state, images))
+
+    return run
 
 
-def _run_torch(model: Any, images: np.ndarray) -> np.ndarray:
+def _torch_runner(model: Any) -> Any:
     import torch
 
-    with torch.no_grad():
-        parts = (torch.from_numpy(part.transpose(0, 3, 1, 2).copy()) for part in _batches(images))
-        return np.concatenate([model(part).numpy() for part in parts])
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
 
-
-def _batches(images: np.ndarray) -> list[np.ndarray]:
-    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+    return run

@@ -1,8 +1,13 @@
 """The folder of a run: checked before anything is computed, written only when a run begins."""
 
+import dataclasses
+import functools
 import json
 import platform
+import shlex
 import shutil
+import subprocess
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -12,25 +17,28 @@ from train.config import Config
 from train.errors import UserError
 
 CHECKPOINTS = "checkpoints"
+RESULT = "result.json"
 _CONFIG = "config.json"
 _PACKAGES = ("flax-resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def choose_folder(config: Config) -> Path:
-    """The folder of a run; nothing is written or deleted yet.
+    """The folder of a run, or of the runs of several seeds; nothing is written or deleted yet.
 
     Raises:
         UserError: it cannot be used as the configuration asks.
     """
-    default = Path("runs") / f"{config.model}-{config.data}-{time.strftime('%Y%m%d-%H%M%S')}"
+    default = (
+        Path("runs") / f"{config.model}-{_short(config.data)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     folder = config.run_dir or default
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--run-dir {folder} is a file, not a folder")
     if config.resume:
         if not folder.is_dir():
             raise UserError(f"--run-dir {folder} does not exist: there is no run to resume")
-        if not (folder / CHECKPOINTS).is_dir():
-            raise UserError(f"--run-dir {folder} holds no checkpoint to resume from")
+        if not (folder / CHECKPOINTS).is_dir() and not (folder / _CONFIG).exists():
+            raise UserError(f"--run-dir {folder} holds no run to resume")
     elif folder.is_dir() and any(folder.iterdir()):
         if not config.overwrite:
             raise UserError(
@@ -42,33 +50,71 @@ def choose_folder(config: Config) -> Path:
     return folder
 
 
-def begin_folder(folder: Path, config: Config) -> None:
-    """Makes the folder, empty unless the run is resumed.
+def _short(data: str) -> str:
+    """`folder:/images/birds/` -> `birds`."""
+    return Path(data.partition(":")[2] or data).name
+
+
+def seed_folder(folder: Path, config: Config, seed: int) -> Path:
+    """Where the run of one seed is: the folder itself, or one of several within."""
+    return folder if config.seeds is None else folder / f"seed-{seed}"
+
+
+def unfinished_seeds(folder: Path, config: Config) -> list[int]:
+    """The seeds whose runs are to be trained: all, or where they are resumed those with no result.
+
+    A single run is resumed even so: it may be given more steps.
+    """
+    if config.seeds is None or not config.resume:
+        return list(config.seed_list)
+    folders = {seed: seed_folder(folder, config, seed) for seed in config.seed_list}
+    return [seed for seed, place in folders.items() if not (place / RESULT).exists()]
+
+
+def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
+    """Makes the folder, empty unless the run is resumed, and those of its seeds' runs.
+
+    Each says in its `config.json` what is run, on how much data (`train_images`, `total_steps`), by
+    which versions, commit and command, on what (`devices`).
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: a folder cannot be made or written.
     """
     try:
         if config.overwrite and folder.is_dir():
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        _write_config(folder, config, facts)
+        for seed in config.seed_list if config.seeds is not None else ():
+            place = seed_folder(folder, config, seed)
+            place.mkdir(exist_ok=True)
+            own = dataclasses.replace(config, seed=seed, seeds=None, run_dir=place)
+            _write_config(place, own, facts)
     except OSError as error:
         raise UserError(f"--run-dir {folder}: {error}") from error
 
 
-def write_config(
-    folder: Path, config: Config, *, devices: str, train_images: int, total_steps: int
-) -> None:
-    """Writes what is run, on how much data, by which versions, on what: `config.json`."""
+def _write_config(folder: Path, config: Config, facts: dict[str, Any]) -> None:
     versions = {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}}
     content = {
         "config": config.to_json(),
-        "train_images": train_images,
-        "total_steps": total_steps,
+        **facts,
         "versions": versions,
-        "devices": devices,
+        "commit": _commit(),
+        "command": shlex.join(sys.argv),
     }
     write_json(folder / _CONFIG, content)
+
+
+def _commit() -> str | None:
+    """Of the checkout that this code is in, with `+` where it was changed; None elsewhere."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
+        commit = run([*git, "rev-parse", "HEAD"]).stdout.strip()
+        return commit + ("+" if run([*git, "status", "--porcelain", "-uno"]).stdout else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def saved_config(folder: Path) -> Config | None:

@@ -1,180 +1,151 @@
-"""A training run from its configuration to its exported weights."""
+"""A training run from its configuration to its exported weights; or several, seed by seed."""
 
-import collections
+import contextlib
 import dataclasses
-import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import jax
 
 from train import export, parallel
-from train.checkpoint import Checkpoints
 from train.config import Config
-from train.data import image_dtype, load_dataset
-from train.errors import DivergedError
-from train.folder import (
-    begin_folder,
-    check_same_data,
-    choose_folder,
-    write_config,
-    write_json,
-)
-from train.report import Report, Stopwatch
-from train.step import Metrics, TrainState, averaged
-from train.trainer import Trainer
-
-_IN_FLIGHT = 8  # steps handed to the device and not yet done; more only fill its queue
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run ends with.
-
-    Attributes:
-        weights: which are tested and exported: the average (`ema`) where the run keeps one, else
-            the newest (`raw`).
-        error: the fraction of test images that they get wrong.
-    """
-
-    weights: str
-    error: float
-    seconds: float
-    exported: Path
-    parity: export.Parity | None
+from train.data import Dataset, load_dataset
+from train.errors import StoppedError, UserError
+from train.folder import begin_folder, choose_folder, seed_folder, unfinished_seeds
+from train.network import Arrays
+from train.profile import Profile
+from train.progress import Progress
+from train.report import Display
+from train.runs import Result, Run, common_states, finish
+from train.seeds import arrange
+from train.signals import StopSignals
+from train.step import TrainState, averaged
+from train.trainer import Trainer, describe
+from train.watch import Watch
 
 
-def train(config: Config) -> Result:
-    """Trains, tests, exports and checks the export.
+def train(config: Config) -> list[Result]:
+    """Trains, tests, exports and checks the export, for each seed; in the first process.
 
     Raises:
         UserError: the configuration does not fit the data, the devices or the run's folder.
+        DivergedError: a loss was not finite; the checkpoints before it are kept.
+        StoppedError: a signal came; what was trained is saved.
     """
-    start_time = time.perf_counter()
-    devices = parallel.describe_devices()
-    parallel.check_batch_size(config.global_batch_size)
-    folder = choose_folder(config)
-    print(
-        f"{config.model} on {config.data}, {devices}, run folder {folder}; reading images",
-        flush=True,
-    )
-    dataset = load_dataset(config)
-    trainer = Trainer(config, dataset)
-
-    begin_folder(folder, config)
-    with Checkpoints(folder, trainer.classifier, dataset.preprocessing) as checkpoints:
-        state = trainer.first_state
-        if config.resume:
-            check_same_data(folder, len(dataset.train))
-            state = checkpoints.restore(state)
-        write_config(
-            folder,
-            config,
-            devices=devices,
-            train_images=len(dataset.train),
-            total_steps=trainer.total_steps,
+    with parallel.processes(config), Display(enabled=parallel.is_first_process()) as display:
+        start_time = time.perf_counter()
+        parallel.check_batch_size(config)
+        folder = choose_folder(config)
+        devices = parallel.describe_devices()
+        display.say(
+            f"{config.model} on {config.data}, {devices}, run folder {folder}; reading images"
         )
-        first_step = int(state.step)
-        with Report(folder, start_step=first_step, total_steps=trainer.total_steps) as report:
-            report.say(
-                f"{len(dataset.train)} images to train, {len(dataset.test)} of "
-                f"{dataset.test_name} to test{dataset.missing()}"
+        dataset = load_dataset(config)
+        config = config.resolved(len(dataset.train))
+        display.say(
+            f"{len(dataset.train)} images to train, {len(dataset.test)} of "
+            f"{dataset.test_name} to test{dataset.missing()}"
+        )
+        weights = _first_weights(config, dataset, display)
+        seeds = unfinished_seeds(folder, config)
+        if not seeds:
+            raise UserError(f"--run-dir {folder}: the runs of all seeds are finished")
+        trainer, groups = arrange(config, dataset, seeds, weights, display.say)
+        if parallel.is_first_process():
+            begin_folder(
+                folder,
+                trainer.config,
+                train_images=len(dataset.train),
+                total_steps=trainer.total_steps,
+                devices=devices,
             )
-            resumed = f", resumed at {first_step}" if first_step else ""
-            report.say(f"{trainer.total_steps} steps{resumed}; compiling")
-            state = _train_steps(trainer, state, first_step, report, checkpoints, start_time)
-            checkpoints.wait()
-            kept = averaged(state)
-            error = trainer.test(kept)[1]
+        results = [_train_together(trainer, g, folder, display, start_time) for g in groups]
+        return [result for group in results for result in group]
 
-    result = _hand_over(trainer, kept, folder, error, start_time)
-    write_json(folder / "result.json", _as_json(result))
-    print(f"test error {error:.2%}, {result.seconds:.0f} s in all", flush=True)
-    return result
+
+def _first_weights(config: Config, dataset: Dataset, display: Display) -> Arrays:
+    """Those of `init_from`; none where a run is resumed, whose checkpoint has them."""
+    if config.init_from is None or config.resume:
+        return {}
+    weights, notes = export.load_weights(config, describe(config, dataset))
+    for note in notes:
+        display.say(note)
+    return weights
+
+
+def _train_together(
+    trainer: Trainer, seeds: Sequence[int], folder: Path, display: Display, start_time: float
+) -> list[Result]:
+    """The runs of some seeds side by side, from their first step to their results."""
+    config = trainer.config
+    with contextlib.ExitStack() as stack:
+        runs = [
+            stack.enter_context(Run(seed, seed_folder(folder, config, seed), trainer, display.say))
+            for seed in seeds
+        ]
+        states = common_states(runs, trainer)
+        first_step = int(states[0].step)
+        for run in runs:
+            run.begin(first_step)
+        whose = f"seed {', '.join(map(str, seeds))}: " if config.seeds is not None else ""
+        resumed = f", resumed at {first_step}" if first_step else ""
+        display.say(f"{whose}{trainer.total_steps} steps{resumed}; compiling")
+        display.begin(trainer.total_steps, first_step)
+        state = _train_steps(trainer, runs, states, display, start_time)
+        for run in runs:
+            run.wait()
+        scores = trainer.test(averaged(state))
+        return [
+            result
+            for run, host, score in zip(runs, trainer.to_host(state), scores, strict=True)
+            if (result := finish(run, trainer, host, score, start_time, display.say))
+        ]
 
 
 def _train_steps(
     trainer: Trainer,
-    state: TrainState,
-    first_step: int,
-    report: Report,
-    checkpoints: Checkpoints,
+    runs: Sequence[Run],
+    states: Sequence[TrainState],
+    display: Display,
     start_time: float,
 ) -> TrainState:
-    """The steps from `first_step` to the last, with tests and checkpoints on the way."""
-    batch_size = trainer.config.global_batch_size
-    pending: collections.deque[Metrics] = collections.deque()
-    stopwatch = Stopwatch()
-    for step in range(first_step + 1, trainer.total_steps + 1):
-        state, metrics = trainer.step(state, step - 1)
-        pending.append(metrics)
-        if len(pending) > _IN_FLIGHT:
-            jax.block_until_ready(pending.popleft())
-        if step == first_step + 1:
-            jax.block_until_ready(metrics)
-            report.say(f"first step done after {time.perf_counter() - start_time:.1f} s")
-            stopwatch = Stopwatch()
-        if step % trainer.config.log_every_steps == 0:
-            values = {
-                "loss": float(metrics.loss),
-                "error": float(metrics.error),
-                "learning_rate": trainer.learning_rate(step - 1),
-                "images_per_second": stopwatch.read((step - first_step - 1) * batch_size),
-            }
-            report.metrics(step, "train", values)
-            _check_finite(step, values["loss"])
-        report.advance(step)
-        if trainer.ends_period(step):
-            values = _test(trainer, state)
-            report.metrics(step, "test", values)
-            average = f"averaged {values['ema_error']:7.2%}  " if "ema_error" in values else ""
-            report.say(
-                f"epoch {step * batch_size / len(trainer.dataset.train):6.2f}  step {step:6d}  "
-                f"test loss {values['loss']:.4f}  test error {values['error']:7.2%}  {average}"
-                f"{time.perf_counter() - start_time:6.0f} s"
-            )
-            _check_finite(
-                step, values["loss"]
-            )  # before the checkpoint: the one before stays the newest
-            checkpoints.save(state)
+    """The steps that are left, with metrics, tests and checkpoints on the way."""
+    config, seeds, first_step = trainer.config, [run.seed for run in runs], int(states[0].step)
+    progress = Progress(trainer, runs, display, first_step=first_step, start_time=start_time)
+    watch, ask_all = Watch(config, seeds), parallel.any_process()
+    state, batches = trainer.place(states), trainer.batches(seeds, first_step)
+    profile = Profile(config, runs[0].folder, first_step)
+    with StopSignals() as signals, contextlib.closing(batches), profile:
+        for step, batch in enumerate(batches, start=first_step + 1):
+            profile.step(step)
+            state, metrics = trainer.step(state, batch)
+            watch.step(step, metrics, ask_all(signals.received is not None))
+            progress.step(step, metrics)
+            is_tested, every = trainer.ends_period(step), config.checkpoint_every_steps
+            if is_tested or watch.must_stop or (every is not None and step % every == 0):
+                watch.settle()  # no test and no checkpoint of what is not finite
+                errors = _test(trainer, state, step, progress) if is_tested else None
+                _save(trainer, runs, state, errors)
+            if watch.must_stop and step < trainer.total_steps:
+                for run in runs:
+                    run.wait()
+                raise StoppedError(
+                    f"stopped by {signals.received or 'another process'} after step {step}, which "
+                    "is saved: go on with --resume --run-dir FOLDER"
+                )
+        watch.settle()
     return state
 
 
-def _test(trainer: Trainer, state: TrainState) -> dict[str, float]:
-    """Loss and error of the newest weights, and of their average where the run keeps one."""
-    loss, error = trainer.test(state)
-    values = {"loss": loss, "error": error}
-    if state.ema is not None:
-        values["ema_loss"], values["ema_error"] = trainer.test(averaged(state))
-    return values
+def _test(trainer: Trainer, state: TrainState, step: int, progress: Progress) -> list[float]:
+    """Tests the newest weights, and their average where a run keeps one; the errors that count."""
+    averages = None if state.ema is None else trainer.test(averaged(state))
+    return progress.test(step, trainer.test(state), averages)
 
 
-def _check_finite(step: int, loss: float) -> None:
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"the loss is {loss} at step {step}: lower --learning-rate, lengthen --warmup-steps, "
-            "or go on from the newest checkpoint with --resume and other fields"
-        )
-
-
-def _hand_over(
-    trainer: Trainer, state: TrainState, folder: Path, error: float, start_time: float
-) -> Result:
-    model = trainer.model(state)
-    exported = export.export(folder, model, trainer.dataset.preprocessing)
-    weights = "raw" if trainer.config.ema_decay is None else "ema"
-    remark = ", averaged weights" if weights == "ema" else ""
-    print(f"exported {exported}{remark}", flush=True)
-    parity = None
-    if export.has_torch():
-        parity = export.check_parity(exported, model, trainer.dataset, image_dtype(trainer.config))
-        print(parity, flush=True)
-    else:
-        print("no parity check: install flax-resnet[torch] to run the torch twin", flush=True)
-    return Result(weights, error, time.perf_counter() - start_time, exported, parity)
-
-
-def _as_json(result: Result) -> dict[str, Any]:
-    return {**dataclasses.asdict(result), "exported": result.exported.name}
+def _save(
+    trainer: Trainer, runs: Sequence[Run], state: TrainState, errors: Sequence[float] | None
+) -> None:
+    """Starts writing a checkpoint of each run; an error of the one before is raised here."""
+    known = errors or [None] * len(runs)
+    for run, host, error in zip(runs, trainer.to_host(state), known, strict=True):
+        run.save(host, error)

@@ -23,18 +23,31 @@ class Network:
     """One model, taken apart.
 
     Its train and eval graphs share one set of arrays: toggling a shared model would change what
-    is compiled. `axis_name` is the mapped axis over which the batch is spread, None for none.
+    is compiled.
+
+    Args:
+        axis_name: the mapped axis over which the batch is spread, None for none.
+        frozen_stages: so many stages, and the stem, stay as they are, their BatchNorm as in
+            evaluation; None for none.
 
     Attributes:
         params, statistics: the model's arrays at the start.
+        trained: names of the parameters that a step changes.
     """
 
-    def __init__(self, model: nnx.Module, *, axis_name: str | None = None):
+    def __init__(
+        self, model: Any, *, axis_name: str | None = None, frozen_stages: int | None = None
+    ):
         variables = named_variables(model)
         self.params = _values(variables, nnx.Param)
         self.statistics = {n: v.get_value() for n, v in variables.items() if n not in self.params}
         model.set_attributes(BatchNorm, axis_name=axis_name, raise_if_not_found=False)
+        frozen = () if frozen_stages is None else ("stem", *range(frozen_stages))
+        parts = tuple("stem." if part == "stem" else f"stages.{part}." for part in frozen)
+        self.trained = tuple(name for name in self.params if not name.startswith(parts))
         model.train()
+        for part in frozen:
+            (model.stem if part == "stem" else model.stages[part]).eval()
         self._train_graph, state = nnx.split(model)
         model.eval()
         self._eval_graph = nnx.graphdef(model)

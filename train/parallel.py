@@ -1,44 +1,209 @@
-"""Data parallelism over the local devices; the only place that names `pmap`."""
+"""One step over the devices of one or many processes; the only place that names `pmap`."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from train.config import Config
 from train.errors import UserError
 from train.step import EvalStep, TrainStep
 
 AXIS = "devices"
 
 
-def map_train_step(step: TrainStep) -> Callable[..., Any]:
-    """(state, data, indices of shape (devices, b)) -> (state, metrics).
+@dataclass(frozen=True)
+class Spread:
+    """How runs and their batches lie on the devices.
 
-    State, data and metrics are whole, without a leading axis of devices; the state's memory is
-    used again for the new one.
+    Attributes:
+        method: jax.pmap, or jax.jit of a shard_map: the same step, equal to rounding.
+        seeds: runs side by side in one state, as its leading axis; None for one run without it.
+        over: what each device has: its share of the batch of every run, or whole runs.
+        streamed: images come with each batch; else they are on every device.
     """
-    return jax.pmap(step, AXIS, in_axes=(None, None, 0), out_axes=None, donate_argnums=(0,))
+
+    method: Literal["pmap", "jit"] = "pmap"
+    seeds: int | None = None
+    over: Literal["batch", "seeds"] = "batch"
+    streamed: bool = False
+
+    @property
+    def axis_name(self) -> str | None:
+        """Over which a step averages."""
+        return AXIS if self.over == "batch" else None
+
+    def train(self, step: TrainStep) -> Callable[..., Any]:
+        """(state, data, indices) -> (state, metrics); the state's memory is used again.
+
+        Data and indices are as `place_batch` gives them. What comes out is whole, and where the
+        batch lies over the devices the same on all.
+        """
+        if self.seeds is not None:
+            step = jax.vmap(step, (0, None, 0))
+        indices = PartitionSpec(AXIS)
+        return self._map(step, num_states=1, indices=indices, donate_argnums=(0,))
+
+    def evaluate(self, step: EvalStep) -> Callable[..., Any]:
+        """(params, statistics, data, indices) -> sums, in the same way."""
+        if self.seeds is not None:
+            step = jax.vmap(step, (0, 0, None, None))
+        indices = PartitionSpec(AXIS) if self.over == "batch" else PartitionSpec()
+        return self._map(step, num_states=2, indices=indices)
+
+    def _map(
+        self,
+        step: Callable[..., Any],
+        *,
+        num_states: int,
+        indices: PartitionSpec,
+        donate_argnums: tuple[int, ...] = (),
+    ) -> Callable[..., Any]:
+        if self.method == "pmap" and self.over == "batch":
+            in_axes = (*[None] * num_states, 0 if self.streamed else None, 0)
+            return jax.pmap(
+                step, AXIS, in_axes=in_axes, out_axes=None, donate_argnums=donate_argnums
+            )
+
+        def of_shard(*arguments: Any) -> Any:
+            *states, data, chosen = arguments
+            if self.over == "batch":  # a device's share has a leading axis of length 1
+                chosen = chosen[0]
+                data = jax.tree.map(lambda a: a[0], data) if self.streamed else data
+            return step(*states, data, chosen)
+
+        data = PartitionSpec(AXIS) if self.streamed else PartitionSpec()
+        in_specs = (*[self._state] * num_states, data, indices)
+        # without check_vma=False the gradients of a replicated state would be summed once more
+        mapped = jax.shard_map(
+            of_shard, mesh=_mesh(), in_specs=in_specs, out_specs=self._state, check_vma=False
+        )
+        return jax.jit(mapped, donate_argnums=donate_argnums)
+
+    @property
+    def _state(self) -> PartitionSpec:
+        return PartitionSpec() if self.over == "batch" else PartitionSpec(AXIS)
+
+    def place_state(self, tree: Any) -> Any:
+        """A copy of host arrays on the devices; all processes must have the same."""
+        return _place(tree, self._state)
+
+    def place_batch(self, tree: Any) -> Any:
+        """What `split` gave, on its way to the devices; it is not waited for."""
+        if self.over == "seeds":
+            return tree
+        if jax.process_count() == 1:
+            return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec(AXIS)))
+        if self.method == "pmap":
+            return tree  # which takes each process's own share
+        sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
+        return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)
+
+    def split(self, array: np.ndarray) -> np.ndarray:
+        """What this process's devices get of a batch, its last axis: (..., batch).
+
+        (devices, ..., batch / devices) of this process, or where whole runs lie on the devices all.
+        """
+        if self.over == "seeds":
+            return array
+        count, local = jax.device_count(), jax.local_device_count()
+        parts = np.moveaxis(array.reshape(*array.shape[:-1], count, -1), -2, 0)
+        first = jax.process_index() * local
+        return np.ascontiguousarray(parts[first : first + local])
 
 
-def map_eval_step(step: EvalStep) -> Callable[..., Any]:
-    """(params, statistics, data, indices of shape (devices, b)) -> sums."""
-    return jax.pmap(step, AXIS, in_axes=(None, None, None, 0), out_axes=None)
+def place_data(tree: Any) -> Any:
+    """A copy of host arrays on every device; all processes must have the same."""
+    return _place(tree, PartitionSpec())
 
 
-def replicate(tree: Any) -> Any:
-    """A copy of every array on every local device, placed as the mapped steps return it."""
-    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
-    # copied first: a donated state must not take the arrays it was made from with it
-    copy = jax.tree.map(jnp.copy, tree)
-    return jax.device_put(copy, NamedSharding(mesh, PartitionSpec()))
+def _place(tree: Any, spec: PartitionSpec) -> Any:
+    # copied by XLA: a step takes the memory of its state, which NumPy must not own
+    copy = jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=NamedSharding(_mesh(), spec))
+    return copy(tree)
 
 
-def split_batch(indices: np.ndarray) -> np.ndarray:
-    """(batch,) -> (devices, batch / devices)."""
-    return indices.reshape(jax.local_device_count(), -1)
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.devices()), (AXIS,))
+
+
+def to_host(tree: Any) -> Any:
+    """Copies as NumPy arrays: a step takes the memory of its state, which NumPy would share."""
+    return jax.tree.map(np.array, tree)
+
+
+@contextmanager
+def processes(config: Config) -> Iterator[None]:
+    """Joins the other processes for as long as it lasts, where the configuration says so.
+
+    Raises:
+        UserError: they cannot be found.
+    """
+    if not config.distributed:
+        yield
+        return
+    try:
+        jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--distributed: the processes did not find each other ({error}): on a TPU pod, Slurm "
+            "or Open MPI start one process on each host; elsewhere say --coordinator HOST:PORT "
+            "--num-processes N --process-id I"
+        ) from error
+    try:
+        yield
+    finally:
+        jax.distributed.shutdown()
+
+
+def is_first_process() -> bool:
+    """Whether this process writes and prints."""
+    return jax.process_index() == 0
+
+
+def from_first_process(make: Callable[[], Any]) -> Any:
+    """What `make` returns in the first process, a tree of arrays of known form, in all of them.
+
+    Args:
+        make: the others call it for the form alone.
+
+    Raises:
+        UserError: it failed in the first process, whose own error is raised there.
+    """
+    if jax.process_count() == 1:
+        return make()
+    error: Exception | None = None
+    try:
+        tree = make()
+    except Exception as raised:
+        tree, error = None, raised
+    has_failed = multihost_utils.broadcast_one_to_all(np.array(error is not None))
+    if has_failed:
+        raise error or UserError("the first process failed")
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+def any_process() -> Callable[[bool], Any]:
+    """A function that all processes call at every step: whether one of them says yes.
+
+    Its answer is read with `bool`, later: to wait for it at once would hold up the devices.
+    """
+    if jax.process_count() == 1:
+        return bool
+    sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
+    largest = jax.jit(jnp.max, out_shardings=NamedSharding(_mesh(), PartitionSpec()))
+
+    def ask(is_yes: bool) -> Any:
+        local = np.full(jax.local_device_count(), is_yes, np.int32)
+        return largest(jax.make_array_from_process_local_data(sharding, local))
+
+    return ask
 
 
 def enable_float64() -> None:
@@ -52,16 +217,19 @@ def has_float64() -> bool:
 
 
 def describe_devices() -> str:
-    """`8 tpu devices`."""
-    devices = jax.local_devices()
-    return f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
+    """`8 tpu devices`, `8 cpu devices of 2 processes`."""
+    count, platform = jax.device_count(), jax.devices()[0].platform
+    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{count} {platform} device{'s' if count > 1 else ''}{processes}"
 
 
-def check_batch_size(global_batch_size: int) -> None:
-    """Raises a UserError if a batch cannot be spread evenly over the local devices."""
-    devices = jax.local_device_count()
-    if global_batch_size % devices:
+def check_batch_size(config: Config) -> None:
+    """Raises a UserError if a batch, or a part of it, does not spread evenly over the devices."""
+    size, devices = config.global_batch_size, jax.device_count()
+    multiple = devices * config.accumulate_steps
+    if size % multiple:
+        parts = f" in {config.accumulate_steps} parts" if config.accumulate_steps > 1 else ""
         raise UserError(
-            f"--global-batch-size {global_batch_size} does not divide by the {devices} devices: "
-            f"{global_batch_size - global_batch_size % devices or devices} does"
+            f"--global-batch-size {size}{parts} does not divide by the {devices} devices: "
+            f"{size - size % multiple or multiple} does"
         )

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,87 +13,138 @@ from flax import nnx
 import flax_resnet
 from flax_resnet.network import ResidualNetwork
 from resnet_spec import DIALECT, ClassifierSpec, ResNetSpec, find_spec
-from train import parallel
+from train import batches, parallel
 from train.augment import Augment
 from train.config import Config
-from train.data import Dataset, Split, batch_indices, image_dtype
+from train.data import Dataset, Split, image_dtype
 from train.errors import UserError
-from train.network import Network
+from train.mixing import Mixing
+from train.network import Arrays, Network
 from train.optimizer import make_optimizer, make_schedule
 from train.step import Images, Metrics, TrainState, make_eval_step, make_train_step
 
-_EVAL_BATCH_PER_DEVICE = 250
 _DTYPES = {"bf16": jnp.bfloat16, "f32": jnp.float32, "f64": jnp.float64}
 
 
+class Score(NamedTuple):
+    """Mean loss and fraction of wrong images over a test set, and how many images these were."""
+
+    loss: float
+    error: float
+    images: int
+
+
 class Trainer:
-    """Trains and tests one model on one data set.
+    """Trains and tests runs of one configuration, which differ in nothing but their seeds.
+
+    Args:
+        config: with all its numbers in steps, see `Config.resolved`.
+        dataset: to train and to test on.
+        together: how many runs one step trains; None for one run at a time.
+        over: what each device has of them, see `parallel.Spread`.
+        weights: to start from, by Flax's names; what is missing is drawn by the run's seed.
 
     Attributes:
         classifier: the row of the table, and the size of the head.
         total_steps: length of a whole run.
-        first_state: what an uninterrupted run starts from; the first step takes its memory.
     """
 
-    def __init__(self, config: Config, dataset: Dataset):
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        *,
+        together: int | None = None,
+        over: Literal["batch", "seeds"] = "batch",
+        weights: Arrays | None = None,
+    ):
         if config.precision == "f64" and not parallel.has_float64():
             raise UserError('precision f64: call jax.config.update("jax_enable_x64", True) first')
         self.config, self.dataset = config, dataset
         self.total_steps = count_steps(config, len(dataset.train))
-        spec = dataclasses.replace(
-            find_spec(config.model),
-            shortcut=config.shortcut,
-            zero_init_residual=config.zero_init_residual,
-            in_planes=dataset.train.images.shape[-1],
-            **{name: getattr(config, name) for name in DIALECT},
-        )
-        self.classifier = ClassifierSpec(
-            spec, dataset.num_classes, statistics_batch_size=config.global_batch_size
-        )
-        _check_image_size(config, spec, dataset.train.images.shape[1])
+        self.classifier = describe(config, dataset)
+        _check_image_size(config, self.classifier.network, dataset.image_shape[0])
+        self._weights = weights or {}
         self._schedule = make_schedule(config, self.total_steps)
-        optimizer = make_optimizer(
-            self._schedule,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
+        self._optimizer = make_optimizer(config, self._schedule)
+        self.spread = parallel.Spread(config.parallel, together, over, dataset.is_streamed)
+        axis_name = self.spread.axis_name
+        network = Network(
+            self._make_model(config.precision, config.seed),
+            axis_name=axis_name,
+            frozen_stages=config.frozen_stages,
         )
-        network = Network(self._make_model(config.precision), axis_name=parallel.AXIS)
-        augment = Augment(config, dataset)
-        axis_name = parallel.AXIS
-        self._train_step = parallel.map_train_step(
+        self._trained = network.trained
+        augment, mixing = Augment(config, dataset), Mixing(config, dataset.num_classes)
+        self._train_step = self.spread.train(
             make_train_step(
                 network,
-                optimizer,
+                self._optimizer,
                 augment,
-                seed=config.seed,
                 axis_name=axis_name,
+                mix=mixing if mixing.is_needed else None,
                 ema_decay=config.ema_decay,
+                skips_nonfinite=config.skip_nonfinite is not None,
+                unroll_parts=jax.default_backend() == "cpu",
             )
         )
-        self._eval_step = parallel.map_eval_step(
+        self._eval_step = self.spread.evaluate(
             make_eval_step(network, augment, axis_name=axis_name)
         )
-        self.first_state: TrainState = parallel.replicate(
-            TrainState(
-                step=jnp.zeros((), jnp.int32),
-                params=network.params,
-                statistics=network.statistics,
-                optimizer=optimizer.init(network.params),
-                ema=None if config.ema_decay is None else {**network.params, **network.statistics},
-            )
-        )
-        self._train_data = parallel.replicate(_images(dataset.train))
-        self._test_data = parallel.replicate(_images(dataset.test))
+        self._train_data = self._test_data = None
+        if isinstance(dataset.train, Split) and isinstance(dataset.test, Split):
+            self._train_data = parallel.place_data(_images(dataset.train))
+            self._test_data = parallel.place_data(_images(dataset.test))
 
-    def step(self, state: TrainState, step: int) -> tuple[TrainState, Metrics]:
-        """Trains on the images of one step; `state` is used up."""
-        batch_size, count = self.config.global_batch_size, len(self.dataset.train)
-        indices = batch_indices(self.config.seed, step, batch_size, count)
-        return self._train_step(state, self._train_data, parallel.split_batch(indices))
+    def first_states(self, seeds: Sequence[int]) -> list[TrainState]:
+        """What the uninterrupted runs of these seeds start from, on the host."""
+        return [parallel.to_host(self._first_state(seed)) for seed in seeds]
+
+    def _first_state(self, seed: int) -> TrainState:
+        network = Network(self._make_model(self.config.precision, seed))
+        arrays = {**network.params, **network.statistics, **self._weights}
+        params = {name: arrays[name] for name in network.params}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            seed=jnp.asarray(seed, jnp.uint32),
+            skipped=jnp.zeros((), jnp.int32),
+            params=params,
+            statistics={name: arrays[name] for name in network.statistics},
+            optimizer=self._optimizer.init({name: params[name] for name in self._trained}),
+            ema=None if self.config.ema_decay is None else arrays,
+        )
+
+    def place(self, states: Sequence[TrainState]) -> TrainState:
+        """States of the host as one on the devices."""
+        if self.spread.seeds is None:
+            return self.spread.place_state(states[0])
+        return self.spread.place_state(jax.tree.map(lambda *leaves: np.stack(leaves), *states))
+
+    def to_host(self, state: TrainState) -> list[TrainState]:
+        """The inverse of `place`."""
+        host = parallel.to_host(state)
+        if self.spread.seeds is None:
+            return [host]
+        indices = range(self.spread.seeds)
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in indices]
+
+    def batches(self, seeds: Sequence[int], first_step: int) -> Iterator[batches.Batch]:
+        """What `step` takes, from the step after `first_step` to the last one."""
+        return batches.train_batches(
+            self.config, self.dataset, self.spread, seeds, first_step, self.total_steps
+        )
+
+    def step(self, state: TrainState, batch: batches.Batch) -> tuple[TrainState, Metrics]:
+        """Trains on one batch; `state` is used up."""
+        data = self._train_data if batch.images is None else batch.images
+        return self._train_step(state, data, batch.indices)
 
     def learning_rate(self, step: int) -> float:
         return float(np.asarray(self._schedule(step)))
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training set after so many steps."""
+        return step * self.config.global_batch_size / len(self.dataset.train)
 
     def ends_period(self, step: int) -> bool:
         """Whether an epoch that is to be tested ends with the step before, or the whole run."""
@@ -101,36 +153,48 @@ class Trainer:
         ends_epoch = images // size > (images - self.config.global_batch_size) // size
         return ends_epoch or step == self.total_steps
 
-    def test(self, state: TrainState) -> tuple[float, float]:
-        """(loss, error) over the whole test set, every image once."""
-        count = len(self.dataset.test)
-        batch = _EVAL_BATCH_PER_DEVICE * jax.local_device_count()
-        padded = np.full(math.ceil(count / batch) * batch, -1, np.int32)
-        padded[:count] = np.arange(count)
-        arrays = (state.params, state.statistics, self._test_data)
-        sums = [
-            self._eval_step(*arrays, parallel.split_batch(part))
-            for part in np.split(padded, len(padded) // batch)
+    def test(self, state: TrainState) -> list[Score]:
+        """Each run's, over the whole test set, every image once."""
+        sums = []
+        for batch in batches.test_batches(self.dataset, self.spread):
+            data = self._test_data if batch.images is None else batch.images
+            sums.append(self._eval_step(state.params, state.statistics, data, batch.indices))
+        totals = [np.sum(parts, axis=0) for parts in zip(*jax.device_get(sums), strict=True)]
+        return [
+            Score(float(loss / images), float(errors / images), int(images))
+            for loss, errors, images in zip(*map(np.atleast_1d, totals), strict=True)
         ]
-        loss, errors = np.sum(jax.device_get([(s.loss, s.errors) for s in sums]), axis=0)
-        return float(loss) / count, float(errors) / count
 
     def model(self, state: TrainState) -> Any:
-        """The trained model, in eval mode and float32, or float64 where it was trained so."""
-        params, statistics = jax.device_get((state.params, state.statistics))
+        """The trained model of a host state, in eval mode and float32, or float64 where it was."""
         precision = "f64" if self.config.precision == "f64" else "f32"
-        return Network(self._make_model(precision)).model(params, statistics)
+        network = Network(self._make_model(precision, self.config.seed))
+        return network.model(state.params, state.statistics)
 
-    def _make_model(self, precision: str) -> ResidualNetwork:
+    def _make_model(self, precision: str, seed: int) -> ResidualNetwork:
         return flax_resnet.from_spec(
             self.classifier.network,
             self.classifier.num_classes,
-            rngs=nnx.Rngs(self.config.seed),
+            rngs=nnx.Rngs(seed),
             dtype=_DTYPES[precision],
             param_dtype=image_dtype(self.config),
             scan_blocks=self.config.scan_blocks,
             remat=self.config.remat,
         )
+
+
+def describe(config: Config, dataset: Dataset) -> ClassifierSpec:
+    """The network of a configuration, for these images and classes."""
+    spec = dataclasses.replace(
+        find_spec(config.model),
+        shortcut=config.shortcut,
+        zero_init_residual=config.zero_init_residual,
+        stochastic_depth=config.stochastic_depth,
+        in_planes=dataset.image_shape[-1],
+        **{name: getattr(config, name) for name in DIALECT},
+    )
+    part = config.global_batch_size // config.accumulate_steps
+    return ClassifierSpec(spec, dataset.num_classes, statistics_batch_size=part)
 
 
 def count_steps(config: Config, num_images: int) -> int:
@@ -140,7 +204,8 @@ def count_steps(config: Config, num_images: int) -> int:
 
 
 def _check_image_size(config: Config, spec: ResNetSpec, image_size: int) -> None:
-    if config.global_batch_size * spec.final_size(image_size) ** 2 < 2:
+    part = config.global_batch_size // config.accumulate_steps
+    if part * spec.final_size(image_size) ** 2 < 2:
         raise UserError(
             f"--global-batch-size {config.global_batch_size}: {config.model} shrinks these images "
             "to one pixel, and BatchNorm cannot train on a single value"
@@ -148,4 +213,4 @@ def _check_image_size(config: Config, spec: ResNetSpec, image_size: int) -> None
 
 
 def _images(split: Split) -> Images:
-    return Images(jnp.asarray(split.images), jnp.asarray(split.labels))
+    return Images(split.images, split.labels)  # type: ignore[arg-type]

@@ -1,0 +1,165 @@
+"""One run: its folder, its checkpoints and metrics, and what it ends with."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train import export, parallel
+from train.checkpoint import Checkpoints
+from train.data import Stream, image_dtype
+from train.errors import UserError
+from train.folder import check_same_data, write_json
+from train.metrics import MetricsLog
+from train.step import TrainState, averaged
+from train.trainer import Score, Trainer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ends with.
+
+    Attributes:
+        weights: which are tested and exported: the average (`ema`) where the run keeps one, else
+            the newest (`raw`).
+        error: the fraction of the test images that they get wrong, after `step` steps.
+        best_step, best_error: of the checkpoint with the lowest error, which is kept, too.
+        skipped_steps: left out, as their loss or gradient was not finite.
+        skipped_images: damaged ones, and why, as far as this process read them.
+    """
+
+    seed: int
+    weights: str
+    step: int
+    error: float
+    loss: float
+    images: int
+    best_step: int
+    best_error: float
+    seconds: float
+    skipped_steps: int
+    skipped_images: dict[str, str]
+    exported: str
+    parity: export.Parity | None
+
+
+class Run:
+    """A seed's files; a context manager. Only the first process has any, the others none."""
+
+    def __init__(self, seed: int, folder: Path, trainer: Trainer, say: Say):
+        self.seed, self.folder = seed, folder
+        self._trainer, self._say = trainer, say
+        self._files = contextlib.ExitStack()
+        self.checkpoints: Checkpoints | None = None
+        self._metrics: MetricsLog | None = None
+
+    def __enter__(self) -> "Run":
+        if parallel.is_first_process():
+            preprocessing = self._trainer.dataset.preprocessing
+            self.checkpoints = self._files.enter_context(
+                Checkpoints(self.folder, self._trainer.classifier, preprocessing, say=self._say)
+            )
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._files.__exit__(*exception)
+
+    def restore(self, fresh: TrainState, step: int | None = None) -> TrainState:
+        """The newest good checkpoint, or that of one step, in all processes."""
+
+        def read() -> TrainState:
+            if self.checkpoints is None:  # the first process tells
+                return fresh
+            check_same_data(self.folder, len(self._trainer.dataset.train))
+            return self.checkpoints.restore(fresh, step)
+
+        return parallel.from_first_process(read)
+
+    @property
+    def best_error(self) -> float:
+        """The lowest one of a checkpoint so far, infinite before there is any."""
+        best = None if self.checkpoints is None else self.checkpoints.best()
+        return math.inf if best is None else best[1]
+
+    def begin(self, first_step: int) -> None:
+        """Opens the metrics, cut after `first_step`."""
+        if parallel.is_first_process():
+            self._metrics = self._files.enter_context(
+                MetricsLog(self.folder, start_step=first_step, config=self._trainer.config)
+            )
+
+    def log(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """One line of metrics."""
+        if self._metrics is not None:
+            self._metrics.write(step, kind, values)
+
+    def save(self, state: TrainState, error: float | None) -> None:
+        """Starts writing a host state, whose test error is `error` where it is known."""
+        if self.checkpoints is not None:
+            self.checkpoints.save(state, error=error)
+
+    def wait(self) -> None:
+        """Until all is on disk."""
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+
+
+def common_states(runs: Sequence[Run], trainer: Trainer) -> list[TrainState]:
+    """What runs side by side start from: the beginning, or the newest step that all have saved."""
+    fresh = trainer.first_states([run.seed for run in runs])
+    if not trainer.config.resume:
+        return fresh
+    states = [run.restore(state) for run, state in zip(runs, fresh, strict=True)]
+    step = min(int(state.step) for state in states)
+    return [
+        state if int(state.step) == step else run.restore(first, step)
+        for run, state, first in zip(runs, states, fresh, strict=True)
+    ]
+
+
+def finish(
+    run: Run, trainer: Trainer, state: TrainState, score: Score, start_time: float, say: Say
+) -> Result | None:
+    """Exports a run's model, checks it in torch, and writes `result.json`."""
+    if run.checkpoints is None:
+        return None
+    config, dataset = trainer.config, trainer.dataset
+    model = trainer.model(averaged(state))
+    exported = export.export(run.folder, model, dataset.preprocessing)
+    weights = "raw" if config.ema_decay is None else "ema"
+    say(f"exported {exported}{', averaged weights' if weights == 'ema' else ''}")
+    parity = None
+    if export.has_torch():
+        parity = export.check_parity(exported, model, dataset, image_dtype(config))
+        say(str(parity))
+    else:
+        say("no parity check: install flax-resnet[torch] to run the torch twin")
+    best_step, best_error = run.checkpoints.best()
+    streams = [split for split in (dataset.train, dataset.test) if isinstance(split, Stream)]
+    result = Result(
+        seed=run.seed,
+        weights=weights,
+        step=int(state.step),
+        error=score.error,
+        loss=score.loss,
+        images=score.images,
+        best_step=best_step,
+        best_error=best_error,
+        seconds=time.perf_counter() - start_time,
+        skipped_steps=int(state.skipped),
+        skipped_images={name: why for s in streams for name, why in s.skipped.items()},
+        exported=exported.name,
+        parity=parity,
+    )
+    write_json(run.folder / "result.json", dataclasses.asdict(result))
+    say(
+        f"test error {score.error:.2%} (best {best_error:.2%} after step {best_step}), "
+        f"{result.seconds:.0f} s in all"
+    )
+    return result
