@@ -2,16 +2,18 @@
 
 import dataclasses
 import importlib
+import json
 import os
 import sys
 
 from resnet_spec import UnknownNameError
 from train.config import Config
-from train.errors import DivergedError, UserError
+from train.errors import DivergedError, StoppedError, UserError
 from train.folder import saved_config
 from train.recipes import DEFAULT, RECIPES
 
 _USAGE = "usage: resnet-train [RECIPE] [--field value ...]"
+_PRINT = "--print-config"
 COMMANDS = {  # beside the recipes: a module with `main(arguments) -> exit code`
     "prepare": "train.prepare",
     "results": "train.results",
@@ -19,32 +21,43 @@ COMMANDS = {  # beside the recipes: a module with `main(arguments) -> exit code`
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one recipe.
+    """Runs one recipe or command.
 
     Returns:
-        0; 2 for a user's mistake and 1 for a run that failed, with one sentence on stderr.
+        0; 2 for a user's mistake, 1 for a run that failed, 75 for one that a signal stopped and
+        that has saved all it did, 130 for one that a second SIGINT broke off: each with one
+        sentence on stderr.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments and arguments[0] in COMMANDS:
             return importlib.import_module(COMMANDS[arguments[0]]).main(arguments[1:])
-        config = parse(arguments)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        from train.loop import train  # JAX starts here: help and mistakes need not wait for it
-        from train.parallel import enable_float64
-
-        if config.precision == "f64":
-            enable_float64()
-        train(config)
+        if _PRINT in arguments:
+            config = parse([argument for argument in arguments if argument != _PRINT])
+            print(json.dumps(config.to_json(), indent=2))
+            return 0
+        _run(parse(arguments))
     except (UserError, UnknownNameError) as error:
         return _fail(2, str(error))
     except ModuleNotFoundError as error:
         return _fail(2, f"this needs the package {error.name}: install flax-resnet[train]")
+    except StoppedError as error:
+        return _fail(os.EX_TEMPFAIL, str(error))
     except (DivergedError, OSError) as error:
         return _fail(1, str(error))
     except KeyboardInterrupt:
         return _fail(130, "interrupted; --resume --run-dir FOLDER goes on from a checkpoint")
     return 0
+
+
+def _run(config: Config) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from train.loop import evaluate, train  # JAX starts here: help and mistakes need not wait
+    from train.parallel import enable_float64
+
+    if config.precision == "f64":
+        enable_float64()
+    (evaluate if config.eval_only else train)(config)
 
 
 def _fail(code: int, sentence: str) -> int:
@@ -94,7 +107,8 @@ def _parse_fields(name: str, default: Config, fields: list[str]) -> Config:
 def _describe(name: str) -> str:
     recipe = RECIPES[name]
     return (
-        f"{_USAGE}\nRecipes: {', '.join(RECIPES)} (default {DEFAULT}); any field can be changed.\n"
+        f"{_USAGE}\nRecipes: {', '.join(RECIPES)} (default {DEFAULT}); any field can be changed, "
+        f"{_PRINT} shows the result.\nCommands: {', '.join(COMMANDS)}; COMMAND --help.\n"
         f"{name}: {recipe.source}.\nWhy: {recipe.reason}.\nPublished error (%): {recipe.published}."
     )
 

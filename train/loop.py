@@ -1,7 +1,6 @@
 """A training run from its configuration to its exported weights; or several, seed by seed."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from train.runs import Result, Run, common_states, finish
 from train.seeds import arrange
 from train.signals import StopSignals
 from train.step import TrainState, averaged
-from train.trainer import Trainer, describe
+from train.trainer import Score, Trainer, describe
 from train.watch import Watch
 
 
@@ -60,6 +59,33 @@ def train(config: Config) -> list[Result]:
             )
         results = [_train_together(trainer, g, folder, display, start_time) for g in groups]
         return [result for group in results for result in group]
+
+
+def evaluate(config: Config) -> list[Score]:
+    """Tests the weights of `init_from`, or those of a run's newest checkpoint, and says the error.
+
+    Raises:
+        UserError: the configuration does not fit the weights or the data.
+    """
+    with parallel.processes(config), Display(enabled=parallel.is_first_process()) as display:
+        dataset = load_dataset(config)
+        config = config.resolved(len(dataset.train))
+        trainer = Trainer(config, dataset, weights=_first_weights(config, dataset, display))
+        scores = []
+        for seed in config.seed_list:
+            (state,) = trainer.first_states([seed])
+            if config.run_dir is not None and config.resume:
+                with Run(
+                    seed, seed_folder(config.run_dir, config, seed), trainer, display.say
+                ) as run:
+                    state = run.restore(state)
+            (score,) = trainer.test(averaged(trainer.place([state])))
+            scores.append(score)
+            display.say(
+                f"step {int(state.step)}: test loss {score.loss:.4f}, test error {score.error:.2%} "
+                f"of {score.images} images of {dataset.test_name}{dataset.missing()}"
+            )
+        return scores
 
 
 def _first_weights(config: Config, dataset: Dataset, display: Display) -> Arrays:

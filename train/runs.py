@@ -12,7 +12,6 @@ from typing import Any
 from train import export, parallel
 from train.checkpoint import Checkpoints
 from train.data import Stream, image_dtype
-from train.errors import UserError
 from train.folder import check_same_data, write_json
 from train.metrics import MetricsLog
 from train.step import TrainState, averaged

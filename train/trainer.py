@@ -13,8 +13,9 @@ from flax import nnx
 import flax_resnet
 from flax_resnet.network import ResidualNetwork
 from resnet_spec import DIALECT, ClassifierSpec, ResNetSpec, find_spec
-from train import batches, parallel
+from train import parallel
 from train.augment import Augment
+from train.batches import Batch, test_batches, train_batches
 from train.config import Config
 from train.data import Dataset, Split, image_dtype
 from train.errors import UserError
@@ -128,13 +129,13 @@ class Trainer:
         indices = range(self.spread.seeds)
         return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in indices]
 
-    def batches(self, seeds: Sequence[int], first_step: int) -> Iterator[batches.Batch]:
+    def batches(self, seeds: Sequence[int], first_step: int) -> Iterator[Batch]:
         """What `step` takes, from the step after `first_step` to the last one."""
-        return batches.train_batches(
+        return train_batches(
             self.config, self.dataset, self.spread, seeds, first_step, self.total_steps
         )
 
-    def step(self, state: TrainState, batch: batches.Batch) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Trains on one batch; `state` is used up."""
         data = self._train_data if batch.images is None else batch.images
         return self._train_step(state, data, batch.indices)
@@ -156,7 +157,7 @@ class Trainer:
     def test(self, state: TrainState) -> list[Score]:
         """Each run's, over the whole test set, every image once."""
         sums = []
-        for batch in batches.test_batches(self.dataset, self.spread):
+        for batch in test_batches(self.dataset, self.spread):
             data = self._test_data if batch.images is None else batch.images
             sums.append(self._eval_step(state.params, state.statistics, data, batch.indices))
         totals = [np.sum(parts, axis=0) for parts in zip(*jax.device_get(sums), strict=True)]
