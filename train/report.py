@@ -1,10 +1,10 @@
-"""What a run tells: a progress bar or plain lines, JSON lines, and TensorBoard events."""
+"""What a person sees of a run: a progress bar or plain lines, and how numbers are put in them."""
 
-import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from statistics import fmean
 
 from rich.console import Console
 from rich.progress import (
@@ -16,47 +16,53 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from train.metrics import MetricsLog
 
-class Report:
-    """Progress on a terminal, plain lines elsewhere; metrics to `metrics.jsonl` and TensorBoard.
+_SPEED_SECONDS = 300  # of steps by which the bar foretells: whole epochs may come in one call
 
-    Lines after `start_step` that an interrupted run left behind are dropped, so that the metrics
-    of a resumed run have neither gap nor repeat.
+
+class Display:
+    """A progress bar on a terminal, plain lines elsewhere; one for all runs of a process.
+
+    Where not `enabled` it is silent: on every process but the first.
     """
 
-    def __init__(self, run_dir: Path, *, start_step: int, total_steps: int):
-        from tensorboardX import SummaryWriter
-
-        self._metrics = _reopen(run_dir / "metrics.jsonl", start_step)
-        self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+    def __init__(self, *, enabled: bool = True):
+        self._enabled = enabled
         self._console = Console(file=sys.stdout, highlight=False)
         self._progress = Progress(
-            TextColumn("training"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._progress.add_task(
-            "training", total=total_steps, completed=start_step, status="compiling"
+            disable=not (enabled and self._console.is_terminal),
+            speed_estimate_period=_SPEED_SECONDS,
         )
 
-    def __enter__(self) -> "Report":
-        self._progress.start()
+    def __enter__(self) -> "Display":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        self._metrics.close()
-        self._events.close()
+
+    def begin(self, total_steps: int, start_step: int = 0, title: str = "training") -> None:
+        """The bar appears, `start_step` of `total_steps` done; one that was there is replaced."""
+        for task in self._progress.task_ids:
+            self._progress.remove_task(task)
+        self._task = self._progress.add_task(
+            title, total=total_steps, completed=start_step, status="compiling"
+        )
+        self._progress.start()
 
     def say(self, line: str) -> None:
         """One line, above the progress bar where there is one."""
+        if not self._enabled:
+            return
         if self._console.is_terminal:
-            self._progress.console.print(line)
+            self._console.print(line, markup=False, soft_wrap=True)
         else:
             print(line, flush=True)
 
@@ -64,41 +70,95 @@ class Report:
         """`step` steps are done."""
         self._progress.update(self._task, completed=step)
 
-    def metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """Writes one line of metrics; the bar shows the newest."""
-        line = {"step": step, "kind": kind, **values}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
-        if kind == "train":
-            status = f"loss {values['loss']:.3f} error {values['error']:.1%}"
-            status += f" {values['images_per_second']:.0f} images/s"
-            self._progress.update(self._task, status=status)
+    def show(self, runs: Sequence[Mapping[str, float]]) -> None:
+        """The newest metrics of training, one mapping for each run, beside the bar: their mean.
+
+        Each has `loss`, `error` (a fraction) and `images_per_second`, which is of all runs.
+        """
+        loss, error, rate = (
+            fmean(run[name] for run in runs) for name in ("loss", "error", "images_per_second")
+        )
+        status = f"loss {loss:.3f} error {error:.1%} {rate:,.0f} images/s"
+        self._progress.update(self._task, status=status)
 
 
-def _reopen(path: Path, start_step: int) -> TextIO:
-    """A file to append metrics to, cut after the lines of `start_step`."""
-    kept: list[str] = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                fields: dict[str, Any] = json.loads(line)
-            except ValueError:  # a line that an interruption cut short
-                continue
-            if fields["step"] <= start_step:
-                kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
-    return path.open("a")
+def epoch_line(
+    *,
+    epoch: float,
+    step: int,
+    runs: Sequence[Mapping[str, float]],
+    images_per_second: float,
+    elapsed: float,
+    left: float | None = None,
+) -> str:
+    """One line on a test: what was reached, how fast, for how long still.
+
+    Args:
+        epoch: passes over the training set so far.
+        step: steps so far.
+        runs: one mapping for each seed: `loss` and `error` of the newest weights on the test set,
+            `best_error` so far, and where there are any `train_loss` and `ema_error`. Errors are
+            fractions. Of several seeds the means are shown, of errors the range, too.
+        images_per_second: of all seeds together.
+        elapsed: seconds since the start.
+        left: seconds to go, None where that is not known.
+    """
+    parts = [f"epoch {epoch:6.2f}", f"step {step:6d}"]
+    for name, title in (("train_loss", "train loss"), ("loss", "test loss")):
+        if name in runs[0]:
+            parts.append(f"{title} {fmean(run[name] for run in runs):.4f}")
+    for name, title in (("error", "test error"), ("ema_error", "averaged"), ("best_error", "best")):
+        if name in runs[0]:
+            parts.append(f"{title} {_mean_and_range([run[name] for run in runs])}")
+    parts += [f"{images_per_second:,.0f} images/s", f"{duration(elapsed):>6}"]
+    if left is not None:
+        parts[-1] += f", {duration(left)} left"
+    return "  ".join(parts)
+
+
+def _mean_and_range(fractions: Sequence[float]) -> str:
+    mean = f"{fmean(fractions):7.2%}"
+    return mean if len(fractions) == 1 else f"{mean} ({min(fractions):.2%}-{max(fractions):.2%})"
+
+
+def duration(seconds: float) -> str:
+    """`36 s`, `12 min 05 s`, `3 h 08 min`."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def describe_memory() -> str:
+    """Memory in use: of the fullest local device where it tells, else of the process."""
+    import jax
+    import psutil
+
+    stats = [found for device in jax.local_devices() if (found := device.memory_stats())]
+    if not stats:
+        return f"{_gigabytes(psutil.Process().memory_info().rss)} of memory in the process"
+    fullest = max(stats, key=lambda found: found["bytes_in_use"])
+    text = f"{_gigabytes(fullest['bytes_in_use'])} of device memory"
+    if "peak_bytes_in_use" in fullest:
+        text += f", {_gigabytes(fullest['peak_bytes_in_use'])} at its peak"
+    if "bytes_limit" in fullest:
+        text += f", of {_gigabytes(fullest['bytes_limit'])}"
+    return text
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
 
 
 class Stopwatch:
-    """Images a second since the last reading."""
+    """Images a second, and the time that is left; started when it is made."""
 
     def __init__(self) -> None:
-        self._time, self._images = time.perf_counter(), 0
+        self._start = self._time = time.perf_counter()
+        self._images = 0
 
     def read(self, images: int) -> float:
         """The rate from the last reading to now, with `images` trained in all."""
@@ -106,3 +166,36 @@ class Stopwatch:
         rate = (images - self._images) / max(now - self._time, 1e-9)
         self._time, self._images = now, images
         return rate
+
+    def left(self, done: float, total: float) -> float | None:
+        """Seconds to go at the pace so far, when `done` of `total` (of anything) are done."""
+        passed = time.perf_counter() - self._start
+        return passed / done * (total - done) if done > 0 else None
+
+
+class Report:
+    """The display and the log of a single run, in one."""
+
+    def __init__(self, run_dir: Path, *, start_step: int, total_steps: int):
+        self._log = MetricsLog(run_dir, start_step=start_step)
+        self._display = Display()
+        self._steps = total_steps, start_step
+
+    def __enter__(self) -> "Report":
+        self._display.begin(*self._steps)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._display.__exit__()
+        self._log.close()
+
+    def say(self, line: str) -> None:
+        self._display.say(line)
+
+    def advance(self, step: int) -> None:
+        self._display.advance(step)
+
+    def metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
+        self._log.write(step, kind, values)
+        if kind == "train":
+            self._display.show([values])

@@ -1,0 +1,335 @@
+"""`resnet-train results`: the table, its files and the curves, of real runs and damaged ones."""
+
+import io
+import json
+import re
+import shutil
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import convert
+from resnet_spec import find_spec
+from tests.commands import run
+from train.__main__ import main
+from train.metrics import read_metrics
+from train.published import SOURCES, published
+from train.results.groups import group_runs
+from train.results.runs import find_runs
+
+MODEL = "WideResNet16-1-0.0"
+SEEDS = (111, 222)
+STEPS = 24  # two epochs of digits and a batch
+pytestmark = pytest.mark.xdist_group("results")  # one worker trains for all
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real run for each seed."""
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = ("digits", "--model", MODEL, "--max-steps", str(STEPS), "--log-every-steps", "4")
+    for seed in SEEDS:
+        place = ("--seed", str(seed), "--run-dir", f"runs/seed-{seed}")
+        result = run("train", *arguments, *place, cwd=folder)
+        assert result.returncode == 0, result.stderr
+        shutil.rmtree(folder / "runs" / f"seed-{seed}" / "checkpoints")
+    return folder / "runs"
+
+
+@pytest.fixture
+def runs(trained, tmp_path) -> Path:
+    """A copy of the real runs, for a test to change."""
+    return shutil.copytree(trained, tmp_path / "runs")
+
+
+@pytest.fixture
+def results(runs, capsys) -> Callable[..., dict[str, Any]]:
+    """Runs the command on the copy; its `results.json`, with what was printed."""
+
+    def call(*arguments: str) -> dict[str, Any]:
+        assert main(["results", str(runs), *arguments]) == 0
+        printed = capsys.readouterr()
+        content = json.loads((runs / "results.json").read_text())
+        return {**content, "out": printed.out, "err": printed.err}
+
+    return call
+
+
+def change(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def forget(path: Path, *names: str) -> None:
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in fields.items() if k not in names}))
+
+
+def change_config(folder: Path, **fields: Any) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    change(folder / "config.json", config={**content["config"], **fields})
+
+
+def cells(markdown: str, row: int = 0) -> dict[str, str]:
+    """A row of the table in a Markdown text, heading -> text."""
+    lines = [line.strip("|").split("|") for line in markdown.splitlines() if line.startswith("|")]
+    return dict(zip(map(str.strip, lines[0]), map(str.strip, lines[2 + row]), strict=True))
+
+
+def test_the_table_says_what_numpy_says_of_the_runs(runs, results):
+    outcomes = [json.loads((runs / f"seed-{s}" / "result.json").read_text()) for s in SEEDS]
+    errors = [outcome["error"] for outcome in outcomes]
+    assert len(set(errors)) == 2
+    content = results()
+    (group,) = content["results"]
+    expected = (np.mean(errors), np.std(errors, ddof=1), np.min(errors), np.max(errors))
+    names = ("mean", "std", "min", "max")
+    assert [group["error"][name] for name in names] == pytest.approx(expected, abs=1e-6)
+    assert group["torch_error"] == group["error"]  # of these runs no prediction differs
+    assert group["standard_error"] == pytest.approx(
+        np.sqrt(np.mean(errors) * (1 - np.mean(errors)) / 360), abs=1e-6
+    )
+    assert [entry["seed"] for entry in group["runs"]] == list(SEEDS)
+    assert [entry["folder"] for entry in group["runs"]] == ["seed-111", "seed-222"]
+    assert (group["data"], group["tested_on"], group["test_images"]) == ("digits", "test", 360)
+
+    row = cells(content["out"])
+    assert row["error %"] == f"{100 * expected[0]:.2f} ± {100 * expected[1]:.2f}"
+    assert (row["min"], row["max"]) == tuple(f"{100 * value:.2f}" for value in expected[2:])
+    assert (row["runs"], row["steps"], row["differ"]) == ("2", "24", "0")
+    assert row["device"] == "1 cpu device"
+    assert cells((runs / "results.md").read_text()) == row
+
+
+def test_the_best_error_is_that_of_the_tests_on_the_way(runs, results):
+    best = []
+    for seed in SEEDS:
+        lines = read_metrics(runs / f"seed-{seed}" / "metrics.jsonl")
+        best.append(min(line["error"] for line in lines if line["kind"] == "test"))
+    (group,) = results()["results"]
+    assert group["best_error"]["mean"] == pytest.approx(np.mean(best), abs=1e-6)
+    for seed in SEEDS:  # what the run itself says comes first
+        change(runs / f"seed-{seed}" / "result.json", best_error=0.0, best_step=12)
+    (group,) = results()["results"]
+    assert [(entry["best_error"], entry["best_step"]) for entry in group["runs"]] == [(0, 12)] * 2
+
+
+def test_parameters_are_those_of_the_exported_network(runs, results):
+    model = convert.load(runs / "seed-111" / "model.safetensors", backend="torch")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    content = results()
+    assert content["results"][0]["parameters"] == count
+    assert cells(content["out"])["parameters"] == f"{count:,}"
+
+
+def test_a_single_run_has_no_deviation(runs, results):
+    shutil.rmtree(runs / "seed-222")
+    content = results()
+    assert content["results"][0]["error"]["std"] is None
+    assert cells(content["out"])["error %"].endswith("± —")
+
+
+def test_an_unfinished_run_is_shown_and_not_averaged_in(runs, results):
+    before = results()["results"][0]["error"]
+    folder = shutil.copytree(runs / "seed-111", runs / "seed-333")
+    change_config(folder, seed=333, resume=True)
+    (folder / "result.json").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:2]) + '{"step": 12, "ki')
+    content = results()
+    (group,) = content["results"]
+    assert group["error"] == before
+    assert [entry["finished"] for entry in group["runs"]] == [True, True, False]
+    assert cells(content["out"])["runs"] == "2 of 3"
+    assert "seed-333, step 8 of 24" in content["out"]
+    assert "unfinished, not counted: seed-333, step 8" in (runs / "results.md").read_text()
+
+
+def test_a_run_that_went_on_to_more_steps_does_not_count_by_its_old_result(runs, results):
+    for seed in SEEDS:
+        change(runs / f"seed-{seed}" / "config.json", total_steps=48)
+    content = results()
+    assert content["results"][0]["error"] is None
+    row = cells(content["out"])
+    assert (row["runs"], row["error %"], row["time"]) == ("0 of 2", "—", "—")
+    assert "seed-222, step 24 of 48" in content["out"]
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(runs, results):
+    change_config(runs / "seed-222", learning_rate=0.05)
+    content = results()
+    assert [len(group["runs"]) for group in content["results"]] == [1, 1]
+    assert [group["options"]["learning_rate"] for group in content["results"]] == [0.05, 0.1]
+    assert cells(content["out"], row=0)["with"] == "learning_rate 0.05"
+    for seed in SEEDS:  # as of before `config.json` said what was tested on
+        forget(runs / f"seed-{seed}" / "config.json", "test_name", "test_images")
+    change_config(runs / "seed-222", learning_rate=0.1, validation_size=360)
+    content = results()  # another test set: no options are told apart, the data is
+    assert [group["tested_on"] for group in content["results"]] == ["test", "train[1437:]"]
+    change_config(runs / "seed-222", validation_size=None, data_dir="elsewhere", run_dir="moved")
+    assert len(results()["results"]) == 1  # what does not change what is computed
+
+
+def test_a_seed_counts_once(runs, results):
+    before = results()["results"][0]["error"]
+    shutil.copytree(runs / "seed-111", runs / "again")
+    content = results()
+    assert content["results"][0]["error"] == before
+    assert content["results"][0]["not_counted"] == ["seed-111"]  # paths in order: again is first
+    assert "with seed 111" in content["out"]
+
+
+def test_damaged_and_foreign_files_are_named_and_skipped(runs, results):
+    for name, text in (
+        ("cut", '{"config": {'),
+        ("foreign", '{"architectures": ["ResNetForImageClassification"]}'),
+        ("future", json.dumps({"versions": {"flax-resnet": "9"}, "config": {"new": 1}})),
+        ("list", "[]"),
+    ):
+        (runs / name).mkdir()
+        (runs / name / "config.json").write_text(text)
+    (runs / "bytes").mkdir()
+    (runs / "bytes" / "config.json").write_bytes(b"\xff\xfe\x00")
+    for name, text in (("result-cut", '{"error": 0.'), ("result-wrong", '{"error": 7.5}')):
+        folder = shutil.copytree(runs / "seed-111", runs / name)
+        (folder / "result.json").write_text(text)
+    content = results()
+    assert len(content["results"][0]["runs"]) == 2
+    names = {"cut", "foreign", "future", "list", "bytes", "result-cut", "result-wrong"}
+    assert content["skipped"].keys() == names
+    for name in names:
+        assert f"skipped {runs / name}: " in content["err"]
+    assert "was not written by this trainer" in content["skipped"]["foreign"]
+    assert "7.5" in content["skipped"]["result-wrong"]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["results", str(tmp_path), str(tmp_path / "nowhere")]) == 2
+    message = capsys.readouterr().err
+    assert "no run" in message
+    assert "nowhere: there is no such folder" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_part_of_the_test_set_has_its_standard_error_and_the_published_figure_beside(
+    runs, results
+):
+    for seed in SEEDS:  # as of a run of CIFAR-10 on the first 1,000 test images
+        folder = runs / f"seed-{seed}"
+        change_config(folder, data="cifar10", model="ResNet20", epochs=160, max_steps=None)
+        change(folder / "config.json", train_images=50_000, test_name="test", test_images=1000)
+    change(runs / "seed-111" / "result.json", error=0.084)
+    change(runs / "seed-222" / "result.json", error=0.088)
+    content = results()
+    (group,) = content["results"]
+    assert group["standard_error"] == pytest.approx((0.086 * 0.914 / 1000) ** 0.5, abs=1e-6)
+    row = cells(content["out"])
+    assert row["error %"] == "8.60 ± 0.28 [±0.89]"
+    assert row["data, tested on"] == "cifar10, test (1,000 of 10,000 images)"
+    assert row["published %"] == "8.75 (He 2015); 8.64 ± 0.16 (torch-resnet)"
+    assert row["parameters"] == f"{find_spec('ResNet20').count_parameters(10):,}"
+    assert "arXiv:1512.03385" in content["out"]
+
+
+def test_what_is_published_is_found_by_the_network_not_the_name():
+    assert [str(figure) for figure in published("cifar10", "PreActWideResNet28-10")] == [
+        "3.89 (Zagoruyko 2016)"
+    ]
+    assert published("cifar10", "PreActWideResNet28-10-0") == published(
+        "cifar10", "PreActWideResNet28-10-0.0"
+    )
+    assert published("digits", "ResNet20") == []
+    assert {figure.source for figure in published("cifar100", "PreActResNet164")} <= set(SOURCES)
+
+
+@pytest.fixture
+def pictures(runs, results) -> dict[str, bytes]:
+    results("--plot")
+    return {path.name: path.read_bytes() for path in runs.glob("curves*")}
+
+
+def test_the_curves_are_a_picture_with_text_as_text(pictures):
+    assert pictures.keys() == {"curves.png", "curves.svg"}
+    root = ElementTree.fromstring(pictures["curves.svg"])
+    texts = {"".join(node.itertext()).strip() for node in root.iter() if node.tag.endswith("text")}
+    labels = {"Loss", "Error", "Learning rate", "epoch", "wrong images (%)"}
+    labels |= {f"{MODEL} (2 seeds)", "Training on digits, test (360 images)"}
+    assert labels <= texts
+    pixels = np.asarray(Image.open(io.BytesIO(pictures["curves.png"])).convert("RGB"))
+    assert pixels.shape[1] > 1500
+    blue = (np.abs(pixels.astype(int) - (0x00, 0x72, 0xB2)).sum(-1) < 30).mean()
+    assert blue > 1e-3  # the lines
+
+
+def test_equal_runs_give_equal_bytes(runs, results, pictures):
+    written = {path.name: path.read_bytes() for path in runs.iterdir() if path.is_file()}
+    assert {"results.json", "results.md"} < written.keys()
+    results("--plot")
+    assert written == {path.name: path.read_bytes() for path in runs.iterdir() if path.is_file()}
+
+
+def test_a_curve_is_the_mean_and_the_range_over_the_seeds(runs):
+    from train.results.curves import curve
+
+    (group,) = group_runs(find_runs([runs])[0])
+    tests = curve(group, "test", "loss")
+    lines = [read_metrics(runs / f"seed-{seed}" / "metrics.jsonl") for seed in SEEDS]
+    losses = np.array([[v["loss"] for v in run if v["kind"] == "test"] for run in lines])
+    np.testing.assert_allclose(tests.mean, losses.mean(0))
+    np.testing.assert_array_equal(tests.low, losses.min(0))
+    np.testing.assert_array_equal(tests.high, losses.max(0))
+    np.testing.assert_allclose(tests.epochs, np.array([12, 23, 24]) * 128 / 1437)
+    training = curve(group, "train", "loss")  # steps 4 and 8, 12 to 20, 24: three epochs
+    logged = np.array([[v["loss"] for v in run if v["kind"] == "train"] for run in lines])
+    expected = [part.mean() for part in np.split(logged, (2, 5), axis=1)]
+    np.testing.assert_allclose(training.mean, expected)
+    exact = curve(group, "train", "loss", is_exact=True)
+    np.testing.assert_allclose(exact.mean, logged.mean(0))
+
+
+def test_curves_are_drawn_with_gaps_zeros_and_many_rows(runs, results):
+    lines = (runs / "seed-111" / "metrics.jsonl").read_text()
+    for number in range(8):
+        folder = shutil.copytree(runs / "seed-111", runs / f"more-{number}")
+        change_config(folder, learning_rate=0.2 + number)
+        gone = re.sub(r'"(loss|error)": [^,}]+', r'"\1": null', lines, count=4)
+        (folder / "metrics.jsonl").write_text(re.sub(r'"error": [\d.]+', '"error": 0.0', gone))
+    (runs / "more-0" / "metrics.jsonl").unlink()
+    results("--plot")
+    svg = (runs / "curves.svg").read_text()
+    for text in ("learning_rate 7.2 (1 seed)", "(unfinished, step 0 of 24)"):
+        assert text in svg
+
+
+def test_each_folder_has_one_picture_and_all_go_to_the_output(runs, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    places = [str(runs / f"seed-{seed}") for seed in SEEDS]
+    assert main(["results", *places, "--plot", "-o", str(out)]) == 0
+    names = {f"curves-seed-{seed}.{form}" for seed in SEEDS for form in ("png", "svg")}
+    assert {path.name for path in out.iterdir()} == {"results.json", "results.md", *names}
+    (group,) = json.loads((out / "results.json").read_text())["results"]
+    assert group["runs"][0]["folder"] == "../../runs/seed-111"
+    assert "![Training curves](curves-seed-111.svg)" in (out / "results.md").read_text()
+
+
+def test_without_matplotlib_the_curves_are_refused_before_anything_is_written(
+    runs, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["results", str(runs), "--plot"]) == 2
+    assert "flax-resnet[plot]" in capsys.readouterr().err
+    assert not (runs / "results.json").exists()
+    assert main(["results", str(runs)]) == 0
+
+
+def test_an_output_that_is_a_file_is_refused(runs, capsys):
+    (runs / "file").write_text("precious")
+    assert main(["results", str(runs), "-o", str(runs / "file")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert (runs / "file").read_text() == "precious"

@@ -1,0 +1,179 @@
+"""The metrics of one run: JSON lines, TensorBoard events, and Weights & Biases where asked for."""
+
+import contextlib
+import json
+import math
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from train.config import Config
+from train.errors import UserError
+
+FILE = "metrics.jsonl"
+_WANDB_ID = "wandb_id"
+
+
+class MetricsLog:
+    """What is measured in one run, written into its folder as it comes.
+
+    A line of `metrics.jsonl` is `{"step": 100, "kind": "train", "loss": 0.5, ...}`, with `null` for
+    a number that JSON has not (NaN, infinity). Lines after `start_step` that an interrupted run
+    left behind are dropped, so that the metrics of a resumed run have neither gap nor repeat.
+    Several runs at once have one log each. Where not `enabled`, nothing is opened or written: for
+    every process but the first.
+
+    Raises:
+        UserError: `config.wandb` asks for Weights & Biases, and it is not installed or refuses.
+        OSError: a file cannot be written, here or later: a run does not go on without its metrics.
+    """
+
+    def __init__(
+        self, folder: Path, *, start_step: int, config: Config | None = None, enabled: bool = True
+    ):
+        self._sinks: list[_Sink] = []
+        if not enabled:
+            return
+        with contextlib.ExitStack() as opened:  # what is open is closed if a later one fails
+            self._sinks.append(opened.enter_context(contextlib.closing(_Lines(folder, start_step))))
+            self._sinks.append(
+                opened.enter_context(contextlib.closing(_Events(folder, start_step)))
+            )
+            if config is not None and config.wandb is not None:
+                self._sinks.append(_WeightsAndBiases(folder, config.wandb, config))
+            opened.pop_all()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """What was measured (`kind` is train or test) after so many steps."""
+        for sink in self._sinks:
+            sink.write(step, kind, values)
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as closing:
+            for sink in self._sinks:
+                closing.callback(sink.close)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, none where there is no file.
+
+    A line that an interruption cut short, or that is no line of metrics, is left out.
+    """
+    if not path.exists():
+        return []
+    lines = (_parse(line) for line in path.read_text(errors="replace").splitlines())
+    return [line for line in lines if line is not None]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return None
+    is_ours = isinstance(fields, dict) and isinstance(fields.get("step"), int)
+    return fields if is_ours and isinstance(fields.get("kind"), str) else None
+
+
+class _Sink(Protocol):
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Lines:
+    """`metrics.jsonl`, cut after the lines of `start_step`."""
+
+    def __init__(self, folder: Path, start_step: int):
+        path = folder / FILE
+        kept = [line for line in read_metrics(path) if line["step"] <= start_step]
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(path)
+        self._file = path.open("a")
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        line = json.dumps({"step": step, "kind": kind, **finite}, allow_nan=False)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Events:
+    """TensorBoard's events, written at once.
+
+    `tensorboardX.SummaryWriter` writes them in a thread: where the disk is full the thread ends,
+    and the eleventh event after it waits for ever.
+    """
+
+    def __init__(self, folder: Path, start_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        self._protocol: Any = event_pb2  # whose names are made at run time
+        self._scalar = scalar
+        self._writer = EventsWriter(str(folder / "tensorboard" / "events"))
+        start = self._protocol.SessionLog(status=self._protocol.SessionLog.START)
+        self._write(step=start_step + 1, session_log=start)  # hides later steps of before
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._write(step=step, summary=self._scalar(f"{kind}/{name}", value))
+        self._writer.flush()
+
+    def _write(self, **fields: Any) -> None:
+        self._writer.write_event(self._protocol.Event(wall_time=time.time(), **fields))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    """A run of Weights & Biases; resumed, it goes on as the same one, by the id in the folder.
+
+    Its x axis is our step: steps that a run repeats after an interruption are logged again, with
+    the same values, and one lies over the other.
+    """
+
+    def __init__(self, folder: Path, project: str, config: Config):
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise UserError("--wandb needs the package: install flax-resnet[wandb]") from error
+        path = folder / _WANDB_ID
+        is_resumed = path.exists()
+        run_id = path.read_text().strip() if is_resumed else uuid.uuid4().hex[:12]
+        try:
+            self._run = wandb.init(
+                project=project,
+                id=run_id,
+                name=folder.name,
+                dir=folder,
+                config=config.to_json(),
+                resume="allow" if is_resumed else None,
+                reinit="create_new",  # several runs at once
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except (wandb.Error, ValueError) as error:
+            raise UserError(
+                f"--wandb {project}: {error} (log in by `wandb login`, or set WANDB_MODE=offline)"
+            ) from error
+        path.write_text(run_id + "\n")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **{f"{kind}/{name}": v for name, v in values.items()}})
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,109 @@
+"""The command line of `resnet-train results`."""
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.errors import UserError
+from train.results.groups import Group, group_runs
+from train.results.record import as_json
+from train.results.runs import Run, find_runs
+from train.results.table import as_markdown, print_table
+
+_DESCRIPTION = """\
+Finds all runs in and below the folders, groups those that differ in nothing but the seed, and
+prints what they reached: mean, standard deviation, least and greatest error, beside the published
+one. The table is written as results.json and results.md, the curves as curves.png and curves.svg.
+Exit code: 0; 2 where there is no run, or for a mistake in the command.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Prints and writes the table, and with `--plot` the curves.
+
+    Raises:
+        UserError: there is no run in the folders, matplotlib is asked for and not installed, or the
+            files cannot be written.
+    """
+    options = _parser().parse_args(arguments)
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--plot needs matplotlib: install flax-resnet[plot]")
+    runs, skipped = find_runs(options.folders)
+    for path, reason in skipped.items():
+        print(f"resnet-train: skipped {path}: {reason}", file=sys.stderr)
+    if not runs:
+        places = ", ".join(map(str, options.folders))
+        raise UserError(f"there is no run (a folder with our config.json) in or below {places}")
+    groups = group_runs(runs)
+    print_table(groups)
+    out = options.folders[0] if options.output is None else options.output
+    pictures = _draw(options.folders, runs) if options.plot else {}
+    _write(out, groups, skipped, pictures)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "resnet-train results",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folders", metavar="DIR", type=Path, nargs="+", help="of runs, at any depth"
+    )
+    parser.add_argument("--plot", action="store_true", help="draw the curves of each DIR, too")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=Path,
+        help="folder to write to; default: the first DIR",
+    )
+    return parser
+
+
+def _draw(folders: Sequence[Path], runs: Sequence[Run]) -> dict[str, bytes]:
+    """One picture for each folder that has runs: file name -> content."""
+    from train.results.plot import draw
+
+    pictures: dict[str, bytes] = {}
+    names: Counter[str] = Counter()
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        groups = group_runs(run for run in runs if run.folder.resolve().is_relative_to(folder))
+        if not groups:
+            continue
+        names[folder.name] += 1
+        number = f"-{names[folder.name]}" if names[folder.name] > 1 else ""
+        stem = "curves" if len(folders) == 1 else f"curves-{folder.name}{number}"
+        for form, content in draw(groups).items():
+            pictures[f"{stem}.{form}"] = content
+    return pictures
+
+
+def _write(
+    out: Path, groups: list[Group], skipped: dict[Path, str], pictures: dict[str, bytes]
+) -> None:
+    """Each file whole or not at all."""
+
+    def place(path: Path) -> str:
+        return Path(os.path.relpath(path, out)).as_posix()
+
+    markdown = as_markdown(groups, place)
+    shown = [name for name in pictures if name.endswith(".svg")]
+    markdown += "".join(f"\n![Training curves]({name})\n" for name in shown)
+    record = json.dumps(as_json(groups, skipped, place), indent=2, allow_nan=False) + "\n"
+    contents = {"results.json": record.encode(), "results.md": markdown.encode(), **pictures}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            temporary = out / f".{name}.new"
+            temporary.write_bytes(content)
+            temporary.replace(out / name)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written to: {error}") from error
+    print(f"wrote {', '.join(contents)} in {out}")

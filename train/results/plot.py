@@ -1,0 +1,125 @@
+"""Training curves as one picture: loss, error and learning rate, mean and range over the seeds."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from train.results.curves import Curve, curve
+from train.results.groups import Group
+from train.results.table import tested_on
+
+FORMATS = ("png", "svg")
+# Okabe & Ito 2008, told apart by the colour-blind, without black and yellow; more lines than these
+# take their colours from a scale that rises in lightness.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text as text
+    "svg.hashsalt": "flax-resnet",  # the same names in every file
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+}
+_RATES_SHOWN = 1e-3  # least learning rate, as a part of the greatest: a cosine ends at zero
+_TICKS = (1, 2, 5)  # of each power of ten
+
+
+def draw(groups: Sequence[Group]) -> dict[str, bytes]:
+    """The picture in every format, format -> bytes; equal curves give equal bytes.
+
+    All on logarithmic scales, over epochs: the test solid, the training dashed, a band from the
+    least to the greatest value of the seeds' tests.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(11, 4.4), dpi=160, layout="constrained")
+        FigureCanvasAgg(figure)
+        loss, error, rate = figure.subplots(1, 3)
+        widths = np.linspace(1.6, 4.5, len(groups))[::-1]  # equal schedules do not hide each other
+        for group, colour, width in zip(groups, _colours(len(groups)), widths, strict=True):
+            for axes, name in ((loss, "loss"), (error, "error")):
+                unit = 100 if name == "error" else 1
+                _line(axes, curve(group, "train", name), colour, unit, linestyle="--", linewidth=1)
+                _line(axes, curve(group, "test", name), colour, unit, has_band=True)
+            rates = curve(group, "train", "learning_rate", is_exact=True)
+            _line(rate, rates, colour, linewidth=width)
+        _finish(loss, "Loss", "cross-entropy (nats)")
+        _finish(error, "Error", "wrong images (%)", top=100)
+        _finish(rate, "Learning rate", "learning rate", shown=_RATES_SHOWN)
+        tested = dict.fromkeys(tested_on(group) for group in groups)
+        figure.suptitle(f"Training on {'; '.join(tested)}", fontweight="bold")
+        _add_legend(figure, groups)
+        return {name: _render(figure, name) for name in FORMATS}
+
+
+def label(group: Group, *, says_data: bool = False) -> str:
+    """What a line is called: the model, what tells it from others, and how many seeds it has."""
+    name = " ".join([group.first.config.model, *(f"{k} {v}" for k, v in group.options.items())])
+    if says_data:
+        name += f", {tested_on(group)}"
+    if not group.finished:
+        run = group.first
+        return f"{name} (unfinished, step {run.step:,} of {run.total_steps:,})"
+    count = len(group.finished)
+    return f"{name} ({count} {'seed' if count == 1 else 'seeds'})"
+
+
+def _colours(count: int) -> Any:
+    if count <= len(_COLOURS):
+        return _COLOURS[:count]
+    return colormaps["viridis"](np.linspace(0, 0.9, count))
+
+
+def _line(
+    axes: Any, line: Curve, colour: Any, unit: float = 1, *, has_band: bool = False, **style: Any
+) -> None:
+    axes.plot(line.epochs, unit * line.mean, color=colour, **{"linewidth": 1.8, **style})
+    if has_band:
+        low, high = unit * line.low, unit * line.high
+        axes.fill_between(line.epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _finish(axes: Any, title: str, unit: str, *, top: float = np.inf, shown: float = 0.0) -> None:
+    """Scales and titles; `shown`: the least value on the axis as a part of the greatest."""
+    axes.set(title=title, xlabel="epoch", ylabel=unit)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    # A mean that is zero has no place on the scale: its line leaves by the bottom.
+    axes.set_yscale("log", nonpositive="clip")
+    least, greatest = axes.get_ylim()
+    greatest = min(greatest, top)
+    axes.set_ylim(max(least, shown * greatest), greatest)
+    axes.yaxis.set_major_locator(LogLocator(subs=_TICKS))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _add_legend(figure: Figure, groups: Sequence[Group]) -> None:
+    colours = _colours(len(groups))
+    says_data = len({tested_on(group) for group in groups}) > 1
+    entries = [
+        Line2D([], [], color=colour, linewidth=1.8, label=label(group, says_data=says_data))
+        for group, colour in zip(groups, colours, strict=True)
+    ]
+    entries += [
+        Line2D([], [], color="0.3", linewidth=1.8, label="test, with the range over seeds"),
+        Line2D(
+            [], [], color="0.3", linewidth=1, linestyle="--", label="training, mean of an epoch"
+        ),
+    ]
+    figure.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False)
+
+
+def _render(figure: Figure, name: str) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=name, metadata={"Date": None} if name == "svg" else None)
+    return buffer.getvalue()

@@ -1,0 +1,196 @@
+"""The runs that lie below some folders, as their files tell of them."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.config import Config
+from train.metrics import FILE as METRICS
+from train.metrics import read_metrics
+from train.published import DATA
+
+_CONFIG, _RESULT = "config.json", "result.json"
+_NOT_RUNS = ("checkpoints", "tensorboard", "wandb")
+
+
+class UnreadableError(ValueError):
+    """A file that is damaged or not ours: which, and why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run reached; errors are fractions of the test images.
+
+    Attributes:
+        error: of the exported weights. best_error, best_step: the least error of any test, and
+            after which step.
+        torch_error, different_predictions: of the export in the torch twin, and how many images it
+            puts in another class; None where it was not checked.
+        seconds: wall time.
+    """
+
+    error: float
+    best_error: float
+    best_step: int
+    torch_error: float | None
+    different_predictions: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder.
+
+    Attributes:
+        test_images: how many it was tested on, None where no file says so.
+        step: the last one that its metrics tell of. total_steps: where it ends.
+        metrics: the lines of `metrics.jsonl`.
+        outcome: None until it is finished.
+    """
+
+    folder: Path
+    config: Config
+    train_images: int
+    test_name: str
+    test_images: int | None
+    devices: str
+    step: int
+    total_steps: int
+    metrics: list[dict[str, Any]]
+    outcome: Outcome | None
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training set after so many steps."""
+        return step * self.config.global_batch_size / self.train_images
+
+
+def find_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
+    """All runs in and below the folders, each once, in the order of their paths; what is skipped.
+
+    A run's folder is one with a `config.json`. Files that are damaged or not of this trainer are
+    skipped, with the reason.
+    """
+    runs: dict[Path, Run] = {}
+    skipped: dict[Path, str] = {}
+    for top in folders:
+        if not top.is_dir():
+            skipped[top] = "there is no such folder"
+        for folder in _folders_with_config(top):
+            try:
+                runs.setdefault(folder.resolve(), _read_run(folder))
+            except UnreadableError as error:
+                skipped[folder] = str(error)
+    return list(runs.values()), skipped
+
+
+def _folders_with_config(top: Path) -> Iterator[Path]:
+    for path, names, files in os.walk(top):
+        names[:] = sorted(name for name in names if name not in _NOT_RUNS)
+        if _CONFIG in files:
+            yield Path(path)
+
+
+def _read_run(folder: Path) -> Run:
+    content = _read_json(folder / _CONFIG)
+    if "flax-resnet" not in content.get("versions", ()):
+        raise UnreadableError(f"{_CONFIG} was not written by this trainer")
+    try:
+        config = Config.from_json(content["config"])
+        train_images, total_steps = int(content["train_images"]), int(content["total_steps"])
+        devices = str(content["devices"])
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UnreadableError(f"{_CONFIG} is damaged or of another version: {reason}") from error
+    try:
+        metrics = read_metrics(folder / METRICS)
+    except OSError as error:
+        raise UnreadableError(f"{METRICS}: {error}") from error
+    step = max((line["step"] for line in metrics), default=0)
+    result = _read_json(folder / _RESULT) if (folder / _RESULT).exists() else {}
+    held_out = config.validation_size is not None
+    return Run(
+        folder=folder,
+        config=dataclasses.replace(config, overwrite=False),
+        train_images=train_images,
+        test_name=content.get("test_name", f"train[{train_images}:]" if held_out else "test"),
+        test_images=_count_test_images(content, config, result),
+        devices=devices,
+        step=step,
+        total_steps=total_steps,
+        metrics=metrics,
+        outcome=_outcome(result, metrics, step, total_steps) if result else None,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UnreadableError(f"{path.name} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UnreadableError(f"{path.name} was not written by this trainer")
+    return content
+
+
+def _count_test_images(
+    content: dict[str, Any], config: Config, result: dict[str, Any]
+) -> int | None:
+    parity = result.get("parity") or {}
+    whole = DATA[config.data].test_images if config.data == "digits" else None
+    known = (content.get("test_images"), parity.get("images"), config.validation_size, whole)
+    return next((int(count) for count in known if count is not None), None)
+
+
+def _outcome(
+    result: dict[str, Any], metrics: list[dict[str, Any]], step: int, total_steps: int
+) -> Outcome | None:
+    """What `result.json` says; None where it is of before the run went on to more steps."""
+    try:
+        if int(result.get("step", step)) < total_steps:
+            return None
+        error = _fraction(result["error"])
+        best_error, best_step = result.get("best_error"), result.get("best_step")
+        if best_error is None or best_step is None:
+            best_error, best_step = _best(result, metrics)
+        parity = result.get("parity") or {}
+        torch_error, different = parity.get("torch_error"), parity.get("different_predictions")
+        return Outcome(
+            error=error,
+            best_error=_fraction(best_error),
+            best_step=int(best_step),
+            torch_error=None if torch_error is None else _fraction(torch_error),
+            different_predictions=None if different is None else int(different),
+            seconds=float(result["seconds"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UnreadableError(f"{_RESULT} is damaged: {reason}") from error
+
+
+def _fraction(value: Any) -> float:
+    if not 0 <= float(value) <= 1:  # nor NaN
+        raise ValueError(f"an error of {value}")
+    return float(value)
+
+
+def _best(result: dict[str, Any], metrics: list[dict[str, Any]]) -> tuple[float, int]:
+    """(error, step) of the best test of the weights that are exported, of equal ones the first."""
+    name = "ema_error" if result.get("weights") == "ema" else "error"
+    tests = [line for line in metrics if line["kind"] == "test" and line.get(name) is not None]
+    reached = [(float(line[name]), int(line["step"])) for line in tests]
+    last = (float(result["error"]), max((step for _, step in reached), default=0))
+    return min([*reached, last])
+
+
+def finite(value: Any) -> float:
+    """A number of a line of metrics; NaN for what JSON could not hold."""
+    return float(value) if value is not None and math.isfinite(value) else math.nan
