@@ -104,9 +104,10 @@ def _flax_skeleton(classifier: ClassifierSpec) -> "FlaxNetwork":
     from flax_resnet.layers import no_value, no_values
 
     spec, num_classes = classifier.network, classifier.num_classes
-    rngs: Any = nnx.Rngs(0) if spec.drop_rate else _NoKeys()
-    # The first block of a stage is not like the others; dropout's random streams differ in all.
-    most = max(spec.stage_depths) if spec.drop_rate else 2
+    is_random = spec.drop_rate > 0 or spec.stochastic_depth > 0
+    rngs: Any = nnx.Rngs(0) if is_random else _NoKeys()
+    # The first block of a stage is not like the others; random streams and rates differ in all.
+    most = max(spec.stage_depths) if is_random else 2
     depths = tuple(min(depth, most) for depth in spec.stage_depths)
     with no_values():
         model = flax_resnet.from_spec(dataclasses.replace(spec, stage_depths=depths), rngs=rngs)

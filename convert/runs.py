@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +13,8 @@ from convert.checkpoints import EMA, MODEL, OPTIMIZER, Checkpoint
 from convert.description import parse_description
 from convert.errors import ConversionError
 from convert.models import check, torch_skeleton
-from convert.schedule import make_schedule
+from convert.schedule import make_schedule, resolve
 from resnet_spec import ClassifierSpec, Preprocessing, __version__
-
-if TYPE_CHECKING:
-    pass
 
 Arrays = Mapping[str, np.ndarray]
 _KEYS = (
@@ -50,12 +47,14 @@ def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
     - `scheduler`: a state dict of a `LambdaLR` whose lambda is `schedule_of(state)`.
 
     Raises:
-        ConversionError: there is no such checkpoint, it is damaged, or it holds only weights.
+        ConversionError: there is no such checkpoint, it is damaged, it holds only weights, or the
+            run does what torch's SGD does not; all such fields are named.
     """
     run = Path(run)
     folder = checkpoints.find_checkpoint(run, step)
     content = _read_config(run)
     config = content["config"]
+    sgd.check_stock(config)
     has_average = config["ema_decay"] is not None
     items = (MODEL, OPTIMIZER, EMA) if has_average else (MODEL, OPTIMIZER)
     checkpoint = checkpoints.read_checkpoint(folder, items)
@@ -74,7 +73,7 @@ def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
         buffers = sgd.buffers_of_item(checkpoint.items[OPTIMIZER], parameters, config, step)
     except ConversionError as error:
         raise ConversionError(f"{folder}: {error}") from error
-    schedule = make_schedule(config, content["total_steps"])
+    schedule = _make_schedule(content)
     optimizer, scheduler = sgd.make_stock(twin, config, schedule, step)
     for name, parameter in twin.named_parameters():
         if name in buffers:
@@ -131,7 +130,12 @@ def run_from_torch(state: Mapping[str, Any], run: str | Path) -> None:
 
 def schedule_of(state: Mapping[str, Any]) -> Callable[[int], float]:
     """The run's learning rate by step: the lambda of a `LambdaLR`, with 1 as its base rate."""
-    return make_schedule(state["config"], state["total_steps"])
+    return _make_schedule({**state, "train_images": state["rng"]["train_images"]})
+
+
+def _make_schedule(content: Mapping[str, Any]) -> Callable[[int], float]:
+    config = resolve(content["config"], content["train_images"])
+    return make_schedule(config, content["total_steps"])
 
 
 def rng_at(config: Mapping[str, Any], train_images: int, step: int) -> dict[str, int]:
@@ -186,7 +190,7 @@ def _config_problems(content: Mapping[str, Any]) -> list[str]:
     ]
     try:
         json.dumps(config)
-        schedule = make_schedule(config, total_steps)
+        schedule = _make_schedule(content)
         _ = [float(schedule(step)) for step in (0, config["warmup_steps"], total_steps)]
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         problems.append(f"its schedule or fields are not numbers and text: {error}")
@@ -199,6 +203,7 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     content = {**state, "train_images": state["rng"]["train_images"]}
     if problems := _config_problems(content):
         raise ConversionError(_NOT_A_RUN, problems)
+    sgd.check_stock(config)
     classifier = parse_description(state["classifier"], len(state["model"]))
     weights = {
         key: {name: to_numpy(tensor) for name, tensor in state[key].items()}

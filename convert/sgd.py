@@ -15,7 +15,34 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray]
 _MOMENTUM, _SCHEDULE_STEP = "momentum.", "schedule_step"  # names in the item, `train.optimizer`'s
+# What torch's SGD does, in fields that configurations of older versions do not have.
+_STOCK = {
+    "optimizer": "sgd",
+    "clip_norm": None,
+    "accumulate_steps": 1,
+    "frozen_stages": None,
+    "skip_nonfinite": None,
+}
 _COMPARED = ("params", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+
+
+def check_stock(config: Mapping[str, Any]) -> None:
+    """Fields of the data and the loss (mixup, label smoothing, ...) are not the optimizer's.
+
+    Raises:
+        ConversionError: torch's SGD does not make the steps of this run; all reasons are named.
+    """
+    problems = [
+        f"{name} is {config[name]!r}"
+        for name, usual in _STOCK.items()
+        if config.get(name, usual) != usual
+    ]
+    if problems:
+        raise ConversionError(
+            "torch's own SGD does not make the steps of this run, though its weights may be "
+            "exported:",
+            problems,
+        )
 
 
 def make_stock(

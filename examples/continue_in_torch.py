@@ -4,7 +4,8 @@
     resnet-train --resume --run-dir runs/b     # and back again, should you wish
 
 What torch trains here is what JAX would have trained: in float64 the two agree to rounding. Only
-dropout differs, whose masks each framework draws by itself. bf16 runs go on in float32.
+dropout and stochastic depth differ, whose masks each framework draws by itself. bf16 runs go on in
+float32. Runs with batches that this script does not make (mixup, streamed images) are refused.
 """
 
 import argparse
@@ -29,11 +30,14 @@ from train.config import Config
 from train.data import batch_indices, load_dataset
 from train.errors import UserError
 
+IN_MEMORY = ("digits", "cifar10", "cifar100")
+
 
 class Batches:
     """The images of each step as the trainer makes them, in torch's layout."""
 
     def __init__(self, config: Config):
+        check_batches(config)
         self.config, self.dataset = config, load_dataset(config)
         self.augment = jax.jit(Augment(config, self.dataset))
 
@@ -41,10 +45,23 @@ class Batches:
         """Images (n, c, h, w) and labels (n,) of one step."""
         seed, size, train = self.config.seed, self.config.global_batch_size, self.dataset.train
         indices = batch_indices(seed, step, size, len(train))
-        keys, _ = draw_keys(seed, step, jnp.arange(size))
+        keys = draw_keys(seed, step, jnp.arange(size))[0]
         images = np.array(self.augment(train.images[indices], keys))  # (n, h, w, c)
         labels = train.labels[indices].astype(np.int64)
         return torch.from_numpy(images.transpose(0, 3, 1, 2)), torch.from_numpy(labels)
+
+
+def check_batches(config: Config) -> None:
+    """Raises a ConversionError that names everything that these batches would lack."""
+    problems = [
+        f"{name} is {value}"
+        for name in ("mixup", "cutmix", "rand_augment")
+        if (value := getattr(config, name))
+    ]
+    if config.data not in IN_MEMORY:
+        problems.append(f"data is {config.data}, which is streamed")
+    if problems:
+        raise ConversionError("this script does not make the batches of this run:", problems)
 
 
 def train_in_torch(state: dict[str, Any], steps: int, batches: Batches) -> dict[str, Any]:
@@ -65,9 +82,10 @@ def train_in_torch(state: dict[str, Any], steps: int, batches: Batches) -> dict[
             f"the run ends at step {state['total_steps']}, and its schedule with it: there are "
             f"{state['total_steps'] - state['step']} steps after {state['step']}, not {steps}"
         )
+    smoothing = state["config"].get("label_smoothing", 0.0)
     for step in range(state["step"], last):
         images, labels = batches[step]
-        loss = cross_entropy(model(images), labels)
+        loss = cross_entropy(model(images), labels, label_smoothing=smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

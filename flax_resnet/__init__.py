@@ -66,6 +66,7 @@ from flax_resnet.shortcut import (
     IdentityShortcut,
     ProjectionShortcut,
 )
+from flax_resnet.stochastic_depth import StochasticDepth
 from resnet_spec import __version__
 
 __all__ = [
@@ -112,6 +113,7 @@ __all__ = [
     "ResNet200",
     "ResNet1001",
     "ResNet1202",
+    "StochasticDepth",
     "WideResNet16",
     "WideResNet28",
     "WideResNet40",

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from flax_resnet.layers import Context, batch_norm, conv, dropout
 from flax_resnet.shortcut import ProjectionShortcut
+from flax_resnet.stochastic_depth import StochasticDepth
 from resnet_spec import basic_block, bottleneck
 
 
@@ -46,6 +47,7 @@ class BasicBlock(nnx.Module):
         self.dropout = dropout(drop_rate, **context)
         self.conv2 = conv(conv2, **context)
         self.bn2 = batch_norm(conv2.out_planes, **context)
+        self.stochastic_depth = StochasticDepth()
         self.shortcut = shortcut(in_planes, self.out_planes, stride, **context)
         if self.shortcut.requires_activation:
             self.shortcut_bn = batch_norm(self.out_planes, **context)
@@ -53,7 +55,7 @@ class BasicBlock(nnx.Module):
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
         y = relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(self.dropout(y)))
-        return relu(y + _normalised_shortcut(self, x))
+        return relu(self.stochastic_depth(y) + _normalised_shortcut(self, x))
 
 
 class Bottleneck(nnx.Module):
@@ -87,6 +89,7 @@ class Bottleneck(nnx.Module):
         self.bn2 = batch_norm(conv2.out_planes, **context)
         self.conv3 = conv(conv3, **context)
         self.bn3 = batch_norm(conv3.out_planes, **context)
+        self.stochastic_depth = StochasticDepth()
         self.shortcut = shortcut(in_planes, self.out_planes, stride, **context)
         if self.shortcut.requires_activation:
             self.shortcut_bn = batch_norm(self.out_planes, **context)
@@ -95,7 +98,7 @@ class Bottleneck(nnx.Module):
         y = relu(self.bn1(self.conv1(x)))
         y = relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return relu(y + _normalised_shortcut(self, x))
+        return relu(self.stochastic_depth(y) + _normalised_shortcut(self, x))
 
 
 class PreActBlock(nnx.Module):
@@ -127,13 +130,14 @@ class PreActBlock(nnx.Module):
         self.bn2 = batch_norm(conv2.in_planes, **context)
         self.dropout = dropout(drop_rate, **context)
         self.conv2 = conv(conv2, **context)
+        self.stochastic_depth = StochasticDepth()
         self.shortcut = shortcut(in_planes, self.out_planes, stride, **context)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
         activated = relu(self.bn1(x))
         y = self.conv1(activated)
         y = self.conv2(self.dropout(relu(self.bn2(y))))
-        return y + _preact_shortcut(self, x, activated)
+        return self.stochastic_depth(y) + _preact_shortcut(self, x, activated)
 
 
 class PreActBottleneck(nnx.Module):
@@ -167,6 +171,7 @@ class PreActBottleneck(nnx.Module):
         self.conv2 = conv(conv2, **context)
         self.bn3 = batch_norm(conv3.in_planes, **context)
         self.conv3 = conv(conv3, **context)
+        self.stochastic_depth = StochasticDepth()
         self.shortcut = shortcut(in_planes, self.out_planes, stride, **context)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
@@ -174,7 +179,7 @@ class PreActBottleneck(nnx.Module):
         y = self.conv1(activated)
         y = self.conv2(relu(self.bn2(y)))
         y = self.conv3(relu(self.bn3(y)))
-        return y + _preact_shortcut(self, x, activated)
+        return self.stochastic_depth(y) + _preact_shortcut(self, x, activated)
 
 
 def _normalised_shortcut(block: BasicBlock | Bottleneck, x: Array) -> Array:

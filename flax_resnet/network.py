@@ -14,6 +14,7 @@ from flax_resnet.dialect import speak
 from flax_resnet.init import zero_init_residual as zero_residual_branches
 from flax_resnet.layers import AveragePool, Context, Identity, batch_norm, conv
 from flax_resnet.shortcut import SHORTCUTS, ProjectionShortcut
+from flax_resnet.stochastic_depth import set_stochastic_depth
 from resnet_spec import (
     MODELS,
     BlockKind,
@@ -43,6 +44,7 @@ class Options(TypedDict, total=False):
     in_planes: int
     width: int
     drop_rate: float
+    stochastic_depth: float
     small_images: bool
     zero_init_residual: bool
     padding: PaddingKind
@@ -92,6 +94,8 @@ class ResidualNetwork(nnx.Module):
         in_planes: channels of an image.
         width: the k of Wide ResNets.
         drop_rate: dropout in basic blocks, in [0, 1].
+        stochastic_depth: how often training drops the last block's residual branch, in [0, 1];
+            earlier ones less often, see `resnet_spec.branch_drop_rates`.
         small_images: a 3x3 stem that keeps the size, instead of 7x7 stride 2 and max pooling.
         zero_init_residual: start each residual branch at zero, see `flax_resnet.init`.
         dialect: `padding`, `stem_padding`, `bottleneck_stride`, `running_variance`: what other
@@ -125,6 +129,7 @@ class ResidualNetwork(nnx.Module):
         in_planes: int = 3,
         width: int = 1,
         drop_rate: float = 0.0,
+        stochastic_depth: float = 0.0,
         small_images: bool = False,
         zero_init_residual: bool = False,
         rngs: nnx.Rngs,
@@ -142,6 +147,7 @@ class ResidualNetwork(nnx.Module):
             in_planes=in_planes,
             width=width,
             drop_rate=drop_rate,
+            stochastic_depth=stochastic_depth,
             small_images=small_images,
             zero_init_residual=zero_init_residual,
             **dialect,
@@ -174,6 +180,7 @@ class ResidualNetwork(nnx.Module):
         self.head: nnx.Module = Identity()
         if self.spec is not None:
             speak(self, self.spec)
+        set_stochastic_depth(self, stochastic_depth, rngs)
         if zero_init_residual:
             zero_residual_branches(self)
 

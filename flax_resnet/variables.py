@@ -4,14 +4,17 @@ from typing import Any
 
 from flax import nnx
 
+from flax_resnet.stochastic_depth import BranchDropRate
+
 
 def named_variables(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
-    """Every parameter and statistic of a model by its attribute path; random streams are left out.
+    """Every parameter and statistic of a model by its attribute path.
 
-    A layer inside an `nnx.Sequential` is called by its number alone, as in torch.
+    Random streams are left out, and so are the rates of stochastic depth, which are no weights. A
+    layer inside an `nnx.Sequential` is called by its number alone, as in torch.
     """
     sequentials = {p for p, m in nnx.iter_modules(model) if isinstance(m, nnx.Sequential)}
-    state = nnx.state(model, nnx.Not(nnx.RngState))
+    state = nnx.state(model, nnx.Not(nnx.Any(nnx.RngState, BranchDropRate)))
     return {_name(path, sequentials): variable for path, variable in nnx.to_flat_state(state)}
 
 

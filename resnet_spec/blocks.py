@@ -119,6 +119,20 @@ def _convolution(in_planes: int, out_planes: int, stride: int) -> Conv | None:
     return Conv(in_planes, out_planes, 3, stride) if changes_shape else None
 
 
+def branch_drop_rates(stochastic_depth: float, num_blocks: int) -> tuple[float, ...]:
+    """How often training drops the residual branch of each block of a network.
+
+    Huang et al. 2016 (arXiv:1603.09382), section 3, the linear decay rule: the l-th of L blocks is
+    dropped with probability l / L times that of the last, whatever the stages.
+
+    Raises:
+        ValueError: `stochastic_depth` is outside [0, 1].
+    """
+    if not 0 <= stochastic_depth <= 1:
+        raise ValueError(f"stochastic_depth is a probability in [0, 1], not {stochastic_depth}")
+    return tuple(stochastic_depth * number / num_blocks for number in range(1, num_blocks + 1))
+
+
 PADDINGS: tuple[PaddingKind, ...] = get_args(PaddingKind)
 BOTTLENECK_STRIDES: tuple[BottleneckStride, ...] = get_args(BottleneckStride)
 RUNNING_VARIANCES: tuple[RunningVariance, ...] = get_args(RunningVariance)

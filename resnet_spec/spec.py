@@ -17,6 +17,7 @@ from resnet_spec.blocks import (
     PaddingKind,
     RunningVariance,
     ShortcutKind,
+    branch_drop_rates,
     move_stride,
 )
 from resnet_spec.blocks import shortcut_conv as make_shortcut_conv
@@ -71,7 +72,7 @@ class Dialect(TypedDict, total=False):
     running_variance: RunningVariance
 
 
-_TRAINING_ONLY = ("drop_rate", "zero_init_residual", "running_variance")
+_TRAINING_ONLY = ("drop_rate", "stochastic_depth", "zero_init_residual", "running_variance")
 DIALECT = tuple(Dialect.__annotations__)
 
 
@@ -114,6 +115,8 @@ class ResNetSpec:
         in_planes: channels of an image.
         width: the k of Wide ResNets (Zagoruyko & Komodakis 2016).
         drop_rate: dropout between the two convolutions of a basic block, in [0, 1].
+        stochastic_depth: how often training drops the last block's residual branch, in [0, 1];
+            earlier ones less often, see `branch_drop_rates`.
         small_images: a 3x3 stem that keeps the size, without max pooling.
         zero_init_residual: the residual branches start at zero (Goyal et al. 2017, section 5.1).
         padding: of strided convolutions and the max pool: torch's, equal on both sides, or
@@ -137,6 +140,7 @@ class ResNetSpec:
     in_planes: int = 3
     width: int = 1
     drop_rate: float = 0.0
+    stochastic_depth: float = 0.0
     small_images: bool = False
     zero_init_residual: bool = False
     padding: PaddingKind = "even"
@@ -160,8 +164,10 @@ class ResNetSpec:
         for name in ("preact", "small_images", "zero_init_residual"):
             if not isinstance(getattr(self, name), bool):
                 problems.append(f"{name} is True or False, not {getattr(self, name)!r}")
-        if isinstance(self.drop_rate, bool) or not isinstance(self.drop_rate, int | float):
-            problems.append(f"drop_rate must be a number, not {self.drop_rate!r}")
+        for name in ("drop_rate", "stochastic_depth"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                problems.append(f"{name} must be a number, not {value!r}")
         if problems:
             raise ValueError("; ".join(problems))
         for name in ("stem_planes", "in_planes", "width"):  # NumPy's integers to Python's
@@ -170,6 +176,7 @@ class ResNetSpec:
             object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
         for _ in self.blocks():  # the blocks' own rules: dropout, channels that may not shrink
             pass
+        self.branch_drop_rates()  # its own rule
 
     def _integers(self) -> Iterator[tuple[str, Any]]:
         for name in ("stem_planes", "in_planes", "width"):
@@ -222,6 +229,10 @@ class ResNetSpec:
             has_shortcut_norm=shortcut is not None and not self.preact,
         )
 
+    def branch_drop_rates(self) -> tuple[float, ...]:
+        """How often training drops the residual branch of each block."""
+        return branch_drop_rates(self.stochastic_depth, sum(self.stage_depths))
+
     def convolutions(self) -> Iterator[tuple[str, Conv]]:
         """(attribute path, convolution) of every convolution."""
         yield "stem.conv", self.stem_conv
@@ -255,7 +266,8 @@ class ResNetSpec:
 
     def options(self) -> dict[str, Any]:
         """The fields that are keyword arguments of the twins under the same name."""
-        names = ("in_planes", "width", "drop_rate", "small_images", "zero_init_residual", *DIALECT)
+        plain = ("in_planes", "width", "drop_rate", "stochastic_depth", "small_images")
+        names = (*plain, "zero_init_residual", *DIALECT)
         return {name: getattr(self, name) for name in names}
 
     def differences(self, other: "ResNetSpec") -> list[str]:
@@ -267,8 +279,11 @@ class ResNetSpec:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as values that `json.dumps` takes."""
-        return dataclasses.asdict(self)
+        """The fields as values that `json.dumps` takes, as older versions wrote them."""
+        fields = dataclasses.asdict(self)
+        if not self.stochastic_depth:  # which older versions do not know
+            del fields["stochastic_depth"]
+        return fields
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "ResNetSpec":

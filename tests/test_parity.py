@@ -32,6 +32,7 @@ from tests.twins import (
     run_torch,
     to_nchw,
 )
+from train.config import Config
 from train.network import Network
 from train.optimizer import make_optimizer
 from train.step import cross_entropy
@@ -172,9 +173,8 @@ def test_ten_steps_of_sgd_are_the_same_in_optax_and_torch(name, nesterov):
         nesterov=nesterov,
     )
     network = Network(flax_model)
-    optimizer = make_optimizer(
-        lambda step: 0.05, momentum=0.9, nesterov=nesterov, weight_decay=1e-2
-    )
+    config = dataclasses.replace(Config(), momentum=0.9, nesterov=nesterov, weight_decay=1e-2)
+    optimizer = make_optimizer(config, lambda step: 0.05)
 
     @jax.jit
     def step(params: Any, statistics: Any, state: Any, images: Any, labels: Any) -> Any:

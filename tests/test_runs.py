@@ -15,9 +15,10 @@ import torch
 import convert
 from convert.checkpoints import Checkpoint, as_flax, read_run, write_checkpoint, write_run
 from convert.runs import rng_at, schedule_of
-from convert.schedule import make_schedule
-from examples.continue_in_torch import train_in_torch
-from resnet_spec import ClassifierSpec
+from convert.schedule import make_schedule, resolve
+from convert.sgd import check_stock
+from examples.continue_in_torch import Batches, train_in_torch
+from resnet_spec import ClassifierSpec, ResNetSpec
 from tests.commands import assert_refused, run
 from tests.twins import assert_same_state, relative_error
 from tests.whole_runs import CONFIG, Run
@@ -25,6 +26,7 @@ from train import optimizer
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.errors import UserError
+from train.folder import write_config
 from train.recipes import RECIPES
 
 TOLERANCE = 1e-9
@@ -235,21 +237,73 @@ def test_without_momentum_or_average_there_are_none_in_torch(made, tmp_path):
     after = train_in_torch(back, 1, made.batches)
     convert.run_from_torch(after, tmp_path / "c")
     config = Config.from_json(state["config"])
-    no_momentum = optimizer.make_optimizer(
-        optimizer.make_schedule(config, 20), momentum=0.0, nesterov=True, weight_decay=0.1
-    ).init(made.template.params)
+    no_momentum = optimizer.make_optimizer(config, optimizer.make_schedule(config, 20)).init(
+        made.template.params
+    )
     assert set(optimizer.named_state(no_momentum)) == {"schedule_step"}
+
+
+SCHEDULES: list[dict[str, Any]] = [
+    {"warmup_steps": 30, "drop_steps": (10, 50, 90)},
+    {"warmup_steps": 200},
+    {"warmup": "linear", "warmup_steps": 30},
+    {"warmup_epochs": 0.5, "warmup": "linear", "drop_epochs": (0.9, 1.7), "drop_factor": 0.2},
+    {"learning_rate_batch_size": 256, "warmup_epochs": 1.0},
+]
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
 def test_the_plain_schedule_is_the_trainers(name):
-    for changes in ({}, {"warmup_steps": 30, "drop_steps": (10, 50, 90)}, {"warmup_steps": 200}):
+    for changes in ({}, *SCHEDULES):
         config = dataclasses.replace(RECIPES[name].config, **changes)
         steps = np.arange(120) if changes else np.arange(0, 62_600, 50)
-        total_steps = int(steps[-1])
-        expected = jax.vmap(optimizer.make_schedule(config, total_steps))(steps)
-        plain = make_schedule(config.to_json(), total_steps)
+        total_steps, train_images = int(steps[-1]), 55 * config.global_batch_size
+        resolved = config.resolved(train_images)
+        expected = jax.vmap(optimizer.make_schedule(resolved, total_steps))(steps)
+        plain = make_schedule(resolve(config.to_json(), train_images), total_steps)
         np.testing.assert_allclose([plain(int(s)) for s in steps], expected, rtol=1e-12, atol=1e-15)
+
+
+def test_the_schedule_of_a_run_of_an_older_version_is_what_it_was():
+    names = ("epochs", "batch_size", "warmup")
+    config = RECIPES["cifar10"].config.to_json()
+    new = [name for name in config if name.endswith(names) and name != "global_batch_size"]
+    assert {"warmup", "drop_epochs", "learning_rate_batch_size"} <= set(new)
+    old = {name: value for name, value in config.items() if name not in new}
+    one, other = (make_schedule(resolve(c, 50_000), 62_500) for c in (config, old))
+    assert [one(step) for step in (0, 399, 400, 32_000)] == [0.01, 0.01, 0.1, 0.1 * 0.1]
+    assert all(one(step) == other(step) for step in range(0, 62_500, 100))
+
+
+BEYOND_SGD: dict[str, Any] = {
+    "optimizer": "lars",
+    "clip_norm": 1.0,
+    "accumulate_steps": 2,
+    "frozen_stages": 1,
+    "skip_nonfinite": 3,
+}
+
+
+def test_a_run_whose_steps_torchs_sgd_does_not_make_is_refused_with_all_reasons(tmp_path):
+    config = dataclasses.replace(CONFIG, **BEYOND_SGD)
+    write_config(tmp_path, config, devices="cpu", train_images=380, total_steps=20)
+    tiny = ClassifierSpec(ResNetSpec("basic", (1,), (4,), stem_planes=4))
+    write_checkpoint(tmp_path, Checkpoint(20, tiny, {"model": {"x": np.ones(1)}}))
+    with pytest.raises(convert.ConversionError, match="SGD does not make") as caught:
+        convert.run_to_torch(tmp_path)
+    assert [problem.partition(" ")[0] for problem in caught.value.problems] == list(BEYOND_SGD)
+    of_data = dataclasses.replace(CONFIG, mixup=0.2, label_smoothing=0.1, stochastic_depth=0.1)
+    check_stock(of_data.to_json())  # fields of the batches and the loss are not the optimizer's
+
+
+def test_batches_that_the_script_does_not_make_are_refused_with_all_reasons():
+    config = dataclasses.replace(
+        CONFIG, mixup=0.2, cutmix=1.0, rand_augment=2, data="imagenet2012", label_smoothing=0.1
+    )
+    with pytest.raises(convert.ConversionError) as caught:
+        Batches(config)
+    named = [problem.partition(" ")[0] for problem in caught.value.problems]
+    assert named == ["mixup", "cutmix", "rand_augment", "data"]
 
 
 def test_the_position_in_the_data_counts_images():

@@ -118,9 +118,8 @@ def test_a_cosine_ends_at_zero():
 def test_only_convolution_and_linear_weights_decay():
     network = Network(flax_resnet.create("ResNet20", 10, rngs=nnx.Rngs(0)))
     ones = jax.tree.map(jnp.ones_like, network.params)
-    optimizer = make_optimizer(
-        optax.constant_schedule(1.0), momentum=0.9, nesterov=False, weight_decay=0.25
-    )
+    config = dataclasses.replace(Config(), weight_decay=0.25)
+    optimizer = make_optimizer(config, optax.constant_schedule(1.0))
     zeros = jax.tree.map(jnp.zeros_like, ones)
     updates: Any = optimizer.update(zeros, optimizer.init(ones), ones)[0]
     for name, update in updates.items():
@@ -139,9 +138,7 @@ def test_the_loss_is_float32_for_bfloat16_logits():
 def make_step(name: str, dataset: Dataset, **options: Any) -> tuple[Any, TrainState, Any, Network]:
     model = flax_resnet.create(name, 10, rngs=nnx.Rngs(0), **options)
     network = Network(model, axis_name=parallel.AXIS)
-    optimizer = make_optimizer(
-        optax.constant_schedule(0.1), momentum=0.9, nesterov=False, weight_decay=1e-4
-    )
+    optimizer = make_optimizer(Config(), optax.constant_schedule(0.1))
     state = TrainState(
         jnp.zeros((), jnp.int32), network.params, network.statistics, optimizer.init(network.params)
     )

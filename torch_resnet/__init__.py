@@ -64,6 +64,7 @@ from torch_resnet.shortcut import (
     IdentityShortcut,
     ProjectionShortcut,
 )
+from torch_resnet.stochastic_depth import StochasticDepth
 
 __all__ = [
     "BasicBlock",
@@ -108,6 +109,7 @@ __all__ = [
     "ResNet200",
     "ResNet1001",
     "ResNet1202",
+    "StochasticDepth",
     "WideResNet16",
     "WideResNet28",
     "WideResNet40",

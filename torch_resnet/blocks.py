@@ -14,6 +14,7 @@ from torch.nn.functional import relu
 from resnet_spec import basic_block, bottleneck
 from torch_resnet.layers import batch_norm, conv
 from torch_resnet.shortcut import ProjectionShortcut
+from torch_resnet.stochastic_depth import StochasticDepth
 
 
 class BasicBlock(nn.Module):
@@ -45,6 +46,7 @@ class BasicBlock(nn.Module):
         self.dropout = nn.Dropout(drop_rate)
         self.conv2 = conv(conv2)
         self.bn2 = batch_norm(conv2.out_planes)
+        self.stochastic_depth = StochasticDepth()
         self.shortcut = shortcut(in_planes, self.out_planes, stride)
         if self.shortcut.requires_activation:
             self.shortcut_bn = batch_norm(self.out_planes)
@@ -52,7 +54,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
         y = relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(self.dropout(y)))
-        return relu(y + _normalised_shortcut(self, x))
+        return relu(self.stochastic_depth(y) + _normalised_shortcut(self, x))
 
 
 class Bottleneck(nn.Module):
@@ -86,6 +88,7 @@ class Bottleneck(nn.Module):
         self.bn2 = batch_norm(conv2.out_planes)
         self.conv3 = conv(conv3)
         self.bn3 = batch_norm(conv3.out_planes)
+        self.stochastic_depth = StochasticDepth()
         self.shortcut = shortcut(in_planes, self.out_planes, stride)
         if self.shortcut.requires_activation:
             self.shortcut_bn = batch_norm(self.out_planes)
@@ -94,7 +97,7 @@ class Bottleneck(nn.Module):
         y = relu(self.bn1(self.conv1(x)))
         y = relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return relu(y + _normalised_shortcut(self, x))
+        return relu(self.stochastic_depth(y) + _normalised_shortcut(self, x))
 
 
 class PreActBlock(nn.Module):
@@ -126,13 +129,14 @@ class PreActBlock(nn.Module):
         self.bn2 = batch_norm(conv2.in_planes)
         self.dropout = nn.Dropout(drop_rate)
         self.conv2 = conv(conv2)
+        self.stochastic_depth = StochasticDepth()
         self.shortcut = shortcut(in_planes, self.out_planes, stride)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
         activated = relu(self.bn1(x))
         y = self.conv1(activated)
         y = self.conv2(self.dropout(relu(self.bn2(y))))
-        return y + _preact_shortcut(self, x, activated)
+        return self.stochastic_depth(y) + _preact_shortcut(self, x, activated)
 
 
 class PreActBottleneck(nn.Module):
@@ -166,6 +170,7 @@ class PreActBottleneck(nn.Module):
         self.conv2 = conv(conv2)
         self.bn3 = batch_norm(conv3.in_planes)
         self.conv3 = conv(conv3)
+        self.stochastic_depth = StochasticDepth()
         self.shortcut = shortcut(in_planes, self.out_planes, stride)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
@@ -173,7 +178,7 @@ class PreActBottleneck(nn.Module):
         y = self.conv1(activated)
         y = self.conv2(relu(self.bn2(y)))
         y = self.conv3(relu(self.bn3(y)))
-        return y + _preact_shortcut(self, x, activated)
+        return self.stochastic_depth(y) + _preact_shortcut(self, x, activated)
 
 
 def _normalised_shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from torch_resnet.dialect import speak
 from torch_resnet.init import resnet_init
 from torch_resnet.layers import AveragePool, batch_norm, conv
 from torch_resnet.shortcut import SHORTCUTS, ProjectionShortcut
+from torch_resnet.stochastic_depth import set_stochastic_depth
 
 
 class Options(TypedDict, total=False):
@@ -36,6 +37,7 @@ class Options(TypedDict, total=False):
     in_planes: int
     width: int
     drop_rate: float
+    stochastic_depth: float
     small_images: bool
     zero_init_residual: bool
     padding: PaddingKind
@@ -79,6 +81,8 @@ class ResidualNetwork(nn.Module):
         in_planes: channels of an image.
         width: the k of Wide ResNets.
         drop_rate: dropout in basic blocks, in [0, 1].
+        stochastic_depth: how often training drops the last block's residual branch, in [0, 1];
+            earlier ones less often, see `resnet_spec.branch_drop_rates`.
         small_images: a 3x3 stem that keeps the size, instead of 7x7 stride 2 and max pooling.
         zero_init_residual: start each residual branch at zero, see `torch_resnet.init`.
         dialect: `padding`, `stem_padding`, `bottleneck_stride`, `running_variance`: what other
@@ -105,6 +109,7 @@ class ResidualNetwork(nn.Module):
         in_planes: int = 3,
         width: int = 1,
         drop_rate: float = 0.0,
+        stochastic_depth: float = 0.0,
         small_images: bool = False,
         zero_init_residual: bool = False,
         **dialect: Unpack[Dialect],
@@ -118,6 +123,7 @@ class ResidualNetwork(nn.Module):
             in_planes=in_planes,
             width=width,
             drop_rate=drop_rate,
+            stochastic_depth=stochastic_depth,
             small_images=small_images,
             zero_init_residual=zero_init_residual,
             **dialect,
@@ -142,6 +148,7 @@ class ResidualNetwork(nn.Module):
         self.register_load_state_dict_pre_hook(_refuse_another_network)
         if self.spec is not None:
             speak(self, self.spec)
+        set_stochastic_depth(self, stochastic_depth)
         resnet_init(self, zero_init_residual)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flax_resnet import BatchNorm
+from flax_resnet.stochastic_depth import BranchDropRate
 from flax_resnet.variables import named_variables
 
 Arrays = dict[str, Array]
@@ -51,6 +52,7 @@ class Network:
         self._train_graph, state = nnx.split(model)
         model.eval()
         self._eval_graph = nnx.graphdef(model)
+        self._rates = nnx.state(model, BranchDropRate)  # of stochastic depth, the same all along
         self._abstract_state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
 
     def train(
@@ -77,6 +79,7 @@ class Network:
         model = nnx.merge(graph, self._abstract_state, copy=True)
         for name, variable in named_variables(model).items():
             variable.set_value(arrays[name])
+        nnx.update(model, self._rates)
         streams = nnx.to_flat_state(nnx.state(model, nnx.RngState))
         for number, (_, stream) in enumerate(streams):
             if isinstance(stream, nnx.RngKey):

@@ -1,4 +1,4 @@
-"""SGD as the papers use it, its state by name, and the papers' learning-rate schedules."""
+"""SGD and LARS as the papers use them, their state by name, and the learning-rate schedules."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,10 @@ SCHEDULE_STEP = "schedule_step"
 
 
 def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: constant at first for the warm-up, then drops or half a cosine."""
+    """Learning rate by step: the warm-up, then drops or half a cosine.
+
+    The configuration is one that is `resolved`: every number in steps.
+    """
     rest = total_steps - config.warmup_steps
     if config.schedule == "cosine":
         main = optax.cosine_decay_schedule(config.learning_rate, max(rest, 1))
@@ -23,29 +26,35 @@ def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
         main = optax.piecewise_constant_schedule(config.learning_rate, drops)
     if config.warmup_steps == 0:
         return main
-    warmup = optax.constant_schedule(config.warmup_learning_rate)
+    first = config.warmup_learning_rate
+    last = config.learning_rate if config.warmup == "linear" else first
+    warmup = optax.linear_schedule(first, last, config.warmup_steps)
     return optax.join_schedules([warmup, main], [config.warmup_steps])
 
 
-def make_optimizer(
-    schedule: optax.Schedule, *, momentum: float, nesterov: bool, weight_decay: float
-) -> optax.GradientTransformation:
-    """torch.optim.SGD's update, for parameters in a dict by name.
+def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The update of torch.optim.SGD, or LARS, for parameters in a dict by name.
 
-    Weight decay is added to the gradient before the momentum, and only to convolution and linear
-    weights, those called `kernel`. Without momentum there are no buffers of it.
+    Gradients are clipped first, where that is on. Weight decay is added to the gradient before the
+    momentum, and only to convolution and linear weights, those called `kernel`. LARS (You et al.
+    2017, arXiv:1708.03888; trust coefficient 0.001) scales the steps of these alone; its momentum
+    is of steps, not of gradients. Without momentum SGD has no buffers of it.
     """
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=_decayed),
-        optax.sgd(schedule, momentum=momentum or None, nesterov=nesterov),
-    )
+    momentum: Any = {"momentum": config.momentum, "nesterov": config.nesterov}
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    if config.optimizer == "lars":
+        masks: Any = {"weight_decay_mask": _is_weight, "trust_ratio_mask": _is_weight}
+        return optax.chain(*clip, optax.lars(schedule, config.weight_decay, **masks, **momentum))
+    momentum["momentum"] = config.momentum or None
+    decay = optax.add_decayed_weights(config.weight_decay, mask=_is_weight)
+    return optax.chain(*clip, decay, optax.sgd(schedule, **momentum))
 
 
 def named_state(state: Any) -> dict[str, Array]:
     """The state of `make_optimizer` by name, whatever the order in which optax keeps it.
 
-    `momentum.<parameter>`: torch's momentum buffer, of the parameter's shape; `schedule_step`: the
-    step whose learning rate comes next.
+    `momentum.<parameter>`: SGD's or LARS's momentum buffer, of the parameter's shape;
+    `schedule_step`: the step whose learning rate comes next.
     """
     buffers = optax.tree.get(state, "trace", default={})
     named = {f"{MOMENTUM}{name}": buffer for name, buffer in buffers.items()}
@@ -63,5 +72,5 @@ def fill_state(fresh: Any, named: Mapping[str, Array]) -> Any:
     return optax.tree.set(fresh, **values)
 
 
-def _decayed(params: dict) -> dict:
+def _is_weight(params: dict) -> dict:
     return {name: name.endswith(".kernel") for name in params}

@@ -1,0 +1,76 @@
+"""Stochastic depth: in training, whole residual branches are left out at random."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from resnet_spec import branch_drop_rates
+
+
+class BranchDropRate(nnx.Variable[Array]):
+    """An array and no static number: blocks that differ only by it are scanned as one."""
+
+
+class StochasticDepth(nnx.Module):
+    """Zeroes each image's residual branch with probability `rate`, in training only.
+
+    Huang et al. 2016 (arXiv:1603.09382), section 3. A branch that is kept is divided by 1 - rate,
+    so that its mean is the branch itself and evaluation changes nothing (as torchvision's mode
+    "row" and timm's drop path); the paper multiplies by 1 - rate in evaluation instead, and draws
+    once for the whole batch. It has no weights; it draws from the stream `dropout`.
+
+    Attributes:
+        deterministic: set by `model.train()` and `model.eval()`.
+
+    Raises:
+        ValueError: there is a rate and no random stream.
+    """
+
+    def __init__(self, rate: float = 0.0, *, rngs: nnx.Rngs | None = None):
+        self.deterministic = False
+        self.is_used = rate > 0
+        if self.is_used:
+            if rngs is None:
+                raise ValueError(f"StochasticDepth({rate}) draws at random: give it rngs")
+            self.rate = BranchDropRate(jnp.asarray(rate, jnp.result_type(float)))
+            self.rngs = rngs["dropout"].fork()
+
+    def __call__(self, y: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        if self.deterministic or not self.is_used:
+            return y
+        keep = 1 - self.rate.get_value()
+        # float32 whatever the mode of JAX, so that one key drops the same branches
+        kept = jax.random.bernoulli(self.rngs(), keep.astype(jnp.float32), (len(y), 1, 1, 1))
+        return y * jnp.where(kept, 1 / keep, 0).astype(y.dtype)
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What `nnx.view` sets.
+
+        Args:
+          deterministic: keep every branch as it is.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+
+def set_stochastic_depth(model: Any, stochastic_depth: float, rngs: nnx.Rngs) -> None:
+    """Gives the blocks of a network their rates by the linear decay rule, in place.
+
+    Raises:
+        ValueError: it is no probability, or the network has blocks of one's own that have no
+            `stochastic_depth`.
+    """
+    blocks = [block for stage in model.stages for block in stage]
+    rates = branch_drop_rates(stochastic_depth, len(blocks))
+    if not stochastic_depth:
+        return
+    for block, rate in zip(blocks, rates, strict=True):
+        if not isinstance(getattr(block, "stochastic_depth", None), StochasticDepth):
+            raise ValueError(
+                f"stochastic_depth: {type(block).__name__} has none; call a layer "
+                "self.stochastic_depth = StochasticDepth() on its residual branch"
+            )
+        block.stochastic_depth = StochasticDepth(rate, rngs=rngs)

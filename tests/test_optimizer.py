@@ -1,0 +1,111 @@
+"""Warm-up, clipping and LARS, and the state of every optimizer by name."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from train.config import Config
+from train.optimizer import fill_state, make_optimizer, make_schedule, named_state
+
+SHAPES = {"conv.kernel": (3, 3, 2, 4), "bn.scale": (4,), "bn.bias": (4,), "head.kernel": (4, 5)}
+OPTIMIZERS: list[dict[str, Any]] = [
+    {"optimizer": name, "clip_norm": clip_norm, "momentum": momentum}
+    for name in ("sgd", "lars")
+    for clip_norm in (None, 0.5)
+    for momentum in (0.9, 0.0)
+]
+
+
+def arrays(seed: int, scale: float = 1.0) -> dict[str, Any]:
+    generator = np.random.default_rng(seed)
+    return {n: jnp.asarray(scale * generator.standard_normal(s)) for n, s in SHAPES.items()}
+
+
+def make(schedule: Any = None, **fields: Any) -> Any:
+    config = dataclasses.replace(Config(), **fields)
+    return make_optimizer(config, schedule or optax.constant_schedule(0.1))
+
+
+def steps(optimizer: Any, params: Any, state: Any, seeds: range) -> tuple[Any, Any]:
+    for seed in seeds:
+        updates, state = optimizer.update(arrays(seed), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return params, state
+
+
+def test_a_linear_warm_up_rises_evenly_and_joins_the_schedule():
+    fields: Any = {"warmup": "linear", "warmup_steps": 4, "warmup_learning_rate": 0.1}
+    for kind, after in (
+        ("drops", [0.9, 0.9]),
+        ("cosine", [0.9, 0.9 * (1 + np.cos(np.pi / 6)) / 2]),
+    ):
+        config = dataclasses.replace(Config(), schedule=kind, learning_rate=0.9, **fields)
+        schedule = make_schedule(config, 10)
+        found = [float(np.asarray(schedule(step))) for step in range(6)]
+        assert found == pytest.approx([0.1, 0.3, 0.5, 0.7, *after])
+
+
+def test_lars_trusts_weights_by_their_norms_and_leaves_batch_norm_and_biases_to_sgd():
+    """You et al. 2017, algorithm 1: the local rate is 0.001 |w| / |g + decay w|."""
+    optimizer = make(optimizer="lars", weight_decay=0.01, momentum=0.9)
+    params, first, second = arrays(0, 3.0), arrays(1), arrays(2)
+    state = optimizer.init(params)
+    updates, state = optimizer.update(first, state, params)
+    moved = jax.tree.map(jnp.add, params, updates)
+    again, _ = optimizer.update(second, state, moved)
+    for name in SHAPES:
+        w, v = np.asarray(params[name]), np.zeros(SHAPES[name])
+        for gradient, update in ((first, updates), (second, again)):
+            g, local = np.asarray(gradient[name]), 1.0
+            if name.endswith("kernel"):
+                g = g + 0.01 * w
+                local = 0.001 * np.linalg.norm(w) / np.linalg.norm(g)
+            v = 0.9 * v + 0.1 * local * g
+            np.testing.assert_allclose(update[name], -v, rtol=1e-6, err_msg=name)
+            w = w - v
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e3])
+def test_clipping_and_sgd_are_torchs_with_decay_after_the_clipping(clip_norm):
+    optimizer = make(clip_norm=clip_norm, weight_decay=0.1, nesterov=True)
+    params = arrays(0)
+    mine = {name: torch.tensor(np.asarray(a), requires_grad=True) for name, a in params.items()}
+    groups = [
+        {"params": [p for n, p in mine.items() if n.endswith("kernel")], "weight_decay": 0.1},
+        {"params": [p for n, p in mine.items() if not n.endswith("kernel")]},
+    ]
+    sgd = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+    for seed in range(1, 5):
+        for name, gradient in arrays(seed).items():
+            mine[name].grad = torch.tensor(np.asarray(gradient))
+        torch.nn.utils.clip_grad_norm_(mine.values(), clip_norm)
+        sgd.step()
+    moved, _ = steps(optimizer, params, optimizer.init(params), range(1, 5))
+    for name, tensor in mine.items():  # torch adds 1e-6 to the norm
+        np.testing.assert_allclose(moved[name], tensor.detach(), rtol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "fields", OPTIMIZERS, ids=lambda fields: "-".join(map(str, fields.values()))
+)
+def test_every_leaf_of_every_optimizer_has_a_name_and_comes_back(fields):
+    optimizer = make(optax.linear_schedule(0.1, 1.0, 10), **fields)
+    params, state = steps(optimizer, arrays(0), optimizer.init(arrays(0)), range(1, 4))
+    named = named_state(state)
+    has_buffers = fields["momentum"] or fields["optimizer"] == "lars"
+    assert set(named) == {"schedule_step"} | {f"momentum.{name}" for name in SHAPES if has_buffers}
+    assert int(named["schedule_step"]) == 3
+    filled = fill_state(optimizer.init(arrays(0)), named)
+    assert jax.tree.structure(filled) == jax.tree.structure(state)
+    for one, other in zip(
+        steps(optimizer, params, state, range(4, 7)),
+        steps(optimizer, params, filled, range(4, 7)),
+        strict=True,
+    ):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
