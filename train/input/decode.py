@@ -60,59 +60,51 @@ class Picture:
     def cut(self, box: Box, size: int) -> np.ndarray:
         """A box, resized to (size, size, 3); shrunk to the mean of the pixels under each new one.
 
-        Decoded at most to an eighth, and never to less than `size`.
+        A JPEG is decoded to an eighth at the least, and never to less than `size`.
         """
-        factor = _choose_factor(min(box.height, box.width), size)
+        pixels, factor = self._decoded(min(box.height, box.width), size)
         top, left, height, width = (edge // factor for edge in box)  # below 1 / size of the box
-        part = self._reduced(factor)[top : top + height, left : left + width]
-        shrinks = min(height, width) >= size
+        part = pixels[top : top + height, left : left + width]
         # INTER_LINEAR looks at four pixels only: enough where there are fewer than new ones
-        return cv2.resize(
-            part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
+        shrinks = min(height, width) >= size
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return cv2.resize(part, (size, size), interpolation=interpolation)
 
     def middle(self, shorter_side: int, size: int) -> np.ndarray:
         """The square in the middle of the picture resized to a shorter side.
 
         To one grey level torchvision's `Resize(shorter_side)` and `CenterCrop(size)` of a Pillow
-        image; one four times as large or more is decoded in part, to twice what is needed at least.
+        image; a JPEG four times as large or more is decoded to twice what is needed at least.
         """
         shorter = min(self.height, self.width)
-        factor = _choose_factor(shorter, 2 * shorter_side)
+        pixels, factor = self._decoded(shorter, 2 * shorter_side)
         top, bottom = _middle(self.height, int(shorter_side * self.height / shorter), size)
         left, right = _middle(self.width, int(shorter_side * self.width / shorter), size)
-        picture = Image.fromarray(self._reduced(factor))
+        picture = Image.fromarray(pixels)
         right, bottom = min(right / factor, picture.width), min(bottom / factor, picture.height)
         box = left / factor, top / factor, right, bottom
         return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box))
 
-    def _reduced(self, factor: int) -> np.ndarray:
-        """(height / factor, width / factor, 3), rounded up for JPEGs."""
-        height, width = self.height // factor, self.width // factor
+    def _decoded(self, length: int, least: int) -> tuple[np.ndarray, int]:
+        """Pixels, and the factor by which they are fewer: a length stays at least as long."""
         if self._pixels is None:
+            factor = next((factor for factor in FACTORS if length >= factor * least), 1)
+            height, width = self.height // factor, self.width // factor
             try:
                 return simplejpeg.decode_jpeg(
                     self._data, min_height=height, min_width=width, min_factor=factor
-                )
+                ), factor
             except ValueError as error:
                 # OpenCV refuses files that end early, and accepts, as Pillow and TensorFlow do,
                 # what libjpeg only warns of
                 self._pixels = _decode(self._data, str(error))
-        if factor == 1:
-            return self._pixels
-        whole = self._pixels[: height * factor, : width * factor]
-        return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+        return self._pixels, 1
 
 
 def _middle(length: int, resized: int, size: int) -> tuple[float, float]:
     """Where `size` pixels in the middle of the resized length begin and end before resizing."""
     start = round((resized - size) / 2)
     return start * length / resized, (start + size) * length / resized
-
-
-def _choose_factor(length: int, least: int) -> int:
-    """The largest by which a length can be divided and stay at least as long as needed."""
-    return next((factor for factor in FACTORS if length >= factor * least), 1)
 
 
 def _decode(data: bytes, reason: str) -> np.ndarray:
