@@ -106,7 +106,8 @@ def test_the_middle_is_torchvisions(form, height, width, shorter_side, size):
     if form == "JPEG" and min(height, width) >= 4 * shorter_side:  # decoded in part
         assert difference.mean() < 1
     else:
-        assert difference.max() <= 1
+        assert difference.max() <= 2  # of roundings in either direction
+        assert difference.mean() < 0.3
 
 
 def test_a_line_of_pixels_is_an_image_too():

@@ -73,8 +73,8 @@ class Picture:
     def middle(self, shorter_side: int, size: int) -> np.ndarray:
         """The square in the middle of the picture resized to a shorter side.
 
-        To one grey level torchvision's `Resize(shorter_side)` and `CenterCrop(size)` of a Pillow
-        image; a JPEG four times as large or more is decoded to twice what is needed at least.
+        To rounding torchvision's `Resize(shorter_side)` and `CenterCrop(size)` of a Pillow image;
+        a JPEG four times as large or more is decoded to twice what is needed at least.
         """
         shorter = min(self.height, self.width)
         pixels, factor = self._decoded(shorter, 2 * shorter_side)
