@@ -1,7 +1,7 @@
-"""Whole data sets as uint8 arrays: scikit-learn's digits, CIFAR-10 and CIFAR-100."""
+"""Data sets: small ones whole as uint8 arrays, ImageNet and folders as streams of images."""
 
 import dataclasses
-import os
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from resnet_spec import PREPROCESSINGS, Preprocessing
-from train.config import Config
+from train.config import FOLDER, Config
 from train.errors import UserError
 
 
@@ -23,35 +23,62 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(h, w, c)."""
+        return self.images.shape[1:]
+
+    def head(self, count: int) -> "Split":
+        """The first `count` images."""
+        return Split(self.images[:count], self.labels[:count])
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to train and to test on.
+    """Images to train and to test on, both whole in memory or both streamed.
 
     Attributes:
+        train, test: each a Split, or each a `train.input.stream.Stream`.
         mean, std: of a channel's values in 0 to 1, over the training set.
+        crop_fraction: share of a test image's shorter side that the network sees.
         whole_test_size: images that `test` has where the data set is complete.
         class_names: in the order of the labels, where the data set says them.
     """
 
-    train: Split
-    test: Split
+    train: Any
+    test: Any
     test_name: str
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     whole_test_size: int | None = None
     class_names: tuple[str, ...] | None = None
+    crop_fraction: float = 1.0
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images are decoded, cropped and mirrored as they are needed."""
+        return not isinstance(self.train, Split)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(h, w, c) of every image that the network sees."""
+        return self.train.image_shape
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What `normalise` and the trainer do to every image: whole, of one size."""
-        size = self.train.images.shape[1]
-        return Preprocessing(self.mean, self.std, size, class_names=self.class_names)
+        """What is done to every image of the test set."""
+        return Preprocessing(
+            self.mean,
+            self.std,
+            self.image_shape[0],
+            class_names=self.class_names,
+            crop_fraction=self.crop_fraction,
+        )
 
     def missing(self) -> str:
         """A remark if the test set is only a part of the published one, else nothing."""
-        if self.test_name != "test" or self.whole_test_size in (None, len(self.test)):
+        if self.whole_test_size in (None, len(self.test)):
             return ""
         return (
             f" (a part: the whole test set has {self.whole_test_size}, errors are not comparable)"
@@ -64,9 +91,7 @@ def load_dataset(config: Config) -> Dataset:
     Raises:
         UserError: it is not where it was looked for, or cannot hold out so many images.
     """
-    dataset = _LOADERS[config.data](config)
-    if config.validation_size is not None:
-        dataset = _hold_out(dataset, config.validation_size)
+    dataset = _LOADERS.get(config.data, _streamed)(config)
     if config.global_batch_size > len(dataset.train):
         raise UserError(
             f"--global-batch-size {config.global_batch_size} is more than the "
@@ -92,24 +117,15 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.
     All epochs form one stream, each a permutation of its own, cut into equal batches: no image is
     dropped, and a batch may reach over the end of an epoch.
     """
-    start = step * batch_size
-    epochs = range(start // num_images, (start + batch_size - 1) // num_images + 1)
-    stream = np.concatenate([_permutation(seed, epoch, num_images) for epoch in epochs])
-    offset = start - epochs.start * num_images
-    return stream[offset : offset + batch_size]
+    epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_images)
+    return np.concatenate(
+        [_permutation(seed, e, num_images)[places[epochs == e]] for e in np.unique(epochs).tolist()]
+    )
 
 
-_permutations: dict[tuple[int, int, int], np.ndarray] = {}
-
-
+@functools.lru_cache(maxsize=16)  # an epoch's order serves all of its steps, of several seeds
 def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    key = (seed, epoch, num_images)
-    if key not in _permutations:
-        while len(_permutations) > 1:  # an epoch's order serves all of its steps
-            _permutations.pop(next(iter(_permutations)))
-        order = np.random.default_rng((seed, epoch)).permutation(num_images)
-        _permutations[key] = order.astype(np.int32)
-    return _permutations[key]
+    return np.random.default_rng((seed, epoch)).permutation(num_images).astype(np.int32)
 
 
 def _digits(config: Config) -> Dataset:
@@ -121,14 +137,46 @@ def _digits(config: Config) -> Dataset:
     is_test = np.arange(len(images)) % 5 == 0
     train, test = Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
     names = tuple(map(str, range(10)))
-    return Dataset(train, test, "test", 10, (0.3053,), (0.3762,), class_names=names)
+    dataset = Dataset(train, test, "test", 10, (0.3053,), (0.3762,), class_names=names)
+    return _hold_out(config, dataset)
 
 
 def _cifar(config: Config) -> Dataset:
     (train, names), (test, _) = _read_tfds(config, "train"), _read_tfds(config, "test")
     known = PREPROCESSINGS[config.data]
     numbers = (len(names), known.mean, known.std)
-    return Dataset(train, test, "test", *numbers, whole_test_size=10_000, class_names=names)
+    dataset = Dataset(train, test, "test", *numbers, whole_test_size=10_000, class_names=names)
+    return _hold_out(config, dataset)
+
+
+def _hold_out(config: Config, dataset: Dataset) -> Dataset:
+    """The last images of a training set in memory as the test set, where that is asked for."""
+    size, train = config.validation_size, dataset.train
+    if size is None or not isinstance(train, Split):
+        return dataset
+    begin = count_kept(config, len(train))
+    return dataclasses.replace(
+        dataset,
+        train=Split(train.images[:begin], train.labels[:begin]),
+        test=Split(train.images[begin:], train.labels[begin:]),
+        test_name=f"train[{begin}:]",
+        whole_test_size=None,
+    )
+
+
+def count_kept(config: Config, count: int) -> int:
+    """Training images that are left when `validation_size` of them are held out."""
+    size = config.validation_size or 0
+    if size >= count:
+        raise UserError(f"--validation-size {size} leaves none of the {count} training images")
+    return count - size
+
+
+def _streamed(config: Config) -> Dataset:
+    # here, as grain takes two seconds to import
+    from train.input.load import load_folder, load_imagenet
+
+    return load_folder(config) if config.data.startswith(FOLDER) else load_imagenet(config)
 
 
 _LOADERS: dict[str, Callable[[Config], Dataset]] = {
@@ -138,43 +186,13 @@ _LOADERS: dict[str, Callable[[Config], Dataset]] = {
 }
 
 
-def _hold_out(dataset: Dataset, size: int) -> Dataset:
-    """The last `size` training images as the test set."""
-    count = len(dataset.train)
-    if size >= count:
-        raise UserError(f"--validation-size {size} leaves none of the {count} training images")
-    images, labels = dataset.train.images, dataset.train.labels
-    return dataclasses.replace(
-        dataset,
-        train=Split(images[:-size], labels[:-size]),
-        test=Split(images[-size:], labels[-size:]),
-        test_name=f"train[{count - size}:]",
-    )
-
-
 def _read_tfds(config: Config, split: str) -> tuple[Split, tuple[str, ...]]:
-    """A whole split of a prepared data set in its original order, and the names of its classes.
+    """A whole split of a prepared data set in its original order, and the names of its classes."""
+    from train.input.sources import explaining, open_tfds
 
-    TensorFlow is not needed.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow_datasets as tfds
-
-    place = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    place = os.path.expanduser(place)
-    try:
-        source: Any = tfds.data_source(
-            config.data, split=split, data_dir=place, download=False, try_gcs=False
-        )
+    with explaining(config.data, split, config.data_dir):
+        source = open_tfds(config.data, split, config.data_dir)
         records = source.__getitems__(range(len(source)))
         images = np.stack([record["image"] for record in records])
         labels = np.array([record["label"] for record in records], np.int32)
-        names = tuple(source.dataset_info.features["label"].names)
-    except Exception as error:  # tfds raises a dozen kinds for what is not there
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"{config.data} ({split}) cannot be read from {place}: prepare it there with "
-            "tensorflow-datasets in the array_record format, or name its folder by --data-dir or "
-            f"TFDS_DATA_DIR ({type(error).__name__}: {reason})"
-        ) from error
-    return Split(images, labels), names
+        return Split(images, labels), tuple(source.dataset_info.features["label"].names)

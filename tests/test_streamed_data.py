@@ -1,0 +1,159 @@
+"""Folders of images and ImageNet as data sets: what is found, held out, and said when missing."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet_spec import PREPROCESSINGS
+from tests.pictures import encode, make_folder, make_pixels
+from train.config import Config
+from train.data import Dataset, Split, load_dataset
+from train.errors import UserError
+
+IMAGENET = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")) / "imagenet2012"
+needs_imagenet = pytest.mark.skipif(
+    not IMAGENET.is_dir(), reason="TFDS_DATA_DIR holds no imagenet2012"
+)
+
+
+def folder_config(root: Path, **changes) -> Config:
+    fields = {"image_size": 32, "global_batch_size": 4, "read_threads": 2, **changes}
+    return Config(data=f"folder:{root}", **fields)
+
+
+def labels_of(dataset: Dataset, split: str) -> list[int]:
+    return getattr(dataset, split).head(10_000).labels.tolist()
+
+
+def test_a_folder_is_a_data_set(tmp_path):
+    root = make_folder(tmp_path, {"train": {"dog": 3, "cat": 4}, "val": {"cat": 2, "dog": 1}})
+    (root / "train" / "cat" / "notes.txt").write_text("no image")
+    (root / "train" / "cat" / ".hidden.png").write_bytes(b"")
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "dog" / "deeper").mkdir()
+    (root / "train" / "dog" / "deeper" / "a.JPG").write_bytes(encode(make_pixels()))
+    dataset = load_dataset(folder_config(root, crop_fraction=0.8))
+    assert dataset.is_streamed
+    assert (len(dataset.train), len(dataset.test)) == (8, 3)
+    assert dataset.class_names == dataset.train.class_names == ("cat", "dog")
+    assert dataset.num_classes == 2
+    assert dataset.image_shape == (32, 32, 3)
+    assert (dataset.test_name, dataset.missing()) == ("val", "")
+    assert dataset.preprocessing == dataclasses.replace(
+        PREPROCESSINGS["imagenet"], image_size=32, crop_fraction=0.8, class_names=("cat", "dog")
+    )
+    assert labels_of(dataset, "train") == [0] * 4 + [1] * 4
+    assert labels_of(dataset, "test") == [0, 0, 1]
+    assert not dataset.train.skipped
+
+
+def test_a_held_out_part_of_a_folder_has_all_classes_and_is_the_same_each_time(tmp_path):
+    root = make_folder(tmp_path, {"train": {"a": 40, "b": 40, "c": 40}})
+    first, second = (load_dataset(folder_config(root, validation_size=30)) for _ in range(2))
+    assert (len(first.train), len(first.test)) == (90, 30)
+    assert first.test_name == "shuffled train[90:]"
+    assert set(labels_of(first, "test")) == {0, 1, 2}
+    assert labels_of(first, "test") == labels_of(second, "test")
+    colours = [
+        {image[0, 0].tobytes() for image in part.head(1000).images}
+        for part in (first.train, first.test)
+    ]
+    assert (len(colours[0]), len(colours[1])) == (90, 30)
+    assert not colours[0] & colours[1]
+    with pytest.raises(UserError, match="leaves none of the 120"):
+        load_dataset(folder_config(root, validation_size=120))
+
+
+def test_a_test_folder_without_classes_is_passed_over(tmp_path):
+    root = make_folder(tmp_path, {"train": {"a": 4}, "val": {"a": 2}})
+    (root / "test").mkdir()
+    (root / "test" / "secret.png").write_bytes(b"")
+    assert load_dataset(folder_config(root)).test_name == "val"
+
+
+@pytest.mark.parametrize(
+    ("splits", "parts"),
+    [
+        ({}, ["train/ holds no classes", "none of test/, val/, validation/", "--validation-size"]),
+        ({"train": {"a": 5}}, ["none of test/"]),
+        ({"test": {"a": 5}}, ["train/ holds no classes"]),
+        (
+            {"train": {"a": 5, "b": 5, "c": 0}, "test": {"a": 1, "c": 1, "d": 1}},
+            [
+                "no images in train/: c",
+                "no folder in train/ for the classes d",
+                "no folder in test/ for the classes b",
+            ],
+        ),
+        (
+            {"train": {f"{i:02d}": 0 for i in range(15)}, "test": {"00": 1}},
+            ["07, 08, 09 and 5 more", "08, 09, 10 and 4 more"],
+        ),
+    ],
+)
+def test_all_that_is_wrong_with_a_folder_is_said_at_once(tmp_path, splits, parts):
+    root = make_folder(tmp_path, splits)
+    with pytest.raises(UserError) as caught:
+        load_dataset(folder_config(root))
+    for part in (str(root), *parts):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load_dataset(folder_config(tmp_path / "nowhere"))
+    make_folder(tmp_path, {"train": {"a": 3}, "test": {"a": 1}})
+    with pytest.raises(UserError, match="more than the 3 training images"):
+        load_dataset(folder_config(tmp_path))
+
+
+def test_imagenet_that_is_not_there_says_how_to_prepare_it(tmp_path):
+    with pytest.raises(UserError, match=r"prepare imagenet2012 --data-dir") as caught:
+        load_dataset(Config(data="imagenet2012", data_dir=tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+@needs_imagenet
+def test_imagenet_is_streamed_and_its_images_are_the_files():
+    dataset = load_dataset(Config(data="imagenet2012"))
+    assert (len(dataset.train), len(dataset.test)) == (240, 60)
+    assert (dataset.num_classes, dataset.test_name) == (1000, "validation")
+    assert dataset.class_names is not None
+    assert dataset.class_names[:2] == ("n01440764", "n01443537")
+    assert "the whole test set has 50000" in dataset.missing()
+    assert dataset.preprocessing == dataclasses.replace(
+        PREPROCESSINGS["imagenet"], class_names=dataset.class_names
+    )
+    rows = np.arange(40)
+    batches = list(
+        dataset.train.train_batches(seed=0, first_step=0, last_step=6, batch_size=40, rows=rows)
+    )
+    labels = np.concatenate([batch.labels for batch in batches])
+    assert len(set(labels.tolist())) == 240  # one image of a class
+    assert all(batch.images.std() > 40 for batch in batches)  # real pictures
+    assert not dataset.train.skipped
+    assert "JPEG" in dataset.train._source.name(0)
+
+
+@needs_imagenet
+def test_the_end_of_imagenets_training_set_is_held_out():
+    config = Config(data="imagenet2012", validation_size=10, image_size=64)
+    dataset, whole = load_dataset(config), load_dataset(Config(data="imagenet2012", image_size=64))
+    assert (len(dataset.train), len(dataset.test)) == (230, 10)
+    assert (dataset.test_name, dataset.missing()) == ("train[230:]", "")
+    held_out, train = dataset.test.head(10), whole.train.head(240)
+    np.testing.assert_array_equal(held_out.images, train.images[230:])
+    np.testing.assert_array_equal(held_out.labels, train.labels[230:])
+
+
+def test_a_set_in_memory_says_the_same_of_itself():
+    dataset = load_dataset(Config(data="digits"))
+    assert not dataset.is_streamed
+    assert dataset.image_shape == (8, 8, 1)
+    assert dataset.preprocessing.crop_fraction == 1
+    assert isinstance(dataset.test.head(5), Split)
+    assert len(dataset.test.head(5)) == 5

@@ -1,0 +1,104 @@
+"""Random crops and RandAugment: their bounds, their randomness, and torchvision's operations."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.peers import import_torchvision
+from tests.pictures import encode, make_pixels
+from train.fields import DataFields
+from train.input.rand_augment import FILL, OPERATIONS, rand_augment
+from train.input.views import random_box, train_view
+
+FIELDS = DataFields(image_size=32)
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (60, 61), (300, 2400)])
+@pytest.mark.parametrize("min_area", [0.08, 0.35])
+def test_a_crop_lies_in_the_image_and_is_distributed_as_torchvisions(height, width, min_area):
+    boxes = draw_boxes(height, width, min_area)
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= (height, width)).all()
+    ratios, areas = boxes[:, 3] / boxes[:, 2], boxes[:, 2] * boxes[:, 3] / (height * width)
+    assert ratios.min() > 3 / 4 * 0.97  # of whole pixels
+    assert ratios.max() < 4 / 3 * 1.03
+    middle = min(height, width) * min(round(4 / 3 * min(height, width)), max(height, width))
+    assert areas.min() > min(min_area, middle / (height * width)) * 0.97
+    theirs = draw_torchvision_boxes(height, width, min_area)
+    np.testing.assert_allclose(boxes.mean(0), theirs.mean(0), atol=0.02 * max(height, width))
+    np.testing.assert_allclose(boxes.std(0), theirs.std(0), atol=0.02 * max(height, width))
+
+
+def draw_boxes(height: int, width: int, min_area: float) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return np.array([random_box(height, width, generator, min_area) for _ in range(4_000)])
+
+
+def draw_torchvision_boxes(height: int, width: int, min_area: float) -> np.ndarray:
+    import_torchvision()
+    from torchvision.transforms import RandomResizedCrop
+
+    image = torch.empty(3, height, width, device="meta")
+    limits = [min_area, 1.0], [3 / 4, 4 / 3]
+    return np.array([RandomResizedCrop.get_params(image, *limits) for _ in range(4_000)])
+
+
+def test_an_image_that_no_crop_fits_shows_its_middle():
+    box = random_box(10, 1000, np.random.default_rng(0), 0.5)
+    assert box == (0, 493, 10, 13)
+    assert random_box(1000, 10, np.random.default_rng(0), 0.5) == (493, 0, 13, 10)
+    assert random_box(1, 1, np.random.default_rng(0), 0.08) == (0, 0, 1, 1)
+
+
+def test_half_of_the_images_are_mirrored_and_none_where_that_is_off():
+    left_dark = np.zeros((40, 40, 3), np.uint8)
+    left_dark[:, 20:] = 200
+    content = encode(left_dark, "PNG")
+
+    def mirrored(flip: bool) -> int:
+        fields = dataclasses.replace(FIELDS, flip=flip, min_crop_area=0.95)
+        views = [train_view(content, np.random.default_rng(i), fields) for i in range(400)]
+        return sum(int(view[:, 0].mean() > view[:, -1].mean()) for view in views)
+
+    assert mirrored(False) == 0
+    assert 160 < mirrored(True) < 240
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_is_torchvisions(name):
+    import_torchvision()
+    from torchvision.transforms import InterpolationMode, RandAugment
+    from torchvision.transforms.autoaugment import _apply_op
+
+    picture = Image.fromarray(make_pixels(height=224, width=224))
+    magnitudes, has_sign = RandAugment()._augmentation_space(31, (224, 224))[name]
+    for bin_, sign in [(0, 1), (9, 1), (9, -1), (17, 1), (30, 1), (30, -1)]:
+        magnitude = float(magnitudes[bin_]) if magnitudes.ndim else 0.0
+        if has_sign:
+            magnitude *= sign
+        theirs = _apply_op(picture, name, magnitude, InterpolationMode.BILINEAR, list(FILL))
+        ours = OPERATIONS[name](picture, sign * bin_ / 30)
+        difference = np.abs(np.asarray(ours).astype(int) - np.asarray(theirs))
+        if name.startswith("Shear"):  # theirs goes through an angle and back
+            assert difference.max() <= 1
+        else:
+            np.testing.assert_array_equal(difference, 0)
+
+
+def test_rand_augment_draws_every_operation_and_nothing_but_its_generator():
+    image = make_pixels(height=32, width=32)
+    drawn = [rand_augment(image, np.random.default_rng(i), 1, 0.5).tobytes() for i in range(300)]
+    kinds = (
+        len(OPERATIONS)
+        + sum(  # two directions
+            name[:5] in ("Shear", "Trans", "Rotat", "Brigh", "Color", "Contr", "Sharp")
+            for name in OPERATIONS
+        )
+    )
+    assert len(set(drawn)) == kinds - int(OPERATIONS["AutoContrast"] is None)
+    again = rand_augment(image, np.random.default_rng(7), 1, 0.5)
+    assert again.tobytes() == drawn[7]
+    assert rand_augment(image, np.random.default_rng(0), 0, 1.0).tobytes() == image.tobytes()

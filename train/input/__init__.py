@@ -1,0 +1,1 @@
+"""Images that are read and decoded when a step needs them: files, crops, threads."""

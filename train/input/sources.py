@@ -1,0 +1,106 @@
+"""Where encoded images come from: a prepared tensorflow-datasets folder, or folders of files."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from train.errors import UserError
+
+
+class Source(Protocol):
+    """Encoded images by their index, and the names of their classes in the labels' order."""
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """The file's content, and the label; any exception says that it cannot be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a person would look for: a file's name."""
+        ...
+
+
+class Part:
+    """Some images of a source, in an order of their own."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
+        self.class_names = source.class_names
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        return self._source.read(int(self._indices[index]))
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+
+class TfdsSource:
+    """A split of a prepared tensorflow-datasets folder; TensorFlow is not needed.
+
+    Raises:
+        UserError: it is not where it was looked for.
+    """
+
+    def __init__(self, name: str, split: str, data_dir: Path | None):
+        with explaining(name, split, data_dir):
+            import tensorflow_datasets as tfds
+
+            skip = {"image": tfds.decode.SkipDecoding()}
+            self._records = open_tfds(name, split, data_dir, decoders=skip)
+            self.class_names = tuple(self._records.dataset_info.features["label"].names)
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        record = self._records[index]
+        return record["image"], int(record["label"])
+
+    def name(self, index: int) -> str:
+        try:
+            return self._records[index]["file_name"].decode()
+        except Exception:  # the record itself is damaged, or it has no such field
+            return f"{self._split}[{index}]"
+
+
+def open_tfds(name: str, split: str, data_dir: Path | None, **options: Any) -> Any:
+    """The records of a split, by random access."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow_datasets as tfds
+
+    place = find_data_dir(data_dir)
+    return tfds.data_source(
+        name, split=split, data_dir=place, download=False, try_gcs=False, **options
+    )
+
+
+def find_data_dir(data_dir: Path | None) -> Path:
+    """Where prepared data sets are: as asked, as the environment says, or tfds' own place."""
+    place = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(place).expanduser()
+
+
+@contextlib.contextmanager
+def explaining(name: str, split: str, data_dir: Path | None) -> Iterator[None]:
+    """Any error of tfds, which raises a dozen kinds for what is not there, as a UserError."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        place = find_data_dir(data_dir)
+        raise UserError(
+            f"{name} ({split}) cannot be read from {place}: prepare it there by `resnet-train "
+            f"prepare {name} --data-dir {place}`, or name its folder by --data-dir or "
+            f"TFDS_DATA_DIR ({type(error).__name__}: {reason})"
+        ) from error

@@ -1,0 +1,156 @@
+"""A split of images that are decoded when a step needs them, by threads and ahead of time."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from train.data import Split, batch_indices
+from train.errors import UserError
+from train.fields import DataFields
+from train.input.decode import DamagedImageError
+from train.input.sources import Source
+from train.input.views import test_view, train_view
+
+_PART = 16  # images that one thread decodes at a time: grain takes 0.1 ms for each task
+_BATCHES_AHEAD = 2
+View = Callable[[bytes], np.ndarray]
+
+
+class Batch(NamedTuple):
+    """images (n, size, size, 3) uint8, labels (n,) int32, counts (n,) bool.
+
+    Where `counts` is False there is no image, only zeros: padding, or an image to test on that
+    cannot be read.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    counts: np.ndarray
+
+
+class Stream:
+    """A split of encoded images.
+
+    Every batch is a function of the arguments it was asked for by: the same on one host or many,
+    with any number of threads, and after a resume.
+
+    Attributes:
+        skipped: images that could not be read so far, by name, each with the reason. Each thread
+            adds to it; nothing is taken out.
+    """
+
+    def __init__(self, source: Source, fields: DataFields):
+        self.skipped: dict[str, str] = {}
+        self._source, self._fields = source, fields
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of an image in a batch."""
+        return self._fields.image_size, self._fields.image_size, 3
+
+    def train_batches(
+        self, *, seed: int, first_step: int, last_step: int, batch_size: int, rows: np.ndarray
+    ) -> Iterator[Batch]:
+        """One batch for each step from `first_step` up to, not including, `last_step`.
+
+        A damaged image's place is taken by the next of the split that can be read.
+        `batch_size` is that of all processes together; `rows` are the places in it which this
+        process holds, (n,) integers.
+
+        Raises:
+            UserError: no image of the split can be read.
+        """
+
+        def load(step: int, place: int) -> tuple[np.ndarray, int]:
+            order = batch_indices(seed, first_step + step, batch_size, len(self))
+            return self._train_image(int(order[place]), (seed, first_step + step, place))
+
+        return self._batches([np.asarray(rows)] * (last_step - first_step), load)
+
+    def test_batches(self, indices: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """One batch for each array of indices (n,), in which -1 is padding."""
+        return self._batches(indices, lambda _, index: self._test_image(index))
+
+    def head(self, count: int) -> Split:
+        """Those of the first `count` images that can be read, as a test sees them."""
+        batch = next(self.test_batches([np.arange(min(count, len(self)))]))
+        return Split(batch.images[batch.counts], batch.labels[batch.counts])
+
+    def _train_image(self, index: int, key: tuple[int, ...]) -> tuple[np.ndarray, int]:
+        for offset in range(len(self)):
+            image = self._read(
+                (index + offset) % len(self),
+                # anew for each try: what a damaged image drew must not show in the next one
+                lambda data: train_view(data, np.random.default_rng(key), self._fields),
+            )
+            if image is not None:
+                return image
+        name, reason = next(iter(self.skipped.items()))
+        raise UserError(f"none of {len(self)} images can be read; {name}: {reason}")
+
+    def _test_image(self, index: int) -> tuple[np.ndarray, int] | None:
+        return None if index < 0 else self._read(index, lambda data: test_view(data, self._fields))
+
+    def _read(self, index: int, view: View) -> tuple[np.ndarray, int] | None:
+        """An image and its label; None for one that is damaged, which is noted down."""
+        try:
+            data, label = self._source.read(index)
+        except Exception as error:  # of the file system, of array_record, of a damaged record
+            return self._skip(index, error)
+        try:
+            return view(data), label
+        except DamagedImageError as error:
+            return self._skip(index, error)
+
+    def _skip(self, index: int, error: Exception) -> None:
+        self.skipped.setdefault(self._source.name(index), str(error) or type(error).__name__)
+
+    def _batches(
+        self,
+        places: Sequence[np.ndarray],
+        load: Callable[[int, int], tuple[np.ndarray, int] | None],
+    ) -> Iterator[Batch]:
+        """A batch for each array of places, put together from parts that the threads load."""
+        parts_per_batch = math.ceil(max(map(len, places), default=0) / _PART)
+
+        def load_part(number: int) -> Batch:
+            batch, part = divmod(number, parts_per_batch)
+            mine = places[batch][part * _PART : (part + 1) * _PART]
+            return _stack([load(batch, int(place)) for place in mine], self.image_shape)
+
+        threads = self._fields.read_threads
+        ahead = max(threads, _BATCHES_AHEAD * parts_per_batch)
+        parts = grain.MapDataset.range(len(places) * parts_per_batch).map(load_part)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        # closed with this generator, also where that is only forgotten: the threads end
+        with contextlib.closing(iter(parts.to_iter_dataset(options))) as loaded:
+            for _ in places:
+                batch = [next(loaded) for _ in range(parts_per_batch)]
+                yield Batch(*map(np.concatenate, zip(*batch, strict=True)))
+
+
+def _stack(views: list[tuple[np.ndarray, int] | None], shape: tuple[int, int, int]) -> Batch:
+    batch = Batch(
+        np.zeros((len(views), *shape), np.uint8),
+        np.zeros(len(views), np.int32),
+        np.array([view is not None for view in views], bool),
+    )
+    for place, view in enumerate(views):
+        if view is not None:
+            batch.images[place], batch.labels[place] = view
+    return batch
