@@ -15,7 +15,8 @@ from train.augment import Augment
 from train.config import Config
 from train.data import Dataset, Split
 from train.errors import UserError
-from train.mixing import Mixing, soft_cross_entropy
+from train.mixing import Mixing
+from train.step import cross_entropy
 
 CLASSES = 5
 BOTH: dict[str, Any] = {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1}
@@ -108,7 +109,7 @@ def test_smoothing_is_torchs(smoothing):
     assert same is images
     loss = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none")
     expected = loss(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
-    assert relative_error(soft_cross_entropy(jnp.asarray(logits), targets), expected) < 1e-15
+    assert relative_error(cross_entropy(jnp.asarray(logits), targets), expected) < 1e-15
 
 
 def test_the_loss_of_mixed_labels_is_torchs_and_float32_for_bfloat16_logits():
@@ -116,10 +117,10 @@ def test_the_loss_of_mixed_labels_is_torchs_and_float32_for_bfloat16_logits():
     logits = np.random.default_rng(0).standard_normal((16, CLASSES)).astype(np.float32)
     loss = torch.nn.CrossEntropyLoss(reduction="none")
     expected = loss(torch.from_numpy(logits), torch.tensor(np.asarray(targets))).numpy()
-    assert relative_error(soft_cross_entropy(jnp.asarray(logits), targets), expected) < 1e-6
-    half = soft_cross_entropy(jnp.asarray(logits, jnp.bfloat16), targets)
+    assert relative_error(cross_entropy(jnp.asarray(logits), targets), expected) < 1e-6
+    half = cross_entropy(jnp.asarray(logits, jnp.bfloat16), targets)
     assert half.dtype == jnp.float32
-    exact = soft_cross_entropy(jnp.asarray(logits, jnp.bfloat16).astype(jnp.float32), targets)
+    exact = cross_entropy(jnp.asarray(logits, jnp.bfloat16).astype(jnp.float32), targets)
     np.testing.assert_array_equal(half, exact)
 
 

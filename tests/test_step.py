@@ -12,13 +12,15 @@ import pytest
 from flax import nnx
 
 import flax_resnet
+from flax_resnet.variables import named_variables
 from tests.twins import relative_error
 from train import parallel
 from train.augment import Augment, draw_keys
 from train.config import Config
 from train.data import Dataset, Split, batch_indices, normalise
 from train.network import Network
-from train.optimizer import make_optimizer, make_schedule
+from train.optimizer import make_optimizer, make_schedule, named_state
+from train.parallel import Spread
 from train.recipes import RECIPES
 from train.step import (
     Images,
@@ -29,6 +31,8 @@ from train.step import (
     make_eval_step,
     make_train_step,
 )
+
+SMALL = "WideResNet16-1-0.0"
 
 
 def random_dataset(count: int = 64, size: int = 8, seed: int = 0) -> Dataset:
@@ -42,6 +46,10 @@ def random_dataset(count: int = 64, size: int = 8, seed: int = 0) -> Dataset:
 
 def on_device(split: Split) -> Images:
     return Images(jnp.asarray(split.images), jnp.asarray(split.labels))
+
+
+def dataset_images(split: Split) -> Any:
+    return Images(*(np.asarray(array) for array in on_device(split)))
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(100, 32), (7, 5), (5, 12), (64, 64)])
@@ -135,38 +143,134 @@ def test_the_loss_is_float32_for_bfloat16_logits():
     np.testing.assert_allclose(loss, exact, rtol=1e-6)
 
 
-def make_step(name: str, dataset: Dataset, **options: Any) -> tuple[Any, TrainState, Any, Network]:
-    model = flax_resnet.create(name, 10, rngs=nnx.Rngs(0), **options)
-    network = Network(model, axis_name=parallel.AXIS)
+def make_step(
+    name: str,
+    dataset: Dataset,
+    *,
+    axis_name: str | None = parallel.AXIS,
+    frozen_stages: int | None = None,
+    ema_decay: float | None = None,
+    skips_nonfinite: bool = False,
+    is_augmented: bool = True,
+    **options: Any,
+) -> tuple[Any, TrainState, Any, Network]:
+    """A step of SGD at 0.1, and a state that is random in every leaf."""
+    model = randomise(flax_resnet.create(name, 10, rngs=nnx.Rngs(0), **options))
+    network = Network(model, axis_name=axis_name, frozen_stages=frozen_stages)
     optimizer = make_optimizer(Config(), optax.constant_schedule(0.1))
+    trained = {name: network.params[name] for name in network.trained}
     state = TrainState(
-        jnp.zeros((), jnp.int32), network.params, network.statistics, optimizer.init(network.params)
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.uint32(5),
+        skipped=jnp.zeros((), jnp.int32),
+        params=network.params,
+        statistics=network.statistics,
+        optimizer=optimizer.init(trained),
+        ema=None if ema_decay is None else {**network.params, **network.statistics},
     )
-    augment = Augment(Config(), dataset)
-    step = make_train_step(network, optimizer, augment, seed=5, axis_name=parallel.AXIS)
+    config = Config() if is_augmented else Config(crop_padding=0, flip=False)
+    augment = Augment(config, dataset)
+    step = make_train_step(
+        network,
+        optimizer,
+        augment,
+        axis_name=axis_name,
+        ema_decay=ema_decay,
+        skips_nonfinite=skips_nonfinite,
+        unroll_parts=True,
+    )
     return step, state, augment, network
 
 
-def test_eight_devices_train_as_one():
+def randomise(model: Any) -> Any:
+    generator = np.random.default_rng(3)
+    for name, variable in named_variables(model).items():
+        value = variable.get_value()
+        if not jnp.issubdtype(value.dtype, jnp.floating) or name.endswith("kernel"):
+            continue
+        positive = name.endswith(("scale", "var"))
+        noise = (
+            generator.uniform(0.5, 1.5, value.shape)
+            if positive
+            else generator.normal(size=value.shape) / 4
+        )
+        variable.set_value(jnp.asarray(noise, value.dtype))
+    return model
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_eight_devices_train_as_one(parts):
     assert jax.local_device_count() == 8
     dataset = random_dataset()
-    step, state, _, _ = make_step("ResNet20", dataset, param_dtype=jnp.float64)
-    data = on_device(dataset.train)
-    eight, one = (
-        parallel.map_train_step(step),
-        jax.jit(jax.vmap(step, in_axes=(None, None, 0), out_axes=None, axis_name=parallel.AXIS)),
-    )
-    many, single = parallel.replicate(state), state
-    many_data = parallel.replicate(data)
+    options: Any = {"param_dtype": jnp.float64, "ema_decay": 0.9}
+    step, state, _, _ = make_step(SMALL, dataset, **options)
+    alone, _, _, _ = make_step(SMALL, dataset, axis_name=None, **options)
+    data, spread = on_device(dataset.train), Spread()
+    eight, one = spread.train(step), jax.jit(alone)
+    many, single = spread.place_state(parallel.to_host(state)), state
+    many_data = parallel.place_data(dataset_images(dataset.train))
     for number in range(3):
-        indices = batch_indices(0, number, 32, 64)
-        many, many_metrics = eight(many, many_data, parallel.split_batch(indices))
-        single, metrics = one(single, data, indices[None])
+        indices = batch_indices(0, number, 32, 64).reshape(parts, -1)
+        many, many_metrics = eight(many, many_data, spread.place_batch(spread.split(indices)))
+        single, metrics = one(single, data, indices)
         assert relative_error(many_metrics.loss, metrics.loss) < 1e-6  # the images are float32
     assert int(many.step) == 3
-    for arrays, others in ((many.params, single.params), (many.statistics, single.statistics)):
+    for arrays, others in (
+        (many.params, single.params),
+        (many.statistics, single.statistics),
+        (many.ema, single.ema),
+    ):
         for name, array in arrays.items():
             assert relative_error(array, others[name]) < 1e-5, name
+
+
+def test_a_batch_in_parts_moves_by_the_mean_of_what_each_part_alone_would():
+    dataset = random_dataset()
+    options: Any = {"param_dtype": jnp.float64, "axis_name": None, "is_augmented": False}
+    step, state, _, _ = make_step(SMALL, dataset, **options)
+    step, data = jax.jit(step), on_device(dataset.train)
+    indices = batch_indices(0, 0, 32, 64).reshape(2, 16)
+    whole, metrics = step(state, data, indices)
+    halves = [step(state, data, half[None]) for half in indices]
+    assert relative_error(metrics.loss, np.mean([m.loss for _, m in halves])) < 1e-12
+    for part in ("params", "statistics"):
+        for name, array in getattr(whole, part).items():
+            first, second = (getattr(half, part)[name] for half, _ in halves)
+            if name.endswith("num_batches_tracked"):
+                assert int(array) == int(first) == int(state.statistics[name]) + 1
+            else:
+                assert relative_error(array, (first + second) / 2) < 1e-12, name
+
+
+def test_frozen_stages_stay_bit_for_bit_and_normalise_with_what_they_have():
+    dataset = random_dataset()
+    step, state, _, network = make_step(SMALL, dataset, axis_name=None, frozen_stages=1)
+    moved, _ = jax.jit(step)(state, on_device(dataset.train), batch_indices(0, 0, 32, 64)[None])
+    before = {**state.params, **state.statistics}
+    for name, array in {**moved.params, **moved.statistics}.items():
+        is_frozen = name.startswith(("stem.", "stages.0."))
+        assert np.array_equal(array, before[name]) == is_frozen, name
+    buffers = named_state(moved.optimizer)
+    assert {n.removeprefix("momentum.") for n in buffers} - {"schedule_step"} == set(
+        network.trained
+    )
+
+
+def test_a_step_that_is_not_finite_moves_only_its_counters():
+    dataset = random_dataset()
+    step, state, _, _ = make_step(
+        SMALL, dataset, axis_name=None, skips_nonfinite=True, ema_decay=0.5
+    )
+    step, data, indices = jax.jit(step), on_device(dataset.train), batch_indices(0, 0, 32, 64)[None]
+    poisoned = {**state.params, "head.bias": state.params["head.bias"].at[0].set(jnp.nan)}
+    moved, metrics = step(state._replace(params=poisoned), data, indices)
+    assert (int(moved.step), int(moved.skipped), int(metrics.skipped)) == (1, 1, 1)
+    assert int(named_state(moved.optimizer)["schedule_step"]) == 1
+    for name, array in {**moved.params, **moved.statistics}.items():
+        np.testing.assert_array_equal(array, {**poisoned, **state.statistics}[name])
+    good, metrics = step(state, data, indices)
+    assert int(metrics.skipped) == 0
+    assert not np.array_equal(good.params["head.bias"], state.params["head.bias"])
 
 
 def test_an_average_weighs_the_old_one_by_its_decay_and_takes_counters_as_they_are():
@@ -178,7 +282,8 @@ def test_an_average_weighs_the_old_one_by_its_decay_and_takes_counters_as_they_a
     assert moved["bn.num_batches_tracked"].dtype == new["bn.num_batches_tracked"].dtype
     zero = jnp.zeros((), jnp.int32)
     statistics = {"bn.num_batches_tracked": jnp.array(9)}
-    state = TrainState(zero, {"conv.kernel": jnp.zeros(2)}, statistics, None, moved)
+    params = {"conv.kernel": jnp.zeros(2)}
+    state = TrainState(zero, jnp.uint32(0), zero, params, statistics, None, moved)
     assert averaged(state).params["conv.kernel"] is moved["conv.kernel"]
     assert int(averaged(state).statistics["bn.num_batches_tracked"]) == 4
     without = state._replace(ema=None)
@@ -192,7 +297,7 @@ def test_float64_draws_the_same_crops_and_mirrors():
     for precision in ("f32", "f64"):
         config = dataclasses.replace(Config(), crop_padding=2, precision=precision)
         with jax.enable_x64(precision == "f64"):
-            keys, _ = draw_keys(2**32 - 1, 7, places)
+            keys = draw_keys(jnp.uint32(2**32 - 1), 7, places).images
             augmented[precision] = np.asarray(Augment(config, dataset)(images, keys))
     assert augmented["f64"].dtype == np.float64
     assert augmented["f32"].dtype == np.float32
@@ -207,11 +312,11 @@ def test_evaluation_counts_every_image_once():
         state.params, state.statistics, augment.normalise(jnp.asarray(dataset.test.images))
     )
     expected = int(jnp.sum(jnp.argmax(logits, -1) != dataset.test.labels))
-    step = parallel.map_eval_step(make_eval_step(network, augment, axis_name=parallel.AXIS))
+    step = Spread().evaluate(make_eval_step(network, augment, axis_name=parallel.AXIS))
     padded = np.full(64, -1, np.int32)
     padded[:50] = np.arange(50)
     sums = step(state.params, state.statistics, on_device(dataset.test), padded.reshape(8, 8))
-    assert int(sums.errors) == expected
+    assert (int(sums.errors), int(sums.images)) == (expected, 50)
     loss = float(jnp.sum(cross_entropy(logits, jnp.asarray(dataset.test.labels))))
     assert float(sums.loss) == pytest.approx(loss, rel=1e-5)
 
@@ -240,8 +345,8 @@ def test_the_bfloat16_step_lowers_for_tpu(name, size, scan_blocks):
         lambda: Images(jnp.zeros((1_000, size, size, 3), jnp.uint8), jnp.zeros(1_000, jnp.int32))
     )
     abstract_state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
-    indices = jax.ShapeDtypeStruct((8, 16), jnp.int32)
-    mapped = jax.jit(parallel.map_train_step(step))
+    indices = jax.ShapeDtypeStruct((8, 1, 16), jnp.int32)
+    mapped = jax.jit(Spread().train(step))
     exported = jax.export.export(mapped, platforms=["tpu"])(abstract_state, data, indices)
     module = exported.mlir_module()
     assert exported.platforms == ("tpu",)

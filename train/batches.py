@@ -3,14 +3,14 @@
 import collections
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from train.config import Config
-from train.data import Dataset, Split, batch_indices
+from train.data import Dataset, batch_indices
 from train.parallel import Spread
 from train.step import Images
 
@@ -37,10 +37,10 @@ def train_batches(
     seeds: Sequence[int],
     first_step: int,
     last_step: int,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """One for each step from the one after `first_step` to `last_step`; runs side by side."""
     size, parts = config.global_batch_size, config.accumulate_steps
-    if isinstance(dataset.train, Split):
+    if not dataset.is_streamed:
         for step in range(first_step, last_step):
             orders = [batch_indices(seed, step, size, len(dataset.train)) for seed in seeds]
             indices = np.stack(orders).reshape(len(seeds), parts, -1)
@@ -60,7 +60,7 @@ def train_batches(
     yield from _ahead(Batch(indices, _to_devices(spread, batch)) for batch in source)
 
 
-def test_batches(dataset: Dataset, spread: Spread) -> Iterator[Batch]:
+def test_batches(dataset: Dataset, spread: Spread) -> Generator[Batch, None, None]:
     """The whole test set, every image once, whatever its number."""
     count = len(dataset.test)
     devices = jax.device_count() if spread.over == "batch" else 1
@@ -68,7 +68,7 @@ def test_batches(dataset: Dataset, spread: Spread) -> Iterator[Batch]:
     padded = np.full(math.ceil(count / size) * size, -1, np.int32)
     padded[:count] = np.arange(count)
     shares = [spread.split(part) for part in np.split(padded, len(padded) // size)]
-    if isinstance(dataset.test, Split):
+    if not dataset.is_streamed:
         yield from (Batch(spread.place_batch(share)) for share in shares)
         return
     source = dataset.test.test_batches([share.reshape(-1) for share in shares])
@@ -89,7 +89,7 @@ def _to_devices(spread: Spread, batch: Any) -> Images:
     return Images(*spread.place_batch(cut))
 
 
-def _ahead(source: Iterator[Batch]) -> Iterator[Batch]:
+def _ahead(source: Iterator[Batch]) -> Generator[Batch, None, None]:
     """The same, some batches early: they travel to the devices while others are trained on."""
     waiting = collections.deque(itertools.islice(source, _AHEAD))
     while waiting:

@@ -20,7 +20,7 @@ from convert.layouts import layout_spec, read_layout, with_channels
 from convert.sources import Source, read_source
 from resnet_spec import ClassifierSpec, Preprocessing
 from train.config import Config
-from train.data import Dataset, Split, image_dtype, normalise
+from train.data import Dataset, image_dtype, normalise
 from train.errors import UserError
 
 FILE = "model.safetensors"
@@ -145,16 +145,10 @@ def check_parity(path: Path, model: Any, dataset: Dataset, dtype: Any) -> Parity
 
 def _test_images(dataset: Dataset, dtype: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Normalised images (n, h, w, c) and labels (n,), some at a time."""
-    test = dataset.test
-    if isinstance(test, Split):
-        for start in range(0, len(test), _BATCH):
-            part = slice(start, start + _BATCH)
-            yield normalise(test.images[part], dataset, dtype), test.labels[part]
-        return
-    indices = np.arange(min(len(test), _MOST_STREAMED))
-    for batch in test.test_batches(np.array_split(indices, -(-len(indices) // _BATCH))):
-        images, labels = batch.images[batch.counts], batch.labels[batch.counts]
-        yield normalise(images, dataset, dtype), labels
+    test = dataset.test.head(_MOST_STREAMED) if dataset.is_streamed else dataset.test
+    for start in range(0, len(test), _BATCH):
+        part = slice(start, start + _BATCH)
+        yield normalise(test.images[part], dataset, dtype), test.labels[part]
 
 
 def _flax_runner(model: Any) -> Any:

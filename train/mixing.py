@@ -1,4 +1,4 @@
-"""Mixup, CutMix and label smoothing, inside the compiled step, and the loss of what they make."""
+"""Mixup, CutMix and label smoothing, inside the compiled step."""
 
 from typing import Any
 
@@ -121,11 +121,3 @@ def _blend(arrays: Array, own: Array) -> Array:
     """Each array and its neighbour's, `own` parts of the first: 0 and 1 are partners, 2 and 3..."""
     pairs = arrays.reshape(-1, 2, *arrays.shape[1:])
     return own * arrays + (1 - own) * pairs[:, ::-1].reshape(arrays.shape)
-
-
-def soft_cross_entropy(
-    logits: Float[Array, "n classes"], targets: Float[Array, "n classes"]
-) -> Float[Array, " n"]:
-    """In float32 at least: a log-softmax in bfloat16 has ruined runs."""
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.softmax_cross_entropy(wide, targets)

@@ -11,7 +11,7 @@ from typing import Any
 
 from train import export, parallel
 from train.checkpoint import Checkpoints
-from train.data import Stream, image_dtype
+from train.data import image_dtype
 from train.folder import check_same_data, write_json
 from train.metrics import MetricsLog
 from train.step import TrainState, averaged
@@ -140,7 +140,7 @@ def finish(
     else:
         say("no parity check: install flax-resnet[torch] to run the torch twin")
     best_step, best_error = run.checkpoints.best()
-    streams = [split for split in (dataset.train, dataset.test) if isinstance(split, Stream)]
+    streams = (dataset.train, dataset.test) if dataset.is_streamed else ()
     result = Result(
         seed=run.seed,
         weights=weights,

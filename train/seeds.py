@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 
+from train import parallel
 from train.config import Config
 from train.data import Dataset
 from train.errors import UserError
@@ -35,13 +36,15 @@ def arrange(
     modes = _possible(config, dataset, len(seeds))
     if config.seeds_mode != "auto" and len(seeds) > 1:
         if config.seeds_mode not in modes:
+            streamed = ", with streamed images" if dataset.is_streamed else ""
             raise UserError(
                 f"--seeds-mode {config.seeds_mode} cannot be had for {len(seeds)} seeds on "
-                f"{jax.device_count()} devices of {jax.process_count()} processes"
-                f"{' with streamed images' if dataset.is_streamed else ''}: {' or '.join(modes)} can"
+                f"{parallel.describe_devices()}{streamed}: {' or '.join(modes)} can"
             )
         modes = [config.seeds_mode]
-    trainers = {mode: _trainer(config, dataset, seeds, weights, mode) for mode in modes}
+    trainers: dict[Mode, Trainer] = {
+        mode: _trainer(config, dataset, seeds, weights, mode) for mode in modes
+    }
     if len(trainers) == 1:
         ((mode, trainer),) = trainers.items()
     else:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -77,6 +77,8 @@ class Trainer:
         )
         self._trained = network.trained
         augment, mixing = Augment(config, dataset), Mixing(config, dataset.num_classes)
+        shares = config.accumulate_steps * (jax.device_count() if axis_name else 1)
+        mixing.check_share(config.global_batch_size // shares)
         self._train_step = self.spread.train(
             make_train_step(
                 network,
@@ -93,7 +95,7 @@ class Trainer:
             make_eval_step(network, augment, axis_name=axis_name)
         )
         self._train_data = self._test_data = None
-        if isinstance(dataset.train, Split) and isinstance(dataset.test, Split):
+        if not dataset.is_streamed:
             self._train_data = parallel.place_data(_images(dataset.train))
             self._test_data = parallel.place_data(_images(dataset.test))
 
@@ -129,7 +131,7 @@ class Trainer:
         indices = range(self.spread.seeds)
         return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in indices]
 
-    def batches(self, seeds: Sequence[int], first_step: int) -> Iterator[Batch]:
+    def batches(self, seeds: Sequence[int], first_step: int) -> Generator[Batch, None, None]:
         """What `step` takes, from the step after `first_step` to the last one."""
         return train_batches(
             self.config, self.dataset, self.spread, seeds, first_step, self.total_steps
