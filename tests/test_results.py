@@ -231,7 +231,7 @@ def test_a_part_of_the_test_set_has_its_standard_error_and_the_published_figure_
     assert group["standard_error"] == pytest.approx((0.086 * 0.914 / 1000) ** 0.5, abs=1e-6)
     row = cells(content["out"])
     assert row["error %"] == "8.60 ± 0.28 [±0.89]"
-    assert row["data, tested on"] == "cifar10, test (1,000 of 10,000 images)"
+    assert row["data"] == "cifar10, tested on test (1,000 of 10,000 images)"
     assert row["published %"] == "8.75 (He 2015); 8.64 ± 0.16 (torch-resnet)"
     assert row["parameters"] == f"{find_spec('ResNet20').count_parameters(10):,}"
     assert "arXiv:1512.03385" in content["out"]
@@ -259,7 +259,7 @@ def test_the_curves_are_a_picture_with_text_as_text(pictures):
     root = ElementTree.fromstring(pictures["curves.svg"])
     texts = {"".join(node.itertext()).strip() for node in root.iter() if node.tag.endswith("text")}
     labels = {"Loss", "Error", "Learning rate", "epoch", "wrong images (%)"}
-    labels |= {f"{MODEL} (2 seeds)", "Training on digits, test (360 images)"}
+    labels |= {f"{MODEL} (2 seeds)", "digits, tested on test (360 images)"}
     assert labels <= texts
     pixels = np.asarray(Image.open(io.BytesIO(pictures["curves.png"])).convert("RGB"))
     assert pixels.shape[1] > 1500
@@ -326,6 +326,18 @@ def test_without_matplotlib_the_curves_are_refused_before_anything_is_written(
     assert "flax-resnet[plot]" in capsys.readouterr().err
     assert not (runs / "results.json").exists()
     assert main(["results", str(runs)]) == 0
+
+
+def test_a_terminal_has_a_table_of_its_width(runs, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as Rich says that there is a terminal
+    for width, wide in (("120", False), ("200", True)):
+        monkeypatch.setenv("COLUMNS", width)
+        assert main(["results", str(runs)]) == 0
+        text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+        table = [line for line in text.splitlines() if line[:1] in "┏┃│└"]
+        assert max(map(len, table)) <= int(width)
+        assert MODEL in text
+        assert ("1 cpu device" in text) == wide
 
 
 def test_an_output_that_is_a_file_is_refused(runs, capsys):

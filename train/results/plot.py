@@ -1,6 +1,7 @@
 """Training curves as one picture: loss, error and learning rate, mean and range over the seeds."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +31,10 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "grid.alpha": 0.3,
 }
+_TRAINING: Any = {"linestyle": "--", "linewidth": 1, "alpha": 0.8}
 _RATES_SHOWN = 1e-3  # least learning rate, as a part of the greatest: a cosine ends at zero
 _TICKS = (1, 2, 5)  # of each power of ten
+_LEGEND_COLUMNS = 4
 
 
 def draw(groups: Sequence[Group]) -> dict[str, bytes]:
@@ -41,14 +44,16 @@ def draw(groups: Sequence[Group]) -> dict[str, bytes]:
     least to the greatest value of the seeds' tests.
     """
     with rc_context(_STYLE):
-        figure = Figure(figsize=(11, 4.4), dpi=160, layout="constrained")
+        legend = _legend_entries(groups)
+        height = 4.0 + 0.2 * math.ceil(len(legend) / _LEGEND_COLUMNS)
+        figure = Figure(figsize=(11, height), dpi=160, layout="constrained")
         FigureCanvasAgg(figure)
         loss, error, rate = figure.subplots(1, 3)
         widths = np.linspace(1.6, 4.5, len(groups))[::-1]  # equal schedules do not hide each other
         for group, colour, width in zip(groups, _colours(len(groups)), widths, strict=True):
             for axes, name in ((loss, "loss"), (error, "error")):
                 unit = 100 if name == "error" else 1
-                _line(axes, curve(group, "train", name), colour, unit, linestyle="--", linewidth=1)
+                _line(axes, curve(group, "train", name), colour, unit, **_TRAINING)
                 _line(axes, curve(group, "test", name), colour, unit, has_band=True)
             rates = curve(group, "train", "learning_rate", is_exact=True)
             _line(rate, rates, colour, linewidth=width)
@@ -56,8 +61,10 @@ def draw(groups: Sequence[Group]) -> dict[str, bytes]:
         _finish(error, "Error", "wrong images (%)", top=100)
         _finish(rate, "Learning rate", "learning rate", shown=_RATES_SHOWN)
         tested = dict.fromkeys(tested_on(group) for group in groups)
-        figure.suptitle(f"Training on {'; '.join(tested)}", fontweight="bold")
-        _add_legend(figure, groups)
+        figure.suptitle("; ".join(tested), fontweight="bold")
+        figure.legend(
+            handles=legend, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False
+        )
         return {name: _render(figure, name) for name in FORMATS}
 
 
@@ -103,20 +110,18 @@ def _finish(axes: Any, title: str, unit: str, *, top: float = np.inf, shown: flo
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _add_legend(figure: Figure, groups: Sequence[Group]) -> None:
-    colours = _colours(len(groups))
+def _legend_entries(groups: Sequence[Group]) -> list[Line2D]:
     says_data = len({tested_on(group) for group in groups}) > 1
     entries = [
         Line2D([], [], color=colour, linewidth=1.8, label=label(group, says_data=says_data))
-        for group, colour in zip(groups, colours, strict=True)
+        for group, colour in zip(groups, _colours(len(groups)), strict=True)
     ]
-    entries += [
-        Line2D([], [], color="0.3", linewidth=1.8, label="test, with the range over seeds"),
-        Line2D(
-            [], [], color="0.3", linewidth=1, linestyle="--", label="training, mean of an epoch"
-        ),
+    grey: Any = {"color": "0.3"}
+    return [
+        *entries,
+        Line2D([], [], **grey, linewidth=1.8, label="test, with the range over seeds"),
+        Line2D([], [], **grey, **_TRAINING, label="training, mean of an epoch"),
     ]
-    figure.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False)
 
 
 def _render(figure: Figure, name: str) -> bytes:

@@ -11,8 +11,9 @@ from train.report import duration
 from train.results.groups import Group, Statistics
 
 _NONE = "—"
-_TEXT = ("model", "with", "data, tested on", "published %", "device")  # aligned left
-_WIDE = ("differ", "time", "device")  # columns that only a wide terminal shows
+_TEXT = ("model", "with", "data", "published %", "device")  # aligned left
+_WRAPPED = ("with", "data", "published %", "device")
+_WIDE = ("steps", "torch twin %", "differ", "time", "device")  # only on a wide terminal
 _WIDE_TERMINAL = 160
 
 
@@ -28,7 +29,7 @@ def cells(group: Group) -> dict[str, str]:
         "model": run.config.model,
         "with": ", ".join(f"{name} {value}" for name, value in group.options.items()),
         "parameters": _NONE if group.parameters is None else f"{group.parameters:,}",
-        "data, tested on": tested_on(group),
+        "data": tested_on(group),
         "epochs": f"{group.epochs:.4g}",
         "steps": f"{run.total_steps:,}",
         "runs": _runs(group),
@@ -89,11 +90,16 @@ def print_table(groups: list[Group]) -> None:
         print(as_markdown(groups), end="")
         return
     rows = _rows(groups)
-    hidden = () if console.width >= _WIDE_TERMINAL else _WIDE
+    hidden: set[str] = set() if console.width >= _WIDE_TERMINAL else set(_WIDE)
+    title = None
+    if len({row["data"] for row in rows}) == 1:
+        title = rows[0]["data"]
+        hidden.add("data")
     headings = [name for name in rows[0] if name not in hidden]
-    table = Table()
+    table = Table(title=title, title_justify="left")
     for name in headings:
-        table.add_column(name, justify="left" if name in _TEXT else "right")
+        side = "left" if name in _TEXT else "right"
+        table.add_column(name, justify=side, no_wrap=name not in _WRAPPED)
     for row in rows:
         table.add_row(*(row[name] for name in headings))
     console.print(table, markup=False)
@@ -125,7 +131,7 @@ def _rule(headings: list[str], widths: list[int]) -> str:
 
 
 def tested_on(group: Group) -> str:
-    """`cifar10, test (1,000 of 10,000 images)`."""
+    """`cifar10, tested on test (1,000 of 10,000 images)`."""
     run = group.first
     if run.test_images is None:
         count = ""
@@ -133,7 +139,7 @@ def tested_on(group: Group) -> str:
         count = f" ({run.test_images:,} of {group.whole_test_size:,} images)"
     else:
         count = f" ({run.test_images:,} images)"
-    return f"{run.config.data}, {run.test_name}{count}"
+    return f"{run.config.data}, tested on {run.test_name}{count}"
 
 
 def _runs(group: Group) -> str:
