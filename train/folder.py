@@ -19,6 +19,7 @@ from train.errors import UserError
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 _CONFIG = "config.json"
+_SEEDS = "seeds.json"  # the same for the runs of several seeds, which have a folder each
 _PACKAGES = ("flax-resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -37,7 +38,7 @@ def choose_folder(config: Config) -> Path:
     if config.resume:
         if not folder.is_dir():
             raise UserError(f"--run-dir {folder} does not exist: there is no run to resume")
-        if not (folder / CHECKPOINTS).is_dir() and not (folder / _CONFIG).exists():
+        if not (folder / CHECKPOINTS).is_dir() and not _config_file(folder).exists():
             raise UserError(f"--run-dir {folder} holds no run to resume")
     elif folder.is_dir() and any(folder.iterdir()):
         if not config.overwrite:
@@ -74,8 +75,8 @@ def unfinished_seeds(folder: Path, config: Config) -> list[int]:
 def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
     """Makes the folder, empty unless the run is resumed, and those of its seeds' runs.
 
-    Each says in its `config.json` what is run, on how much data (`train_images`, `total_steps`), by
-    which versions, commit and command, on what (`devices`).
+    Each says in its `config.json` what is run, by which versions, commit and command, and `facts`:
+    on how much data, for how many steps, on which devices.
 
     Raises:
         UserError: a folder cannot be made or written.
@@ -84,17 +85,20 @@ def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
         if config.overwrite and folder.is_dir():
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_config(folder, config, facts)
-        for seed in config.seed_list if config.seeds is not None else ():
+        if config.seeds is None:
+            _write_config(folder / _CONFIG, config, facts)
+            return
+        _write_config(folder / _SEEDS, config, facts)
+        for seed in config.seed_list:
             place = seed_folder(folder, config, seed)
             place.mkdir(exist_ok=True)
             own = dataclasses.replace(config, seed=seed, seeds=None, run_dir=place)
-            _write_config(place, own, facts)
+            _write_config(place / _CONFIG, own, facts)
     except OSError as error:
         raise UserError(f"--run-dir {folder}: {error}") from error
 
 
-def _write_config(folder: Path, config: Config, facts: dict[str, Any]) -> None:
+def _write_config(path: Path, config: Config, facts: dict[str, Any]) -> None:
     versions = {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}}
     content = {
         "config": config.to_json(),
@@ -103,7 +107,7 @@ def _write_config(folder: Path, config: Config, facts: dict[str, Any]) -> None:
         "commit": _commit(),
         "command": shlex.join(sys.argv),
     }
-    write_json(folder / _CONFIG, content)
+    write_json(path, content)
 
 
 def _commit() -> str | None:
@@ -123,14 +127,14 @@ def saved_config(folder: Path) -> Config | None:
     Raises:
         UserError: the file is damaged, or of another version.
     """
-    if not (folder / _CONFIG).exists():
+    if not _config_file(folder).exists():
         return None
     try:
         fields = _read_own(folder)["config"]
         return Config.from_json(fields)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{folder / _CONFIG} cannot be resumed from: {error or type(error).__name__}"
+            f"{_config_file(folder)} cannot be resumed from: {error or type(error).__name__}"
         ) from error
 
 
@@ -140,7 +144,7 @@ def check_same_data(folder: Path, train_images: int) -> None:
     Raises:
         UserError: the folder says that there were more or fewer.
     """
-    if not (folder / _CONFIG).exists():
+    if not _config_file(folder).exists():
         return  # imported weights
     before = _read_own(folder).get("train_images", train_images)
     if before != train_images:
@@ -150,9 +154,14 @@ def check_same_data(folder: Path, train_images: int) -> None:
         )
 
 
+def _config_file(folder: Path) -> Path:
+    several = folder / _SEEDS
+    return several if several.exists() else folder / _CONFIG
+
+
 def _read_own(folder: Path) -> dict[str, Any]:
-    """The content of a `config.json` that this trainer wrote; a ValueError if it did not."""
-    content = json.loads((folder / _CONFIG).read_text())
+    """What this trainer wrote of a run or of several; a ValueError if it did not."""
+    content = json.loads(_config_file(folder).read_text())
     if not isinstance(content, dict) or "flax-resnet" not in content.get("versions", ()):
         raise ValueError("it was not written by this trainer")
     return content

@@ -9,7 +9,13 @@ from train import export, parallel
 from train.config import Config
 from train.data import Dataset, load_dataset
 from train.errors import StoppedError, UserError
-from train.folder import begin_folder, choose_folder, seed_folder, unfinished_seeds
+from train.folder import (
+    begin_folder,
+    check_same_data,
+    choose_folder,
+    seed_folder,
+    unfinished_seeds,
+)
 from train.network import Arrays
 from train.profile import Profile
 from train.progress import Progress
@@ -48,12 +54,16 @@ def train(config: Config) -> list[Result]:
         seeds = unfinished_seeds(folder, config)
         if not seeds:
             raise UserError(f"--run-dir {folder}: the runs of all seeds are finished")
+        if config.resume:
+            check_same_data(folder, len(dataset.train))
         trainer, groups = arrange(config, dataset, seeds, weights, display.say)
         if parallel.is_first_process():
             begin_folder(
                 folder,
                 trainer.config,
                 train_images=len(dataset.train),
+                test_images=len(dataset.test),
+                test_name=dataset.test_name,
                 total_steps=trainer.total_steps,
                 devices=devices,
             )

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
@@ -15,8 +14,6 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-
-from train.metrics import MetricsLog
 
 _SPEED_SECONDS = 300  # of steps by which the bar foretells: whole epochs may come in one call
 
@@ -171,31 +168,3 @@ class Stopwatch:
         """Seconds to go at the pace so far, when `done` of `total` (of anything) are done."""
         passed = time.perf_counter() - self._start
         return passed / done * (total - done) if done > 0 else None
-
-
-class Report:
-    """The display and the log of a single run, in one."""
-
-    def __init__(self, run_dir: Path, *, start_step: int, total_steps: int):
-        self._log = MetricsLog(run_dir, start_step=start_step)
-        self._display = Display()
-        self._steps = total_steps, start_step
-
-    def __enter__(self) -> "Report":
-        self._display.begin(*self._steps)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._display.__exit__()
-        self._log.close()
-
-    def say(self, line: str) -> None:
-        self._display.say(line)
-
-    def advance(self, step: int) -> None:
-        self._display.advance(step)
-
-    def metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
-        self._log.write(step, kind, values)
-        if kind == "train":
-            self._display.show([values])

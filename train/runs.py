@@ -12,7 +12,7 @@ from typing import Any
 from train import export, parallel
 from train.checkpoint import Checkpoints
 from train.data import image_dtype
-from train.folder import check_same_data, write_json
+from train.folder import RESULT, write_json
 from train.metrics import MetricsLog
 from train.step import TrainState, averaged
 from train.trainer import Score, Trainer
@@ -75,8 +75,10 @@ class Run:
         def read() -> TrainState:
             if self.checkpoints is None:  # the first process tells
                 return fresh
-            check_same_data(self.folder, len(self._trainer.dataset.train))
-            return self.checkpoints.restore(fresh, step)
+            if step is None and self.checkpoints.latest_step() is None:
+                self._say(f"{self.folder} holds no checkpoint yet: it starts from the beginning")
+                return fresh
+            return self.checkpoints.restore(fresh, step=step)
 
         return parallel.from_first_process(read)
 
@@ -156,7 +158,7 @@ def finish(
         exported=exported.name,
         parity=parity,
     )
-    write_json(run.folder / "result.json", dataclasses.asdict(result))
+    write_json(run.folder / RESULT, dataclasses.asdict(result))
     say(
         f"test error {score.error:.2%} (best {best_error:.2%} after step {best_step}), "
         f"{result.seconds:.0f} s in all"

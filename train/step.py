@@ -110,7 +110,7 @@ def make_train_step(
         if ema_decay is not None and state.ema is not None:
             new = new._replace(ema=average(state.ema, {**new.params, **statistics}, ema_decay))
         if skips_nonfinite:
-            new = _where(jnp.isfinite(loss + optax.global_norm(gradients)), new, state)
+            new = _where(jnp.isfinite(loss + optax.tree.norm(gradients)), new, state)
         new = new._replace(step=state.step + 1)
         return new, Metrics(loss, error, new.skipped)
 
