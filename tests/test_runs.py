@@ -26,7 +26,7 @@ from train import optimizer
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.errors import UserError
-from train.folder import write_config
+from train.folder import begin_folder
 from train.recipes import RECIPES
 
 TOLERANCE = 1e-9
@@ -286,7 +286,7 @@ BEYOND_SGD: dict[str, Any] = {
 
 def test_a_run_whose_steps_torchs_sgd_does_not_make_is_refused_with_all_reasons(tmp_path):
     config = dataclasses.replace(CONFIG, **BEYOND_SGD)
-    write_config(tmp_path, config, devices="cpu", train_images=380, total_steps=20)
+    begin_folder(tmp_path, config, train_images=380, total_steps=20)
     tiny = ClassifierSpec(ResNetSpec("basic", (1,), (4,), stem_planes=4))
     write_checkpoint(tmp_path, Checkpoint(20, tiny, {"model": {"x": np.ones(1)}}))
     with pytest.raises(convert.ConversionError, match="SGD does not make") as caught:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import jax
 import numpy as np
 
 import convert
@@ -14,8 +13,9 @@ from examples.continue_in_torch import Batches
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.data import Dataset, load_dataset
-from train.folder import write_config
+from train.folder import begin_folder
 from train.recipes import RECIPES
+from train.step import TrainState
 from train.trainer import Trainer
 
 # Warm-up, both drops and the end of an epoch, inside a batch, are within the twenty steps; decay
@@ -50,37 +50,29 @@ class Run:
         with mock.patch("flax_resnet.layers.KAIMING_NORMAL", draw_weights):
             self.trainer = Trainer(config, self.dataset)
         self.batches = Batches(config)
-        folder.mkdir()
-        write_config(
-            folder,
-            config,
-            devices="cpu",
-            train_images=len(self.dataset.train),
-            total_steps=self.trainer.total_steps,
-        )
-        self.states: dict[int, dict[str, Any]] = {}
-        self.template = jax.tree.map(lambda leaf: leaf.copy(), self.trainer.first_state)
-        for step, state in self.train(folder, self.trainer.first_state):
-            self.states[step] = state
+        begin_folder(folder, config, train_images=len(self.dataset.train), total_steps=20)
+        (self.template,) = self.trainer.first_states([config.seed])
+        self.states: dict[int, dict[str, Any]] = dict(self.train(folder, self.template))
 
-    def train(self, folder: Path, state: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    def train(self, folder: Path, state: TrainState) -> Iterator[tuple[int, dict[str, Any]]]:
         """To step 20 in JAX, with a checkpoint each ten steps, read back by the converter."""
-        with Checkpoints(
-            folder, self.trainer.classifier, self.dataset.preprocessing
-        ) as checkpoints:
-            for step in range(int(state.step), 21):
+        trainer, first_step = self.trainer, int(state.step)
+        placed, batches = trainer.place([state]), trainer.batches([self.config.seed], first_step)
+        with self.checkpoints(folder) as checkpoints:
+            for step in range(first_step, 21):
                 if step % 10 == 0:
                     if step not in {int(p.name) for p in checkpoints.folder.iterdir()}:
-                        checkpoints.save(state)
+                        checkpoints.save(*trainer.to_host(placed))
                         checkpoints.wait()
                     yield step, convert.run_to_torch(folder, step)
                 if step < 20:
-                    state, _ = self.trainer.step(state, step)
+                    placed, _ = trainer.step(placed, next(batches))
 
     def resume(self, folder: Path) -> dict[str, Any]:
         """From a folder's newest checkpoint to step 20 in JAX."""
-        with Checkpoints(
-            folder, self.trainer.classifier, self.dataset.preprocessing
-        ) as checkpoints:
+        with self.checkpoints(folder) as checkpoints:
             state = checkpoints.restore(self.template)
         return dict(self.train(folder, state))[20]
+
+    def checkpoints(self, folder: Path) -> Checkpoints:
+        return Checkpoints(folder, self.trainer.classifier, self.dataset.preprocessing)
