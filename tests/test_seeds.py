@@ -1,0 +1,79 @@
+"""Several seeds at once: each is the run that it would be alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import assert_refused, run
+from tests.run_folders import arrays, assert_same, largest_difference, metrics
+from tests.test_run import train
+
+MODEL = ("--model", "WideResNet16-1-0.0")
+SHORT = ("digits", *MODEL, "--max-steps", "20", "--log-every-steps", "5", "--ema-decay", "0.9")
+EXACT = ("--precision", "f64")
+SEEDS = ("--seeds", "7,111", "--run-dir", "many")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Runs of one seed each, in float64."""
+    folder = tmp_path_factory.mktemp("alone")
+    for seed in (7, 111):
+        train(folder, *SHORT, *EXACT, "--seed", str(seed), "--run-dir", str(seed))
+    return {seed: folder / str(seed) for seed in (7, 111)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "devices", "bound"), [("turns", 1, 0.0), ("vmap", 1, 1e-12), ("devices", 2, 1e-12)]
+)
+@pytest.mark.xdist_group("seeds")
+def test_a_seed_among_others_is_the_run_that_it_is_alone(alone, mode, devices, bound, tmp_path):
+    output = train(tmp_path, *SHORT, *EXACT, *SEEDS, "--seeds-mode", mode, devices=devices)
+    for seed, expected in alone.items():
+        folder = tmp_path / "many" / f"seed-{seed}"
+        reached = largest_difference(folder, expected)
+        print(f"seeds {mode}: largest relative difference after 20 steps {reached:.1e}")
+        assert reached <= bound
+        if bound == 0:
+            assert_same(folder, expected)
+        steps = [(line["step"], line["kind"]) for line in metrics(folder)]
+        assert steps == [(line["step"], line["kind"]) for line in metrics(expected)]
+        result = json.loads((folder / "result.json").read_text())
+        assert result["seed"] == seed
+        assert result["parity"]["different_predictions"] == 0
+        assert (folder / "model.safetensors").is_file()
+    assert f"{mode}" in output or mode == "turns"
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("seeds")
+def test_a_measurement_chooses_how_seeds_are_trained_and_a_resumed_run_goes_on_so(tmp_path):
+    arguments = (*SHORT, *SEEDS, "--max-steps", "6", "--checkpoint-every-steps", "2")
+    output = train(tmp_path, *arguments)
+    assert "one step of 2 seeds: turns" in output
+    assert "taking " in output
+    saved = json.loads((tmp_path / "many" / "seeds.json").read_text())["config"]
+    assert saved["seeds_mode"] in ("turns", "vmap")
+    assert saved["seeds"] == "7,111"
+    again = run("train", "--resume", "--run-dir", "many", cwd=tmp_path)
+    assert_refused(again, "many", "finished")
+    # a seed's own folder is a run like any other
+    longer = train(tmp_path, "--resume", "--run-dir", "many/seed-7", "--max-steps", "8")
+    assert "resumed at 6" in longer
+    assert "model/head.bias" in arrays(tmp_path / "many" / "seed-7", 8)
+
+
+def test_seeds_that_cannot_be_are_refused(tmp_path):
+    cases: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
+        (("--seeds", "1,x"), ("--seeds", "1,x")),
+        (("--seeds", "3,3"), ("twice",)),
+        (("--seeds", "0"), ("--seeds",)),
+        (("--seeds", "2", "--seeds-mode", "devices"), ("--seeds-mode devices", "turns or vmap")),
+    ]
+    for arguments, parts in cases:
+        result: Any = run("train", "digits", *arguments, "--run-dir", "a", cwd=tmp_path)
+        assert_refused(result, *parts)
+        assert not (tmp_path / "a").exists()

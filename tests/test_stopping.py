@@ -1,0 +1,90 @@
+"""A run that is asked to stop, or that cannot go on: what it has is saved, and it says so."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands import run
+from tests.run_folders import assert_same
+from tests.test_processes import until
+from tests.test_run import train
+
+MODEL = ("digits", "--model", "WideResNet16-1-0.0", "--log-every-steps", "1")
+
+
+def start(folder: Path, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", *arguments],
+        cwd=folder,
+        env={**os.environ, "XLA_FLAGS": flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "devices", "arguments"),
+    [
+        (signal.SIGTERM, 1, ("--precision", "bf16", "--ema-decay", "0.9")),
+        (signal.SIGINT, 2, ("--accumulate-steps", "2", "--nesterov")),
+    ],
+    ids=["SIGTERM bf16", "SIGINT two devices"],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(number, devices, arguments, tmp_path):
+    command = (*MODEL, *arguments, "--max-steps", "40")
+    process = start(tmp_path, *command, "--run-dir", "a", devices=devices)
+    log = tmp_path / "a" / "metrics.jsonl"
+    until(lambda: log.exists() and len(log.read_text().splitlines()) > 2)
+    lines_before = len(log.read_text().splitlines())
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert f"stopped by {signal.Signals(number).name} after step" in err
+    assert "Traceback" not in err
+    step = int(err.partition("after step ")[2].split(",")[0])
+    assert lines_before <= step < 40
+    assert (tmp_path / "a" / "checkpoints" / str(step)).is_dir()
+    output = train(tmp_path, "--resume", "--run-dir", "a", devices=devices)
+    assert f"resumed at {step}" in output
+    train(tmp_path, *command, "--run-dir", "b", devices=devices)
+    assert_same(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_eight_devices_goes_on_on_one_two_and_four(tmp_path):
+    arguments = (*MODEL, "--max-steps", "4", "--global-batch-size", "64", "--run-dir", "a")
+    train(tmp_path, *arguments, devices=8)
+    for number, devices in enumerate((4, 2, 1), start=1):
+        steps = str(4 + 2 * number)
+        resume = ("--resume", "--run-dir", "a", "--max-steps", steps)
+        output = train(tmp_path, *resume, devices=devices)
+        assert f"resumed at {4 + 2 * (number - 1)}" in output
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_within_a_logging_interval(tmp_path):
+    train(tmp_path, *MODEL, "--max-steps", "2", "--run-dir", "a")
+    resume = ("--resume", "--run-dir", "a", "--max-steps", "100", "--warmup-steps", "0")
+    result = run(
+        "train", *resume, "--learning-rate", "1e30", "--log-every-steps", "10", cwd=tmp_path
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    step = int(result.stderr.partition("at step ")[2].split(":")[0])
+    assert 2 < step <= 12
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["2"]
+
+
+@pytest.mark.slow
+def test_so_many_steps_as_are_allowed_may_be_left_out(tmp_path):
+    arguments = (*MODEL, "--max-steps", "8", "--learning-rate", "1e30", "--warmup-steps", "0")
+    result = run("train", *arguments, "--skip-nonfinite", "2", "--run-dir", "a", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "3 steps had a loss" in result.stderr
+    assert "--skip-nonfinite allows 2" in result.stderr
