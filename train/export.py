@@ -18,6 +18,7 @@ from train.data import Dataset, normalise
 
 FILE = "model.safetensors"
 _BATCH = 250
+_STREAMED_IMAGES = 500
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,12 @@ def export(run_dir: Path, model: Any, preprocessing: Preprocessing) -> Path:
 
 
 def check_parity(path: Path, model: Any, dataset: Dataset, dtype: Any) -> Parity:
-    """Loads the file into the torch twin and runs the test set through both, as `dtype`."""
-    images, labels = normalise(dataset.test.images, dataset, dtype), dataset.test.labels
+    """Loads the file into the torch twin and runs the test set through both, as `dtype`.
+
+    Of a streamed test set only the first images.
+    """
+    test = dataset.test.head(_STREAMED_IMAGES) if dataset.is_streamed else dataset.test
+    images, labels = normalise(test.images, dataset, dtype), test.labels
     flax_logits = _run_flax(model, images)
     torch_logits = _run_torch(convert.load(path, backend="torch"), images)
     flax_classes, torch_classes = flax_logits.argmax(1), torch_logits.argmax(1)
