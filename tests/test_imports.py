@@ -16,6 +16,10 @@ ALLOWED = {
         "forbidden": TORCH,
         "ours": {"resnet_spec", "flax_resnet", "train", "convert"},
     },
+    "train.input.load": {
+        "forbidden": (*TORCH, "tensorflow"),
+        "ours": {"resnet_spec", "train"},
+    },
     "train.step": {"forbidden": TORCH, "ours": {"resnet_spec", "flax_resnet", "train"}},
     "train.results": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "train"}},
     "train.__main__": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "train"}},

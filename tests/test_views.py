@@ -1,6 +1,7 @@
 """Random crops and RandAugment: their bounds, their randomness, and torchvision's operations."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_an_operation_is_torchvisions(name):
     from torchvision.transforms import InterpolationMode, RandAugment
     from torchvision.transforms.autoaugment import _apply_op
 
-    picture = Image.fromarray(make_pixels(height=224, width=224))
+    picture: Any = Image.fromarray(make_pixels(height=224, width=224))
     magnitudes, has_sign = RandAugment()._augmentation_space(31, (224, 224))[name]
     for bin_, sign in [(0, 1), (9, 1), (9, -1), (17, 1), (30, 1), (30, -1)]:
         magnitude = float(magnitudes[bin_]) if magnitudes.ndim else 0.0
