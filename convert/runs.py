@@ -40,7 +40,8 @@ def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
     - `config`, `total_steps`: the run's configuration, and its length.
     - `step`: how many steps are done.
     - `rng`: the seed and the position in the data, see `rng_at`. The images of a step and their
-      augmentation are functions of seed and step; dropout each framework draws by itself.
+      augmentation are functions of seed and step; dropout and stochastic depth each framework
+      draws by itself.
     - `model`, `ema`: state dicts of the twin; `ema` is None where the run keeps no average.
     - `optimizer`: a state dict of `torch.optim.SGD` with two groups: the parameters of more than
       one axis, which decay, and the rest, both in the order of `model.parameters()`.

@@ -13,6 +13,7 @@ from flax import nnx
 import convert
 import flax_resnet
 import torch_resnet
+from convert.diff import compare
 from convert.models import build_flax, build_torch
 from flax_resnet.stochastic_depth import BranchDropRate
 from resnet_spec import ClassifierSpec, ResNetSpec, branch_drop_rates
@@ -203,6 +204,17 @@ def test_weights_and_files_do_not_differ_by_it(tmp_path):
     assert set(theirs) == set(
         convert.to_layout(make_named(0.0).state_dict(), "ResNet18", "torchvision")
     )
+
+
+def test_twins_are_compared_without_it():
+    models = twins(small(stage_depths=(1, 1), stochastic_depth=0.9))
+    comparison = compare(*reversed(models), random_images(3, 8))
+    assert comparison.verdict.same, comparison.verdict.reasons
+    names = [row.name for row in comparison.sections["train"]]
+    assert "stages.1.0.bn2" in names
+    assert not [name for name in names if "stochastic" in name]
+    assert models[1].stages[1][0].stochastic_depth.rate == 0.9  # the models are as they were
+    assert models[0].stages[1][0].stochastic_depth.is_used
 
 
 def make_named(rate: float) -> Any:

@@ -45,7 +45,7 @@ def compare(
     """Compares the outputs of every layer, gradients, statistics and weights of two networks.
 
     Both are copied, and run in float64 and in `precision`: in eval mode, then one step in train
-    mode, without dropout and without compilation. All outputs of one mode are in memory at once,
+    mode, drawing nothing at random, uncompiled. All outputs of one mode are in memory at once,
     of two networks in two precisions: keep the batch small.
 
     Args:

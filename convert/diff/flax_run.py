@@ -12,7 +12,7 @@ from flax import nnx
 from convert import leaves
 from convert.diff.precision import DTYPES, Device, Precision
 from convert.diff.runs import OUTPUT, Arrays, Loss, TrainStep
-from flax_resnet import BatchNorm
+from flax_resnet import BatchNorm, StochasticDepth
 from flax_resnet.variables import named_variables
 
 
@@ -84,9 +84,11 @@ _NORMS = (BatchNorm, nnx.BatchNorm)
 
 
 def _run_plainly(module: Any) -> None:
-    """Without dropout, scans and mapped axes, in the precision of inputs and parameters."""
+    """Without random draws, scans and mapped axes, in the precision of inputs and parameters."""
     if isinstance(module, nnx.Dropout):
         module.rate = 0.0
+    if isinstance(module, StochasticDepth):
+        module.is_used = False
     plain = {"scan_blocks": False, "remat": False, "axis_name": None, "dtype": None}
     for name in plain.keys() & vars(module).keys():
         setattr(module, name, plain[name])

@@ -33,7 +33,7 @@ class Run(Protocol):
         ...
 
     def train(self, images: np.ndarray, loss: "Loss") -> TrainStep:
-        """One step in train mode, without an update of the weights; dropout is off."""
+        """One step in train mode, without an update of the weights; nothing is drawn at random."""
         ...
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from convert.arrays import to_numpy
 from convert.diff.precision import DTYPES, Device, Precision
 from convert.diff.runs import OUTPUT, Arrays, Loss, TrainStep
+from torch_resnet import StochasticDepth
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 _DROPOUTS = nn.modules.dropout._DropoutNd
@@ -36,6 +37,8 @@ class TorchRun:
                 module.float()  # as the Flax twin: statistics are never less than float32
             elif isinstance(module, _DROPOUTS):
                 module.p = 0.0
+            elif isinstance(module, StochasticDepth):
+                module.rate = 0.0
         self._model.zero_grad(set_to_none=True)
         self._model.requires_grad_(True)
 
