@@ -53,8 +53,7 @@ class Progress:
         losses, errors, skipped = (np.atleast_1d(a).tolist() for a in jax.device_get(metrics))
         self._train_losses = losses
         config = self._trainer.config
-        images = (step - self._first_step - 1) * config.global_batch_size * len(self._runs)
-        self._rate = self._stopwatch.read(images)
+        self._rate = self._stopwatch.read(self._images(step))
         common = {
             "learning_rate": self._trainer.learning_rate(step - 1),
             "images_per_second": self._rate,
@@ -67,6 +66,11 @@ class Progress:
             run.log(step, "train", values)
             lines.append(values)
         self._display.show(lines)
+
+    def _images(self, step: int) -> int:
+        """Of all runs, since the first step was compiled."""
+        size = self._trainer.config.global_batch_size
+        return (step - self._first_step - 1) * size * len(self._runs)
 
     def test(
         self, step: int, scores: Sequence[Score], averages: Sequence[Score] | None
@@ -99,4 +103,5 @@ class Progress:
                 left=self._stopwatch.left(done, total - self._first_step - 1),
             )
         )
+        self._stopwatch.read(self._images(step))  # the test is no part of the next rate
         return chosen

@@ -141,7 +141,7 @@ def finish(
         say(str(parity))
     else:
         say("no parity check: install flax-resnet[torch] to run the torch twin")
-    best_step, best_error = run.checkpoints.best()
+    best_step, best_error = run.checkpoints.best() or (int(state.step), score.error)
     streams = (dataset.train, dataset.test) if dataset.is_streamed else ()
     result = Result(
         seed=run.seed,

@@ -4,6 +4,7 @@ A vmap over weights makes of each convolution a grouped one, which can be slower
 convolutions in turn; a measurement decides, not a rule.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -70,6 +71,8 @@ def _possible(config: Config, dataset: Dataset, count: int) -> list[Mode]:
 def _trainer(
     config: Config, dataset: Dataset, seeds: Sequence[int], weights: Arrays, mode: Mode
 ) -> Trainer:
+    if len(seeds) > 1:  # said in the run's folder: a resumed run goes on in the same way
+        config = dataclasses.replace(config, seeds_mode=mode)
     together = None if mode == "turns" else len(seeds)
     over = "seeds" if mode == "devices" else "batch"
     return Trainer(config, dataset, together=together, over=over, weights=weights)
