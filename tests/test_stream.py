@@ -181,7 +181,7 @@ def test_the_threads_end_with_the_iterator(files, end):
         train(stream)
     elif end != "never begun":
         next(batches)
-        assert count_threads() == 4
+        assert 1 <= count_threads() <= 4  # begun as they are needed
     if end == "closed":
         batches.close()
     elif end == "failed":
