@@ -108,7 +108,7 @@ def test_a_test_counts_every_image_once_whatever_the_batch(files, batch):
 
 def test_a_damaged_image_is_replaced_in_training_and_left_out_of_a_test(files):
     broken = {**dict(enumerate(damaged(files[0]).values())), COUNT - 1: b"\xff\xd8\xff"}
-    mixed = [broken[i] if i in broken else content for i, content in enumerate(files)]
+    mixed = [broken[i] if i in set(broken) else files[i] for i in range(COUNT)]
     stream = Stream(Memory(mixed), FIELDS)
     batches = train(stream)
     whole = train(Stream(Memory(files), FIELDS))
@@ -181,7 +181,7 @@ def test_the_threads_end_with_the_iterator(files, end):
         train(stream)
     elif end != "never begun":
         next(batches)
-        assert count_threads() == 4
+        assert 1 <= count_threads() <= 4  # begun as they are needed
     if end == "closed":
         batches.close()
     elif end == "failed":

@@ -17,7 +17,7 @@ from train.input.views import test_view, train_view
 
 _PART = 16  # images that one thread decodes at a time: grain takes 0.1 ms for each task
 _BATCHES_AHEAD = 2
-View = Callable[[bytes], np.ndarray]
+View = tuple[np.ndarray, int]  # an image as the network sees it, and its label
 
 
 class Batch(NamedTuple):
@@ -76,38 +76,39 @@ class Stream:
             UserError: no image of the split can be read.
         """
 
-        def load(step: int, place: int) -> tuple[np.ndarray, int]:
-            order = batch_indices(seed, first_step + step, batch_size, len(self))
-            return self._train_image(int(order[place]), (seed, first_step + step, place))
+        def load(batch: int, places: list[int]) -> list[View]:
+            step = first_step + batch
+            order = batch_indices(seed, step, batch_size, len(self))
+            return [self._train_image(int(order[p]), (seed, step, p)) for p in places]
 
         return self._batches([np.asarray(rows)] * (last_step - first_step), load)
 
     def test_batches(self, indices: Sequence[np.ndarray]) -> Iterator[Batch]:
         """One batch for each array of indices (n,), in which -1 is padding."""
-        return self._batches(indices, lambda _, index: self._test_image(index))
+        return self._batches(indices, lambda _, part: [self._test_image(i) for i in part])
 
     def head(self, count: int) -> Split:
         """Those of the first `count` images that can be read, as a test sees them."""
         batch = next(self.test_batches([np.arange(min(count, len(self)))]))
         return Split(batch.images[batch.counts], batch.labels[batch.counts])
 
-    def _train_image(self, index: int, key: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    def _train_image(self, index: int, key: tuple[int, ...]) -> View:
         for offset in range(len(self)):
-            image = self._read(
+            view = self._read(
                 (index + offset) % len(self),
                 # anew for each try: what a damaged image drew must not show in the next one
                 lambda data: train_view(data, np.random.default_rng(key), self._fields),
             )
-            if image is not None:
-                return image
+            if view is not None:
+                return view
         name, reason = next(iter(self.skipped.items()))
         raise UserError(f"none of {len(self)} images can be read; {name}: {reason}")
 
-    def _test_image(self, index: int) -> tuple[np.ndarray, int] | None:
+    def _test_image(self, index: int) -> View | None:
         return None if index < 0 else self._read(index, lambda data: test_view(data, self._fields))
 
-    def _read(self, index: int, view: View) -> tuple[np.ndarray, int] | None:
-        """An image and its label; None for one that is damaged, which is noted down."""
+    def _read(self, index: int, view: Callable[[bytes], np.ndarray]) -> View | None:
+        """None for an image that is damaged, which is noted down."""
         try:
             data, label = self._source.read(index)
         except Exception as error:  # of the file system, of array_record, of a damaged record
@@ -123,7 +124,7 @@ class Stream:
     def _batches(
         self,
         places: Sequence[np.ndarray],
-        load: Callable[[int, int], tuple[np.ndarray, int] | None],
+        load: Callable[[int, list[int]], Sequence[View | None]],
     ) -> Iterator[Batch]:
         """A batch for each array of places, put together from parts that the threads load."""
         parts_per_batch = math.ceil(max(map(len, places), default=0) / _PART)
@@ -131,7 +132,7 @@ class Stream:
         def load_part(number: int) -> Batch:
             batch, part = divmod(number, parts_per_batch)
             mine = places[batch][part * _PART : (part + 1) * _PART]
-            return _stack([load(batch, int(place)) for place in mine], self.image_shape)
+            return _stack(load(batch, mine.tolist()), self.image_shape)
 
         threads = self._fields.read_threads
         ahead = max(threads, _BATCHES_AHEAD * parts_per_batch)
@@ -144,7 +145,7 @@ class Stream:
                 yield Batch(*map(np.concatenate, zip(*batch, strict=True)))
 
 
-def _stack(views: list[tuple[np.ndarray, int] | None], shape: tuple[int, int, int]) -> Batch:
+def _stack(views: Sequence[View | None], shape: tuple[int, int, int]) -> Batch:
     batch = Batch(
         np.zeros((len(views), *shape), np.uint8),
         np.zeros(len(views), np.int32),
