@@ -1,7 +1,7 @@
-"""The checkpoints in a training run's folder: Orbax items of named arrays, and the model they are.
+"""The checkpoints in a training run's folder: `<run>/checkpoints/<step>`.
 
-The layout is `train.checkpoint`'s: `<run>/checkpoints/<step>/{model,description,optimizer,ema}`.
-Nothing of JAX computes here: arrays stay NumPy's, in their own dtypes.
+What is in one is said in `resnet_spec.checkpoints`. Nothing of JAX computes here: arrays stay
+NumPy's, in their own dtypes.
 """
 
 import contextlib
@@ -14,17 +14,26 @@ from typing import Any, Literal
 
 import numpy as np
 
-from convert import leaves
 from convert.arrays import same_bits, value_problems
 from convert.atomic import sync_folder, sync_tree
 from convert.description import parse_description
 from convert.errors import ConversionError
 from convert.files import Weights
+from convert.leaves import as_flax, as_torch
 from convert.models import check
 from resnet_spec import ClassifierSpec, Preprocessing
+from resnet_spec.checkpoints import (
+    DESCRIPTION,
+    EMA,
+    MODEL,
+    PROGRESS,
+    patient_loops,
+    read_documents,
+    seal,
+    shorten,
+)
 
 FOLDER = "checkpoints"
-MODEL, DESCRIPTION, OPTIMIZER, EMA = "model", "description", "optimizer", "ema"
 
 _PREPROCESSING = "preprocessing"
 
@@ -61,10 +70,10 @@ def read_run(
             or infinite.
     """
     folder = find_checkpoint(run, step)
-    has_average = (folder / EMA).is_dir()
-    if weights == "ema" and not has_average:
+    averaged = has_average(folder)
+    if weights == "ema" and not averaged:
         raise ConversionError(f"{folder} holds no moving average of the weights")
-    item = EMA if has_average and weights != "raw" else MODEL
+    item = EMA if averaged and weights != "raw" else MODEL
     checkpoint = read_checkpoint(folder, (item,))
     arrays = as_torch(checkpoint.items[item])
     check_values(f"{folder} holds what no weights should:", arrays, allow_nonfinite)
@@ -87,38 +96,35 @@ def find_checkpoint(run: Path, step: int | None = None) -> Path:
     return folder / str(steps[-1] if step is None else step)
 
 
+def has_average(folder: Path) -> bool:
+    """Whether a checkpoint's folder was written with a moving average of the weights.
+
+    Raises:
+        ConversionError: it is damaged.
+    """
+    with _naming_damage(folder):
+        return EMA in read_documents(folder).array_items
+
+
 def read_checkpoint(folder: Path, items: tuple[str, ...]) -> Checkpoint:
-    """These items of one checkpoint's folder.
+    """These items of one checkpoint's folder, with their checksums verified where it has any.
 
     Raises:
         ConversionError: one is not there or damaged.
     """
-    import jax
-    import orbax.checkpoint as ocp
-
-    step = int(folder.name)
-    there = [name for name in (MODEL, OPTIMIZER, EMA) if (folder / name).is_dir()]
-    handlers: Any = {name: ocp.PyTreeCheckpointHandler() for name in {*there, *items}}
-    handlers[DESCRIPTION] = ocp.JsonCheckpointHandler()
-    try:
-        with ocp.CheckpointManager(folder.parent.resolve(), item_handlers=handlers) as manager:
-            metadata = manager.item_metadata(step)
-            args: dict[str, Any] = {DESCRIPTION: ocp.args.JsonRestore()}
-            for name in items:
-                tree = dict(metadata[name].tree)
-                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-                args[name] = ocp.args.PyTreeRestore(restore_args=as_numpy)
-            found = manager.restore(step, args=ocp.args.Composite(**args))
-        description = found[DESCRIPTION]
-        classifier = parse_description(description, len(found[items[0]]))
-        preprocessing = description.get(_PREPROCESSING)
+    with _naming_damage(folder):
+        documents = read_documents(folder)
+        if missing := [name for name in items if name not in documents.array_items]:
+            raise ConversionError(f"{folder} holds no {' nor '.join(missing)}")
+        with patient_loops():
+            found = {name: _read_arrays(folder / name) for name in items}
+        documents.verify(found)
+        classifier = parse_description(documents.description, len(found[items[0]]))
+        preprocessing = documents.description.get(_PREPROCESSING)
         if preprocessing is not None:
             preprocessing = Preprocessing.from_json(preprocessing)
             preprocessing.check(classifier)
-    except Exception as error:  # Orbax raises bare Exception, among others, for damaged files
-        reason = str(error).strip().partition("\n")[0]
-        raise ConversionError(f"{folder} is not a whole checkpoint: {reason}") from error
-    return Checkpoint(step, classifier, {name: found[name] for name in items}, preprocessing)
+        return Checkpoint(int(folder.name), classifier, found, preprocessing)
 
 
 def write_run(run: Path, weights: Weights, *, allow_nonfinite: bool = False) -> None:
@@ -165,7 +171,7 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Writes one checkpoint into a run's folder, and reads it back.
 
     Raises:
-        ConversionError: it reads back otherwise than written: Orbax has no checksums of its own.
+        ConversionError: it reads back otherwise than written.
     """
     import orbax.checkpoint as ocp
 
@@ -176,6 +182,7 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.preprocessing is not None:
         description[_PREPROCESSING] = checkpoint.preprocessing.to_json()
     items[DESCRIPTION] = ocp.args.JsonSave(description)
+    items[PROGRESS] = ocp.args.JsonSave(seal({}, description, checkpoint.items))
     manager = ocp.CheckpointManager((run / FOLDER).resolve())
     with contextlib.closing(manager):
         manager.save(checkpoint.step, args=ocp.args.Composite(**items))
@@ -204,26 +211,23 @@ def check_values(what: str, arrays: Arrays, allow_nonfinite: bool = False) -> No
         raise ConversionError(what, problems)
 
 
-def as_torch(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Arrays with Flax's names and axes in torch's, as views where that can be."""
-    return {leaves.torch_name(name): leaves.to_torch(name, array) for name, array in arrays.items()}
+@contextlib.contextmanager
+def _naming_damage(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except ConversionError:
+        raise
+    except Exception as error:  # Orbax raises bare Exception, among others, for damaged files
+        raise ConversionError(f"{folder} is not a whole checkpoint: {shorten(error)}") from error
 
 
-def as_flax(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Arrays with torch's names and axes in Flax's, of memory of their own; counters are int32.
+def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """By the item's handler: a manager would read, and could refuse, what is beside it."""
+    import jax
+    import orbax.checkpoint as ocp
+    from etils import epath  # Orbax's own kind of path
 
-    Raises:
-        ConversionError: a counter is too large.
-    """
-    named: dict[str, np.ndarray] = {}
-    too_large = []
-    for torch_name, array in arrays.items():
-        name = leaves.flax_name(torch_name, array.ndim)
-        if np.issubdtype(array.dtype, np.integer):
-            if array.max() > np.iinfo(np.int32).max:
-                too_large.append(f"{torch_name} is {array.max()}")
-            array = array.astype(np.int32)
-        named[name] = np.array(leaves.to_flax(name, array), order="C")
-    if too_large:
-        raise ConversionError("Flax counts batches in 32 bits:", too_large)
-    return named
+    handler, place = ocp.PyTreeCheckpointHandler(), epath.Path(folder.resolve())
+    tree: Any = dict(handler.metadata(place).tree)
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return dict(handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))

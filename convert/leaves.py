@@ -1,6 +1,10 @@
 """How one array is spelled: Flax's leaf name and axes, and torch's."""
 
+from collections.abc import Mapping
+
 import numpy as np
+
+from convert.errors import ConversionError
 
 # Flax calls a convolution's weight and a normalisation's scale by different names, torch does not.
 _TORCH_LEAVES = {
@@ -48,3 +52,28 @@ def to_flax(name: str, array: np.ndarray) -> np.ndarray:
         case "kernel", ndim if ndim >= 2:  # (out, in, h, w) -> (h, w, in, out), (out, in) -> ...
             return array.transpose(*range(2, ndim), 1, 0)
     return array
+
+
+def as_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays with Flax's names and axes in torch's, as views where that can be."""
+    return {torch_name(name): to_torch(name, array) for name, array in arrays.items()}
+
+
+def as_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays with torch's names and axes in Flax's, of memory of their own; counters are int32.
+
+    Raises:
+        ConversionError: a counter is too large.
+    """
+    named: dict[str, np.ndarray] = {}
+    too_large = []
+    for torch_name, array in arrays.items():
+        name = flax_name(torch_name, array.ndim)
+        if np.issubdtype(array.dtype, np.integer):
+            if array.max() > np.iinfo(np.int32).max:
+                too_large.append(f"{torch_name} is {array.max()}")
+            array = array.astype(np.int32)
+        named[name] = np.array(to_flax(name, array), order="C")
+    if too_large:
+        raise ConversionError("Flax counts batches in 32 bits:", too_large)
+    return named

@@ -9,12 +9,14 @@ import numpy as np
 
 from convert import checkpoints, sgd
 from convert.arrays import is_floating, to_numpy, to_tensor, value_problems
-from convert.checkpoints import EMA, MODEL, OPTIMIZER, Checkpoint
+from convert.checkpoints import Checkpoint
 from convert.description import parse_description
 from convert.errors import ConversionError
+from convert.leaves import as_flax, as_torch
 from convert.models import check, torch_skeleton
 from convert.schedule import make_schedule, resolve
 from resnet_spec import ClassifierSpec, Preprocessing, __version__
+from resnet_spec.checkpoints import EMA, MODEL, OPTIMIZER
 
 Arrays = Mapping[str, np.ndarray]
 _KEYS = (
@@ -60,8 +62,8 @@ def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
     items = (MODEL, OPTIMIZER, EMA) if has_average else (MODEL, OPTIMIZER)
     checkpoint = checkpoints.read_checkpoint(folder, items)
     classifier, step = checkpoint.classifier, checkpoint.step
-    arrays = checkpoints.as_torch(checkpoint.items[MODEL])
-    ema = checkpoints.as_torch(checkpoint.items[EMA]) if has_average else None
+    arrays = as_torch(checkpoint.items[MODEL])
+    ema = as_torch(checkpoint.items[EMA]) if has_average else None
     twin = torch_skeleton(classifier)
     names = sgd.parameter_names(twin)
     try:
@@ -225,7 +227,7 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     ]
     if problems:
         raise ConversionError(_NOT_A_RUN, problems)
-    items = {key: checkpoints.as_flax(weights[key]) for key in weights}
+    items = {key: as_flax(weights[key]) for key in weights}
     items[OPTIMIZER] = sgd.item_of_buffers(buffers, step)
     fields = state["preprocessing"]
     preprocessing = None if fields is None else Preprocessing.from_json(fields)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convert.arrays import compare_shapes, to_numpy
-from convert.checkpoints import as_flax, as_torch
 from convert.errors import ConversionError
+from convert.leaves import as_flax, as_torch
 
 if TYPE_CHECKING:
     import torch

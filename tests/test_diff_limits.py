@@ -9,9 +9,10 @@ import torch
 
 import convert
 from convert.__main__ import main
-from convert.checkpoints import Checkpoint, as_flax, write_checkpoint
+from convert.checkpoints import Checkpoint, write_checkpoint
 from convert.diff import compare
 from convert.diff.comparison import NOISE_FACTOR
+from convert.leaves import as_flax
 from convert.models import arrays_of, describe
 from tests.test_diff import IMAGES, make_torch
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import convert
-from convert.checkpoints import Checkpoint, as_flax, read_run, write_checkpoint, write_run
+from convert.checkpoints import Checkpoint, read_run, write_checkpoint, write_run
+from convert.leaves import as_flax
 from convert.runs import rng_at, schedule_of
 from convert.schedule import make_schedule, resolve
 from convert.sgd import check_stock

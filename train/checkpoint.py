@@ -1,175 +1,238 @@
-"""Checkpoints of a run: written by Orbax in the background, restored into a state of the same form.
+"""The checkpoints of a run: written by Orbax in the background, and the newest good one read back.
 
-A checkpoint is four items. `model`: parameters and statistics by name; `description`: which
-network they are, and the preprocessing of its images; `optimizer`: momentum by the parameter's
-name, and the step of the schedule; `ema`: the average of what is in `model`, where the run keeps
-one. The converter reads and writes them all; weights that it only imported have the first two:
-training starts from them at step 0.
+What is in one is said in `resnet_spec.checkpoints`.
 """
 
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import Array
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from resnet_spec import ClassifierSpec, Preprocessing
+from resnet_spec.checkpoints import (
+    ARRAY_ITEMS,
+    DESCRIPTION,
+    PROGRESS,
+    DamageError,
+    patient_loops,
+    read_documents,
+    seal,
+    shorten,
+)
 from train.errors import UserError
 from train.folder import CHECKPOINTS
-from train.optimizer import fill_state, named_state
+from train.retention import Best, find_best
+from train.saved_state import as_items, fill, find_misfits, read
 from train.step import TrainState
 
-_KEPT = 2
-_SHOWN = 5  # of the arrays that do not fit
-_ARRAY_ITEMS = ("model", "optimizer", "ema")
-
-Items = dict[str, dict[str, Array]]
+_NEWEST = 2  # kept beside the best; if one is damaged, the other goes on
+_WAY_OUT = "another run can start from its weights: --init-from {} with a new --run-dir"
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder; a context manager that waits for the last write."""
+    """The checkpoints in a run's folder; a context manager that waits for the last write.
 
-    def __init__(self, run_dir: Path, classifier: ClassifierSpec, preprocessing: Preprocessing):
+    Kept are the two newest and the one of the lowest test error. States are on the host: whoever
+    restores one places it on the devices, as many as there are. Where a run has several processes,
+    one of them has this, and tells the others what it restored.
+
+    Args:
+        say: is told of every damaged checkpoint; by default it is printed on stderr.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        classifier: ClassifierSpec,
+        preprocessing: Preprocessing,
+        *,
+        say: Callable[[str], None] | None = None,
+    ):
         self.folder = (run_dir / CHECKPOINTS).resolve()
-        self.classifier = classifier
-        self.preprocessing = preprocessing
-        self.description = {**classifier.to_json(), "preprocessing": preprocessing.to_json()}
-        handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in _ARRAY_ITEMS}
-        handlers["description"] = ocp.JsonCheckpointHandler()
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=_KEPT, cleanup_tmp_directories=True, create=True
-            ),
-            item_handlers=handlers,
+        self.classifier, self.preprocessing = classifier, preprocessing
+        self._say = say or _print_error
+        self._description = {**classifier.to_json(), "preprocessing": preprocessing.to_json()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        logging.getLogger("absl").addFilter(_is_not_raised)
+        self._errors = dict(self._read_errors())
+        self._manager = self._make_manager()
+        self._loops = patient_loops()
+
+    def _make_manager(self) -> ocp.CheckpointManager:
+        handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in ARRAY_ITEMS}
+        handlers |= {name: ocp.JsonCheckpointHandler() for name in (DESCRIPTION, PROGRESS)}
+        options = ocp.CheckpointManagerOptions(
+            create=False,  # it is there, and Orbax would wait for the other processes
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,
+            preservation_policy=AnyPreservationPolicy([LatestN(_NEWEST), Best(self._errors)]),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
         )
+        return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
+        self._loops.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except OSError as failure:
+            if kind is None:
+                raise
+            self._say(str(failure))  # another error is on its way
+        finally:
+            with contextlib.suppress(Exception):  # that of the write, once more
+                self._manager.close()
+            self._loops.__exit__(None, None, None)
 
-    def save(self, state: TrainState) -> None:
-        """Starts writing `state`; an error of the write before is raised here."""
-        self._manager.check_for_errors()
-        # copied here: a step takes the memory of its state, and Orbax slices what is on many
-        # devices, compiling anew for each shape
-        arrays = jax.tree.map(np.array, _as_items(state))
-        items: dict[str, Any] = {name: ocp.args.StandardSave(arrays[name]) for name in arrays}
-        items["description"] = ocp.args.JsonSave(self.description)
-        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+    def save(self, state: TrainState, *, error: float | None = None) -> None:
+        """Starts writing `state`; all of it is copied before this returns.
 
-    def wait(self) -> None:
-        """Until all is on disk; an error of a write is raised here."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
-
-    def restore(self, fresh: TrainState) -> TrainState:
-        """The newest checkpoint, placed as the arrays of `fresh`, a state of the same form.
-
-        Imported weights have neither optimizer nor average: those are as at the start of a run.
+        `error` is the test error of exactly this state, None where it was not tested.
 
         Raises:
-            UserError: there is none, it is of another model, run or version, or it is damaged.
+            OSError: it cannot be written, or the write before failed; or there is another state of
+                this step. A state that is there already is left as it is.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            raise UserError(f"{self.folder} holds no checkpoint to resume from")
+        step, items = int(state.step), as_items(state)
+        progress = {"seed": int(state.seed), "skipped": int(state.skipped), "error": error}
+        sealed = seal(progress, self._description, items)
+        if self._is_there(step, sealed):
+            return
+        args: dict[str, Any] = {name: ocp.args.StandardSave(items[name]) for name in items}
+        args[DESCRIPTION] = ocp.args.JsonSave(self._description)
+        args[PROGRESS] = ocp.args.JsonSave(sealed)
+        if error is not None:
+            self._errors[step] = error
+        with self._naming_failures():
+            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+
+    def wait(self) -> None:
+        """Until all is on disk.
+
+        Raises:
+            OSError: a write failed; the checkpoints before are as they were.
+        """
+        with self._naming_failures():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def restore(self, fresh: TrainState, *, step: int | None = None) -> TrainState:
+        """The newest good checkpoint, or that of one `step`, as NumPy arrays in `fresh`'s form.
+
+        Damaged ones that are newer are named, and renamed to `<step>.damaged`.
+
+        Raises:
+            UserError: there is none, none is good, or it does not fit the run; all is listed.
+        """
+        self.wait()
+        steps = self._steps()
+        if not steps or step not in (None, *steps):
+            wanted = "to resume from" if step is None else f"of step {step}; there are {steps}"
+            raise UserError(f"{self.folder} holds no checkpoint {wanted}")
+        damaged: dict[int, str] = {}
+        for candidate in reversed(steps) if step is None else [step]:
+            try:
+                saved = read(self.folder / str(candidate))
+            except DamageError as damage:
+                damaged[candidate] = str(damage)
+                continue
+            misfits = find_misfits(saved, self.classifier, self.preprocessing, fresh)
+            if misfits:
+                raise UserError(
+                    f"{self.folder / str(candidate)} does not fit this run:\n  "
+                    + "\n  ".join([*misfits, _WAY_OUT.format(self.folder.parent)])
+                )
+            self._set_aside(damaged, candidate)
+            return fill(fresh, saved)
+        lines = [f"{self.folder / str(number)}: {what}" for number, what in damaged.items()]
+        raise UserError("\n  ".join(["no checkpoint is good; each is damaged:", *lines]))
+
+    def latest_step(self) -> int | None:
+        """The newest, that being written among them; None where there is none."""
+        return self._manager.latest_step()
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and test error of the best, the newest of several; None where none was tested."""
+        step = find_best(self._errors, self._manager.all_steps())
+        return None if step is None else (step, self._errors[step])
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def _read_errors(self) -> Iterator[tuple[int, float]]:
+        for step in self._steps():
+            with contextlib.suppress(DamageError):  # named when it is to be restored
+                error = read_documents(self.folder / str(step)).progress.get("error")
+                if error is not None:
+                    yield step, error
+
+    def _is_there(self, step: int, sealed: dict[str, Any]) -> bool:
+        """Whether this state is on disk; one of the step that is damaged is set aside.
+
+        Raises:
+            OSError: another state of the step is there.
+        """
+        if step not in {*self._manager.all_steps(), *self._steps()}:
+            return False
+        self.wait()
         place = self.folder / str(step)
         try:
-            self._check_description(step, place)
-            wanted = _as_items(fresh)
-            if step == 0 and not (place / "optimizer").is_dir():
-                wanted = {"model": wanted["model"]}
-            self._check_arrays(step, place, wanted)
-            args = {name: ocp.args.StandardRestore(_abstract(a)) for name, a in wanted.items()}
-            found: Items = dict(self._manager.restore(step, args=ocp.args.Composite(**args)))
-        except UserError:
-            raise
-        except Exception as error:  # Orbax raises bare Exception, among others, for damaged files
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{place} cannot be restored: {reason}") from error
-        return _from_items(fresh, found, step)
+            found = read(place).documents.progress.get("checksums")
+        except DamageError as damage:
+            self._set_aside({step: str(damage)})
+            return False
+        if found not in (None, sealed["checksums"]):
+            raise FileExistsError(f"{place} holds another state of step {step}: nothing written")
+        return True
 
-    def _check_description(self, step: int, place: Path) -> None:
-        items = self._manager.restore(
-            step, args=ocp.args.Composite(description=ocp.args.JsonRestore())
-        )
-        found = ClassifierSpec.from_json(items["description"])
-        if found != self.classifier:
-            raise UserError(f"{place} is of another model: {found}, not {self.classifier}")
-        fields = items["description"].get("preprocessing")
-        here = self.preprocessing
-        if fields is not None and (fields["mean"], fields["std"]) != (
-            list(here.mean),
-            list(here.std),
-        ):
-            raise UserError(
-                f"{place} was trained on images of mean {fields['mean']} and standard deviation "
-                f"{fields['std']}, this data set is normalised by {list(here.mean)} and "
-                f"{list(here.std)}: import the weights with "
-                "--preprocessing none to go on with these"
-            )
+    def _set_aside(self, damaged: dict[int, str], newest_good: int | None = None) -> None:
+        """Names damaged checkpoints, and renames them: their steps will be saved again."""
+        if not damaged:
+            return
+        for step, damage in damaged.items():
+            place = self.folder / str(step)
+            line = f"{place} is damaged ({damage})"
+            try:
+                kept = _free_name(place)
+                place.rename(kept)
+                line += f", renamed to {kept.name}"
+            except OSError as error:
+                line += f", and cannot be renamed ({error})"
+            going_on = "" if newest_good is None else f"; going on from step {newest_good}"
+            self._say(line + going_on)
+            self._errors.pop(step, None)
+        self._manager.reload()
 
-    def _check_arrays(self, step: int, place: Path, wanted: Items) -> None:
-        """Raises a UserError unless names, shapes and dtypes fit: Orbax would cast silently."""
-        metadata: Any = self._manager.item_metadata(step)
-        problems = []
-        for item in _ARRAY_ITEMS:
-            is_there, is_wanted = (place / item).is_dir(), item in wanted
-            if is_there and is_wanted:
-                problems += [
-                    f"{item}: {problem}"
-                    for problem in _compare(dict(metadata[item].tree), wanted[item])
-                ]
-            elif is_there != is_wanted:
-                problems.append(f"the item {item} is {'left over' if is_there else 'missing'}")
-        if problems:
-            more = f"; {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-            raise UserError(
-                f"{place} is no checkpoint of a run with these fields and this version: "
-                + "; ".join(problems[:_SHOWN])
-                + more
-            )
+    @contextlib.contextmanager
+    def _naming_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise anything
+            raise OSError(
+                f"{self.folder}: a checkpoint could not be written ({shorten(error)}); "
+                "those before it are as they were"
+            ) from error
 
 
-def _as_items(state: TrainState) -> Items:
-    """A state as named arrays, item by item."""
-    model = {**state.params, **state.statistics}
-    items = {"model": model, "optimizer": named_state(state.optimizer)}
-    return items if state.ema is None else {**items, "ema": state.ema}
+def _free_name(place: Path) -> Path:
+    names = (place.with_name(f"{place.name}.damaged{n}") for n in ("", *map(str, range(1, 1000))))
+    return next(name for name in names if not name.exists())
 
 
-def _from_items(fresh: TrainState, items: Items, step: int) -> TrainState:
-    model, ema, optimizer = items["model"], fresh.ema, fresh.optimizer
-    if ema is not None:  # copied: a step takes the memory of its state, array by array
-        ema = items.get("ema") or jax.tree.map(jnp.copy, model)
-    if "optimizer" in items:
-        optimizer = fill_state(optimizer, items["optimizer"])
-    return TrainState(
-        step=jax.device_put(jnp.asarray(step, fresh.step.dtype), fresh.step.sharding),
-        params={name: model[name] for name in fresh.params},
-        statistics={name: model[name] for name in fresh.statistics},
-        optimizer=optimizer,
-        ema=ema,
-    )
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """Orbax logs the traceback of what it raises, too."""
+    return record.exc_info is None or "orbax" not in record.pathname
 
 
-def _compare(found: dict[str, Any], wanted: dict[str, Array]) -> list[str]:
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is left over" for name in found if name not in wanted]
-    for name, array in ((n, array) for n, array in wanted.items() if n in found):
-        shape, dtype = found[name].shape, found[name].dtype
-        if shape != array.shape:
-            problems.append(f"{name} has the shape {shape}, not {array.shape}")
-        elif jnp.promote_types(dtype, array.dtype) != array.dtype:
-            problems.append(f"{name} is {dtype}, which {array.dtype} cannot hold")
-    return problems
-
-
-def _abstract(tree: Any) -> Any:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
+def _print_error(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -123,7 +123,7 @@ def _title(side: _Side) -> str:
         return f"{side.source} in {side.backend}"
     checkpoint = checkpoints.find_checkpoint(side.source, side.step)
     chosen = f"step {checkpoint.name}"
-    if (checkpoint / checkpoints.EMA).is_dir():
+    if checkpoints.has_average(checkpoint):
         chosen += ", newest weights" if side.weights == "raw" else ", moving average"
     return f"{side.source} ({chosen}) in {side.backend}"
 

@@ -1,0 +1,101 @@
+"""What cannot be written is an error that says so, on real disks that are full or read-only."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.saved_states import array_file, assert_same, make_state, open_run, steps
+from train.checkpoint import Checkpoints
+
+BIG = {"big.kernel": ((200, 200), np.float32)}
+HUGE = {"huge.kernel": ((500, 500), np.float32)}  # with momentum and average, 3 megabytes
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte, in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    made = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"mounting is not permitted here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def save_and_wait(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save(make_state(step))
+    checkpoints.wait()
+
+
+def fill_disk(checkpoints: Checkpoints) -> None:
+    with checkpoints:
+        for step in range(1, 20):
+            checkpoints.save(make_state(step, BIG), error=1 / step)
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_the_older_ones(small_disk, capfd):
+    with open_run(small_disk / "run") as checkpoints:
+        checkpoints.save(make_state(0, BIG))
+    start = time.perf_counter()
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        fill_disk(open_run(small_disk / "run"))
+    assert time.perf_counter() - start < 60
+    assert str(small_disk / "run" / "checkpoints") in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
+    with open_run(small_disk / "run") as checkpoints:  # the half-written one is deleted
+        restored = checkpoints.restore(make_state(0, BIG))
+        assert_same(restored, make_state(int(restored.step), BIG))
+
+
+def test_a_failed_write_in_the_background_is_raised_by_whatever_comes_next(small_disk):
+    def fail_in_every_way() -> None:
+        with open_run(small_disk / "run") as checkpoints:
+            checkpoints.save(make_state(1, HUGE))
+            with pytest.raises(OSError, match="could not be written"):
+                checkpoints.wait()
+            assert checkpoints.latest_step() is None
+            assert steps(small_disk / "run") == ["1.orbax-checkpoint-tmp"]
+            checkpoints.save(make_state(2, HUGE))
+            with pytest.raises(OSError, match="could not be written"):
+                checkpoints.save(make_state(3, HUGE))
+            checkpoints.save(make_state(4, HUGE))
+
+    with pytest.raises(OSError, match="could not be written"):  # the end of the block waits
+        fail_in_every_way()
+
+
+def test_a_read_only_folder_is_read_and_not_written(small_disk, capsys):
+    run = small_disk / "run"
+    with open_run(run) as checkpoints:
+        checkpoints.save(make_state(10))
+        checkpoints.save(make_state(20))
+    array_file(run).write_bytes(b"")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with open_run(run) as checkpoints:
+        assert_same(checkpoints.restore(make_state(0)), make_state(10))
+        assert "cannot be renamed" in capsys.readouterr().err
+        for step in (20, 30):
+            with pytest.raises(OSError, match=r"run/checkpoints: .* could not be written"):
+                save_and_wait(checkpoints, step)
+    with pytest.raises(OSError, match="Read-only file system"):
+        open_run(small_disk / "other")
+
+
+def test_an_error_on_its_way_is_not_hidden_by_a_failed_write(small_disk, capsys):
+    def interrupted() -> None:
+        with open_run(small_disk / "run") as checkpoints:
+            checkpoints.save(make_state(1, HUGE))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert "could not be written" in capsys.readouterr().err

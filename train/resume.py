@@ -1,0 +1,62 @@
+"""Which fields of a configuration a resumed run may change."""
+
+from typing import Any
+
+from train.config import FOLDER, Config
+from train.errors import UserError
+
+# What a run is of: which model learns what from which images, in which order; and the form of its
+# state. Two changes among these would make a run that is none of the two.
+FIXED = (
+    *("model", "shortcut", "zero_init_residual", "stochastic_depth", "frozen_stages"),
+    *("padding", "stem_padding", "bottleneck_stride", "running_variance"),
+    *("init_from", "init_layout", "data", "validation_size", "image_size", "crop_fraction"),
+    *("crop_padding", "flip", "min_crop_area", "rand_augment", "rand_augment_magnitude"),
+    *("mixup", "cutmix", "label_smoothing", "global_batch_size", "accumulate_steps"),
+    *("optimizer", "momentum", "ema_decay", "precision", "seed", "seeds"),
+)
+# How fast and how long it learns, which people do change on the way; where it runs; what it tells.
+FREE = (
+    *("epochs", "max_steps", "learning_rate", "learning_rate_batch_size", "schedule"),
+    *("drop_steps", "drop_epochs", "drop_factor", "warmup", "warmup_steps", "warmup_epochs"),
+    *("warmup_learning_rate", "nesterov", "weight_decay", "clip_norm", "skip_nonfinite"),
+    *("scan_blocks", "remat", "parallel", "distributed", "coordinator", "process_id"),
+    *("num_processes", "seeds_mode", "data_dir", "read_threads", "run_dir", "resume", "overwrite"),
+    *("eval_only", "eval_every_epochs", "checkpoint_every_steps", "log_every_steps"),
+    *("profile", "wandb"),
+)
+
+
+def check_resumable(saved: Config, now: Config) -> None:
+    """A resumed run may learn faster, longer or elsewhere; not something else.
+
+    Raises:
+        UserError: fields that cannot change did; all of them are named.
+    """
+    changed = [
+        f"--{name.replace('_', '-')} {getattr(now, name)}, "
+        f"the run began with {getattr(saved, name)}"
+        for name in FIXED
+        if _fixed_part(saved, name) != _fixed_part(now, name)
+    ]
+    if changed:
+        raise UserError(
+            "\n  ".join([f"--resume: {len(changed)} fields cannot change in a run:", *changed])
+            + f"\nleave them out to go on, or start another run from its weights: "
+            f"--init-from {now.run_dir} with a new --run-dir"
+        )
+
+
+def _fixed_part(config: Config, name: str) -> Any:
+    """Of some fields only a part must stay."""
+    value = getattr(config, name)
+    match name:
+        case "momentum":  # whether there are buffers
+            return value > 0
+        case "ema_decay":  # whether there is an average
+            return value is not None
+        case "precision":  # the dtype of the state: bf16 is float32 there
+            return value == "f64"
+        case "data" if value.startswith(FOLDER):  # it may have moved; its classes are compared
+            return FOLDER
+    return value
