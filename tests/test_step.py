@@ -48,10 +48,6 @@ def on_device(split: Split) -> Images:
     return Images(jnp.asarray(split.images), jnp.asarray(split.labels))
 
 
-def dataset_images(split: Split) -> Any:
-    return Images(*(np.asarray(array) for array in on_device(split)))
-
-
 @pytest.mark.parametrize(("num_images", "batch_size"), [(100, 32), (7, 5), (5, 12), (64, 64)])
 def test_every_epoch_shows_every_image_once_and_none_is_dropped(num_images, batch_size):
     epochs = batch_size  # after which batches and epochs end together
@@ -208,7 +204,7 @@ def test_eight_devices_train_as_one(parts):
     data, spread = on_device(dataset.train), Spread()
     eight, one = spread.train(step), jax.jit(alone)
     many, single = spread.place_state(parallel.to_host(state)), state
-    many_data = parallel.place_data(dataset_images(dataset.train))
+    many_data = parallel.place_data(data)
     for number in range(3):
         indices = batch_indices(0, number, 32, 64).reshape(parts, -1)
         many, many_metrics = eight(many, many_data, spread.place_batch(spread.split(indices)))
@@ -220,6 +216,8 @@ def test_eight_devices_train_as_one(parts):
         (many.statistics, single.statistics),
         (many.ema, single.ema),
     ):
+        assert arrays is not None
+        assert others is not None
         for name, array in arrays.items():
             assert relative_error(array, others[name]) < 1e-5, name
 

@@ -207,14 +207,14 @@ def test_weights_and_files_do_not_differ_by_it(tmp_path):
 
 
 def test_twins_are_compared_without_it():
-    models = twins(small(stage_depths=(1, 1), stochastic_depth=0.9))
-    comparison = compare(*reversed(models), random_images(3, 8))
+    flax_model, torch_model = twins(small(stage_depths=(1, 1), stochastic_depth=0.9))
+    comparison = compare(torch_model, flax_model, random_images(3, 8))
     assert comparison.verdict.same, comparison.verdict.reasons
     names = [row.name for row in comparison.sections["train"]]
     assert "stages.1.0.bn2" in names
     assert not [name for name in names if "stochastic" in name]
-    assert models[1].stages[1][0].stochastic_depth.rate == 0.9  # the models are as they were
-    assert models[0].stages[1][0].stochastic_depth.is_used
+    assert torch_model.stages[1][0].stochastic_depth.rate == 0.9  # the models are as they were
+    assert flax_model.stages[1][0].stochastic_depth.is_used
 
 
 def make_named(rate: float) -> Any:

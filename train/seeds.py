@@ -7,7 +7,6 @@ convolutions in turn; a measurement decides, not a rule.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import jax
 
@@ -18,7 +17,6 @@ from train.errors import UserError
 from train.network import Arrays
 from train.trainer import Trainer
 
-Mode = Literal["vmap", "devices", "turns"]
 _WARM_UP, _TIMED = 2, 8  # steps of the measurement
 
 
@@ -43,9 +41,7 @@ def arrange(
                 f"{parallel.describe_devices()}{streamed}: {' or '.join(modes)} can"
             )
         modes = [config.seeds_mode]
-    trainers: dict[Mode, Trainer] = {
-        mode: _trainer(config, dataset, seeds, weights, mode) for mode in modes
-    }
+    trainers = {mode: _trainer(config, dataset, seeds, weights, mode) for mode in modes}
     if len(trainers) == 1:
         ((mode, trainer),) = trainers.items()
     else:
@@ -57,11 +53,11 @@ def arrange(
     return trainer, [[seed] for seed in seeds] if mode == "turns" else [list(seeds)]
 
 
-def _possible(config: Config, dataset: Dataset, count: int) -> list[Mode]:
+def _possible(config: Config, dataset: Dataset, count: int) -> list[str]:
     """`turns` always is; a stream of images is one run's."""
     if count <= 1 or dataset.is_streamed:
         return ["turns"]
-    modes: list[Mode] = ["turns", "vmap"]
+    modes = ["turns", "vmap"]
     devices = jax.device_count()
     if devices > 1 and count % devices == 0 and jax.process_count() == 1:
         modes.append("devices")
@@ -69,7 +65,7 @@ def _possible(config: Config, dataset: Dataset, count: int) -> list[Mode]:
 
 
 def _trainer(
-    config: Config, dataset: Dataset, seeds: Sequence[int], weights: Arrays, mode: Mode
+    config: Config, dataset: Dataset, seeds: Sequence[int], weights: Arrays, mode: str
 ) -> Trainer:
     if len(seeds) > 1:  # said in the run's folder: a resumed run goes on in the same way
         config = dataclasses.replace(config, seeds_mode=mode)
@@ -78,7 +74,7 @@ def _trainer(
     return Trainer(config, dataset, together=together, over=over, weights=weights)
 
 
-def _measure(trainer: Trainer, seeds: Sequence[int], mode: Mode) -> float:
+def _measure(trainer: Trainer, seeds: Sequence[int], mode: str) -> float:
     """Seconds for one step of all seeds, compiled before."""
     group = list(seeds)[:1] if mode == "turns" else list(seeds)
     state, start = trainer.place(trainer.first_states(group)), 0.0
