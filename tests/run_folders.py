@@ -1,6 +1,7 @@
 """What training runs left in their folders, for comparison bit for bit."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,15 @@ def assert_same(one: Path, other: Path, step: int | None = None) -> None:
     assert metrics(one) == metrics(other)
 
 
-def largest_difference(one: Path, other: Path) -> float:
-    """Of any two arrays, relative to the largest magnitude in each."""
+def largest_difference(
+    one: Path, other: Path, items: Sequence[str] = ("model", "optimizer", "ema")
+) -> float:
+    """Of any two arrays of some items, relative to the largest magnitude in each."""
     first, second = arrays(one), arrays(other)
     assert first.keys() == second.keys()
-    return max(_relative(array, second[name]) for name, array in first.items())
+    names = [name for name in first if name.startswith(tuple(items))]
+    assert names
+    return max(_relative(first[name], second[name]) for name in names)
 
 
 def _relative(array: np.ndarray, expected: np.ndarray) -> float:

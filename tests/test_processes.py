@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import convert
+import torch_resnet
 from tests.commands import assert_refused, run
 from tests.run_folders import arrays, largest_difference, metrics
+from tests.twins import randomise
 
 SHORT = (
     *("digits", "--model", "WideResNet16-1-0.0", "--global-batch-size", "64"),
@@ -55,27 +58,30 @@ def outcomes(processes: Iterable[subprocess.Popen[str]]) -> list[tuple[int, str,
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "rate", "bound", "parallel"),
-    # float32 rounds otherwise on one device than on eight: a ReLU's gradient jumps where its input
-    # is near 0, and what is then added is in proportion to the learning rate
-    [("f64", "0.1", 1e-9, "pmap"), ("f32", "1e-5", 1e-6, "jit")],
+    # float32 rounds otherwise on one device than on eight, and a ReLU's gradient jumps where its
+    # input is near 0: what it adds to a weight is in proportion to the learning rate
+    [("f64", "0.1", 1e-9, "pmap"), ("f32", "1e-4", 1e-6, "jit")],
 )
 def test_two_processes_of_four_devices_are_one_of_eight_and_one_device(
     precision, rate, bound, parallel, tmp_path
 ):
+    model = torch_resnet.create("WideResNet16-1-0.0", 10, in_planes=1)
+    randomise(model)
+    convert.save(tmp_path / "random.safetensors", model)
     arguments = (*SHORT, "--max-steps", "20", "--precision", precision, "--learning-rate", rate)
+    arguments += ("--init-from", "random.safetensors")
     for devices in (1, 8):
         result = run("train", *arguments, "--run-dir", str(devices), cwd=tmp_path, devices=devices)
         assert result.returncode == 0, result.stderr
     both = in_two(tmp_path, *arguments, "--run-dir", "two", "--parallel", parallel)
     assert [code for code, _, _ in both] == [0, 0], both
     assert "8 cpu devices of 2 processes" in both[0][1]
-    spoken = [line for line in both[1][1].splitlines() if not line.startswith("[Gloo]")]
-    assert not spoken  # only the first one speaks
-    eight = largest_difference(tmp_path / "two", tmp_path / "8")
-    one = largest_difference(tmp_path / "two", tmp_path / "1")
-    print(f"{precision} {parallel}: 2x4 against 8 {eight:.1e}, against 1 {one:.1e}")
-    assert eight <= bound
-    assert one <= bound
+    assert "step" not in both[1][1]  # only the first one speaks; and Gloo, of its own
+    items = ("model", "ema", "optimizer") if precision == "f64" else ("model", "ema")
+    for other in ("8", "1"):
+        reached = largest_difference(tmp_path / "two", tmp_path / other, items)
+        print(f"{precision} {parallel}: 2 processes of 4 against {other}: {reached:.1e}")
+        assert reached <= bound
 
 
 @pytest.mark.slow
