@@ -1,0 +1,98 @@
+"""Recipes as they stand, but for fewer steps and smaller networks, on real images."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import convert
+import torch_resnet
+from tests.commands import assert_refused, run
+from tests.peers import import_torchvision
+from tests.run_folders import metrics
+from tests.test_data import CIFAR10
+from tests.test_run import train
+from tests.twins import randomise
+
+IMAGENET = Path(os.environ.get("TFDS_DATA_DIR", "")) / "imagenet2012"
+has_cifar = pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
+has_imagenet = pytest.mark.skipif(
+    not IMAGENET.is_dir(), reason="TFDS_DATA_DIR holds no imagenet2012"
+)
+SMALL_IMAGES = ("--model", "ResNet18", "--image-size", "64", "--global-batch-size", "16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "changes", "images"),
+    [
+        pytest.param("cifar10-he2015", ("--global-batch-size", "32"), 1000, marks=has_cifar),
+        pytest.param(
+            "cifar10-preact",
+            ("--model", "PreActResNet20", "--global-batch-size", "32", "--precision", "bf16"),
+            1000,
+            marks=has_cifar,
+        ),
+        pytest.param(
+            "cifar10-wide",
+            ("--model", "PreActWideResNet16-1", "--global-batch-size", "32"),
+            1000,
+            marks=has_cifar,
+        ),
+        pytest.param("imagenet", SMALL_IMAGES, 60, marks=has_imagenet),
+        pytest.param("imagenet-modern", SMALL_IMAGES, 60, marks=has_imagenet),
+        pytest.param("imagenet-lars", SMALL_IMAGES, 60, marks=has_imagenet),
+    ],
+)
+def test_a_recipe_trains_for_twenty_steps_and_its_export_is_the_same_in_torch(
+    recipe, changes, images, tmp_path
+):
+    arguments = (recipe, *changes, "--max-steps", "20", "--log-every-steps", "5")
+    train(tmp_path, *arguments, "--run-dir", "a", devices=2)
+    result = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert result["step"] == 20
+    assert result["images"] == result["parity"]["images"] == images  # each one once
+    assert result["parity"]["different_predictions"] == 0
+    lines = metrics(tmp_path / "a")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [5, 10, 15, 20]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+@pytest.mark.slow
+@has_cifar
+def test_torchvisions_weights_are_tuned_on_cifar10_from_end_to_end(tmp_path):
+    peer = import_torchvision().models.resnet18(num_classes=1000)
+    randomise(peer)
+    torch.save(peer.state_dict(), tmp_path / "resnet18.pth")
+    arguments = ("cifar10", "--model", "ResNet18", "--init-from", "resnet18.pth")
+    arguments += ("--frozen-stages", "2", "--max-steps", "10", "--global-batch-size", "16")
+    output = train(tmp_path, *arguments, "--run-dir", "a")
+    assert "layout torchvision" in output
+    assert "a new head of 10 classes, not 1000" in output
+    tuned = convert.load(tmp_path / "a" / "model.safetensors", backend="torch").state_dict()
+    theirs = convert.to_layout(tuned, "ResNet18", "torchvision")
+    for name, tensor in peer.state_dict().items():
+        if name.startswith("fc."):
+            continue
+        is_frozen = name.startswith(("conv1.", "bn1.", "layer1.", "layer2."))
+        assert np.array_equal(theirs[name], tensor.numpy()) == is_frozen, name
+    assert theirs["fc.weight"].shape == (10, 512)
+    result = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert result["parity"]["different_predictions"] == 0
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_reason(tmp_path):
+    model = torch_resnet.create("ResNet20", 10, in_planes=1, padding="same")
+    convert.save(tmp_path / "same.safetensors", model)
+    (tmp_path / "no.pth").write_bytes(b"no weights")
+    for file, parts in (
+        ("same.safetensors", ("padding", "same")),
+        ("no.pth", ("no.pth",)),
+        ("nowhere.pth", ("nowhere.pth",)),
+    ):
+        arguments = ("digits", "--init-from", file, "--run-dir", "a")
+        assert_refused(run("train", *arguments, cwd=tmp_path), "--init-from", *parts)
+        assert not (tmp_path / "a").exists()
