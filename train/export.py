@@ -73,13 +73,13 @@ def _find_layout(config: Config, source: Source) -> tuple[Any, str]:
     if layout is None:
         shapes = {name: array.shape for name, array in weights.arrays.items()}
         fitting = [g for g in guess(shapes) if g.share == 1 and g.model == config.model]
-        layouts = sorted({g.layout for g in fitting})
-        if len(layouts) != 1:
+        layouts = sorted({g.layout for g in fitting}, reverse=True)
+        if len({g.classifier for g in fitting}) != 1:  # several may share names and network
             raise convert.ConversionError(
                 f"say by --init-layout whose names these are: {' or '.join(layouts) or 'none'} "
                 f"of the layouts fits {config.model}; see `resnet-convert inspect`"
             )
-        (layout,) = layouts
+        layout = layouts[0]
     return with_channels(layout_spec(config.model, layout), weights.arrays, layout), layout
 
 
