@@ -81,12 +81,14 @@ def cases(shortcuts: list[str], *, quick: list[str], only: list[str] | None = No
 
 def marks(name: str, quick: list[str]) -> list[Any]:
     """Slow or not; models whose operations have the same shapes share a worker, which compiles
-    each operation once.
+    each operation once. The very deep ones go to whichever worker is free: they take longest.
     """
-    family = "small" if name.endswith("-small") else "wide" if "Wide" in name else "plain"
-    if not find_spec(name).small_images:
-        family = "imagenet"
-    return [pytest.mark.xdist_group(family), *([] if name in quick else [pytest.mark.slow])]
+    spec = find_spec(name)
+    slow = [] if name in quick else [pytest.mark.slow]
+    if any(deep in name for deep in VERY_DEEP):
+        return slow
+    widths = "-".join(map(str, spec.stage_planes))
+    return [pytest.mark.xdist_group(f"{spec.block}-{widths}x{spec.width}"), *slow]
 
 
 @pytest.fixture(scope="module")
