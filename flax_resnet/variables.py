@@ -18,7 +18,7 @@ def named_variables(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
 def named_parts(
     model: nnx.Module,
 ) -> tuple[dict[str, nnx.Variable[Any]], dict[str, nnx.Module]]:
-    """What `named_variables` gives, and every module by its attribute path, the model's being ""."""
+    """What `named_variables` gives, and every module by its attribute path."""
     sequentials: set[Path] = set()
     variables: list[tuple[Path, nnx.Variable[Any]]] = []
     modules: list[tuple[Path, nnx.Module]] = []

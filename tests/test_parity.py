@@ -20,6 +20,7 @@ import convert
 import flax_resnet
 import torch_resnet
 from convert import leaves
+from flax_resnet.layers import no_values
 from flax_resnet.variables import named_variables
 from resnet_spec import MODELS, ResNetSpec, find_spec
 from tests.twins import (
@@ -271,8 +272,9 @@ _SMALL: dict[str, Any] = {"stage_planes": (4, 8), "stem_planes": 4}
 def _tiny_twins(spec: ResNetSpec, **options: Any) -> tuple[Any, Any]:
     torch_model = torch_resnet.from_spec(spec, NUM_CLASSES).double()
     randomise(torch_model)
-    flax_model = flax_resnet.from_spec(
-        spec, NUM_CLASSES, rngs=nnx.Rngs(0), param_dtype=jnp.float64, **options
-    )
+    with no_values():
+        flax_model = flax_resnet.from_spec(
+            spec, NUM_CLASSES, rngs=nnx.Rngs(0), param_dtype=jnp.float64, **options
+        )
     convert.torch_to_flax(torch_model.state_dict(), flax_model)
     return flax_model, torch_model
