@@ -4,7 +4,9 @@ Run with `-s` to see what is reached; the bounds are far above it, and far below
 """
 
 import collections
+import copy
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,10 +76,16 @@ def reach(name: str, what: str, error: float) -> float:
 
 def cases(shortcuts: list[str], *, quick: list[str], only: list[str] | None = None) -> list[Any]:
     return [
-        pytest.param((name, shortcut), id=f"{name}-{shortcut}", marks=marks(name, quick))
+        pytest.param(_same_pair(name, shortcut), id=f"{name}-{shortcut}", marks=marks(name, quick))
         for name in only or MODELS
         for shortcut in shortcuts
     ]
+
+
+@functools.cache
+def _same_pair(name: str, shortcut: str) -> tuple[str, str]:
+    """One object for all tests of a pair: pytest shares a fixture by its parameter's identity."""
+    return name, shortcut
 
 
 def marks(name: str, quick: list[str]) -> list[Any]:
@@ -119,8 +127,7 @@ def test_twins_agree_on_gradients_and_statistics_in_float64(twins):
     name, flax_model, torch_model = twins
     images = random_images(3, image_size(name))
     weights = random_images(3, 1, channels=NUM_CLASSES)[:, 0, 0]  # of the logits in the loss
-    torch_model.train()
-    torch_model.zero_grad()
+    torch_model = copy.deepcopy(torch_model).train()  # its statistics move, and others use it
     (torch_model(to_nchw(images)) * torch.from_numpy(weights)).sum().backward()
 
     network = Network(flax_model)
