@@ -1,7 +1,7 @@
 """Weights between the Flax and torch twins, files, training runs and other packages' layouts."""
 
 from convert.errors import ConversionError
-from convert.files import load, load_preprocessing, save
+from convert.files import load, load_preprocessing, load_statistics_batch_size, save
 from convert.inference import export_onnx, export_program
 from convert.layouts import from_layout, layout_spec, to_layout
 from convert.models import build
@@ -18,6 +18,7 @@ __all__ = [
     "layout_spec",
     "load",
     "load_preprocessing",
+    "load_statistics_batch_size",
     "run_from_torch",
     "run_to_torch",
     "save",

@@ -1,5 +1,6 @@
 """Files of weights: written whole or not at all, read strictly, and loaded as either twin."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "Weights",
     "load",
     "load_preprocessing",
+    "load_statistics_batch_size",
     "read_weights",
     "save",
     "write_weights",
@@ -34,21 +36,25 @@ def save(
     model: Any,
     *,
     preprocessing: Preprocessing | None = None,
+    statistics_batch_size: int | None = None,
     allow_nonfinite: bool = False,
 ) -> None:
     """Writes either twin, with its description, to a file of one of `SUFFIXES`.
 
     The tensors have our names and torch's axes: torch's own loaders read them into the twin. The
-    file appears whole, read back and compared, or not at all. `load_preprocessing` gives the
-    preprocessing back.
+    file appears whole, read back and compared, or not at all. A model knows neither of its
+    preprocessing nor of the batch that its running variances were taken over, which training on
+    may change: say them, as `load_preprocessing` and `load_statistics_batch_size` give them back.
 
     Raises:
         ConversionError: the model cannot be described (own blocks, own head) or is not what it
             was built as, the preprocessing is of another number of channels or classes, a value
             is NaN or infinite, the suffix is unknown, or what was written reads back otherwise.
         OSError: the file cannot be written.
+        ValueError: `statistics_batch_size` is not a positive integer.
     """
-    classifier, arrays = describe(model), arrays_of(model)
+    classifier = dataclasses.replace(describe(model), statistics_batch_size=statistics_batch_size)
+    arrays = arrays_of(model)
     check(classifier, arrays)
     weights = Weights(arrays, classifier, preprocessing)
     write_weights(Path(path), weights, allow_nonfinite=allow_nonfinite)
@@ -77,8 +83,10 @@ def load(
             "`resnet-convert import FILE --layout torchvision --model ResNet50 -o OUT`"
         )
     build = build_torch if backend == "torch" else build_flax
+    classifier, arrays = weights.classifier, dict(weights.arrays)
+    del weights
     try:
-        return build(weights.classifier, weights.arrays)
+        return build(classifier, arrays, take=True)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
 
@@ -118,10 +126,22 @@ def load_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
         ConversionError: the suffix is unknown, or the file or its description is damaged.
         OSError: the file cannot be read.
     """
-    path, names = Path(path), []
+    return _load_description(Path(path)).get("preprocessing")
+
+
+def load_statistics_batch_size(path: str | os.PathLike[str]) -> int | None:
+    """Images that each running variance was taken over, None where a file says nothing of it.
+
+    Raises: as `load_preprocessing`.
+    """
+    classifier = _load_description(Path(path))["classifier"]
+    return None if classifier is None else classifier.statistics_batch_size
+
+
+def _load_description(path: Path) -> dict[str, Any]:
+    names: list[str] = []
     contents = _form(path).read(path, lambda name, _: names.append(name))
-    description = decode_description(path, contents.metadata, len(names))
-    return description.get("preprocessing")
+    return decode_description(path, contents.metadata, len(names))
 
 
 def read_weights(

@@ -51,6 +51,7 @@ def _described(classifier: ClassifierSpec, layout: str) -> dict[str, Any]:
         "model": _name(classifier.network),
         "sure": "the file says so",
         "num_classes": classifier.num_classes,
+        "statistics_batch_size": classifier.statistics_batch_size,
         "spec": classifier.network.to_json(),
         "undecided": [],
     }
@@ -82,6 +83,7 @@ def _guessed(found: Guess) -> dict[str, Any]:
         "model": found.model,
         "sure": exact if found.share == 1 else f"only {found.share:.0%} of the names fit: nearest",
         "num_classes": found.classifier.num_classes,
+        "statistics_batch_size": None,
         "spec": found.classifier.network.to_json(),
         "undecided": found.undecided,
     }
@@ -103,6 +105,8 @@ def as_text(found: dict[str, Any]) -> str:
             f"  {match['model']} in the layout {match['layout']} ({match['sure']}), "
             f"{spec['shortcut']} shortcuts, {head}"
         )
+        if match["statistics_batch_size"] is not None:
+            lines.append(f"    running variances over batches of {match['statistics_batch_size']}")
         if match["undecided"]:
             lines.append(f"    not to be seen in tensors, taken as {', '.join(match['undecided'])}")
     if not found["matches"]:

@@ -54,11 +54,14 @@ def build(state: Mapping[str, Any], backend: Literal["torch", "flax"]) -> Any:
     return (build_torch if backend == "torch" else build_flax)(classifier, arrays)
 
 
-def build_torch(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> "TorchNetwork":
-    """A torch twin in eval mode with these arrays, in their own dtypes."""
+def build_torch(
+    classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray], *, take: bool = False
+) -> "TorchNetwork":
+    """A torch twin in eval mode with these arrays, in their own dtypes; `take` as `build_flax`."""
     check(classifier, arrays)
     model = torch_skeleton(classifier)
-    tensors = {name: to_tensor(array) for name, array in arrays.items()}
+    remove = arrays.pop if take and isinstance(arrays, dict) else arrays.__getitem__
+    tensors = {name: to_tensor(remove(name)) for name in list(arrays)}
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval()
 
@@ -78,8 +81,14 @@ def torch_skeleton(classifier: ClassifierSpec) -> "TorchNetwork":
     return model
 
 
-def build_flax(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> "FlaxNetwork":
-    """A Flax twin in eval mode with these arrays, in their own dtypes."""
+def build_flax(
+    classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray], *, take: bool = False
+) -> "FlaxNetwork":
+    """A Flax twin in eval mode with these arrays, in their own dtypes.
+
+    With `take` a dictionary is emptied as the model takes its arrays over: where nothing else
+    holds them, memory has the weights once, not twice.
+    """
     import jax
 
     check(classifier, arrays)
@@ -89,7 +98,7 @@ def build_flax(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> 
             'float64 weights: call jax.config.update("jax_enable_x64", True) first'
         )
     model = _flax_skeleton(classifier)
-    fill_by_name(model, arrays)
+    fill_by_name(model, arrays, take=take)
     return model
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from flax import nnx
 
+_PLACED_AT_ONCE = 100  # arrays: enough to make up for what a call costs, few of all
+
 
 def flax_to_torch(flax_model: "nnx.Module") -> "dict[str, torch.Tensor]":
     """The weights and statistics of a Flax model as the state dict of its torch twin.
@@ -79,14 +81,14 @@ def _variables(model: "nnx.Module") -> "dict[str, tuple[str, nnx.Variable[Any]]]
     """
     from flax import nnx
 
-    from flax_resnet.variables import named_variables
+    from flax_resnet.variables import named_parts
 
-    for path, module in nnx.iter_modules(model):
+    variables, modules = named_parts(model)
+    for name, module in modules.items():
         if isinstance(module, nnx.ConvTranspose):  # torch's has other axes, and is mirrored
-            name = ".".join(map(str, path))
             raise ConversionError(f"{name} is a transposed convolution, which is not converted")
     named: dict[str, tuple[str, nnx.Variable[Any]]] = {}
-    for flax_name, variable in named_variables(model).items():
+    for flax_name, variable in variables.items():
         name = leaves.torch_name(flax_name)
         if name in named:
             raise ConversionError(f"{flax_name} and {named[name][0]} are both {name} in torch")
@@ -94,20 +96,20 @@ def _variables(model: "nnx.Module") -> "dict[str, tuple[str, nnx.Variable[Any]]]
     return named
 
 
-def fill_by_name(flax_model: "nnx.Module", arrays: Mapping[str, np.ndarray]) -> None:
+def fill_by_name(
+    flax_model: "nnx.Module", arrays: Mapping[str, np.ndarray], *, take: bool = False
+) -> None:
     """As `torch_to_flax`, for a model just built from the table, which takes the arrays' dtypes.
 
     Each array finds its layer by the name, as the table has it: walking through a model of NNX
-    takes longer than reading its file.
+    takes longer than reading its file. With `take` an array leaves its dictionary when the model
+    has it, so that memory holds the weights once.
 
     Raises:
         ConversionError: a counter is too large for the model's integers.
     """
-    import jax
-
     problems: list[str] = []
-    variables: list[nnx.Variable[Any]] = []
-    values: list[np.ndarray] = []
+    found: list[tuple[str, str, nnx.Variable[Any], np.dtype]] = []
     for name, array in arrays.items():
         path, _, leaf = name.rpartition(".")
         layer: Any = flax_model
@@ -117,10 +119,19 @@ def fill_by_name(flax_model: "nnx.Module", arrays: Mapping[str, np.ndarray]) -> 
         variable = getattr(layer, flax_leaf)
         dtype = array.dtype if is_floating(array.dtype) else np.dtype(variable.dtype)
         problems += _lossy(name, array, dtype)
-        variables.append(variable)
-        values.append(_detached(leaves.to_flax(flax_leaf, array), dtype))
+        found.append((name, flax_leaf, variable, dtype))
     if problems:
         raise ConversionError("these weights are not those of this model:", problems)
+    remove = arrays.pop if take and isinstance(arrays, dict) else arrays.__getitem__
+    for start in range(0, len(found), _PLACED_AT_ONCE):
+        part = found[start : start + _PLACED_AT_ONCE]
+        values = [_detached(leaves.to_flax(leaf, remove(name)), d) for name, leaf, _, d in part]
+        _place([variable for _, _, variable, _ in part], values)
+
+
+def _place(variables: "list[nnx.Variable[Any]]", values: list[np.ndarray]) -> None:
+    import jax
+
     placed = jax.block_until_ready(jax.device_put(values))
     for variable, value in zip(variables, placed, strict=True):
         variable.set_value(value)

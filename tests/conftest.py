@@ -1,4 +1,4 @@
-"""Several CPU devices, float64, and one thread pool for all tests."""
+"""Several CPU devices, float64, and a single thread of torch's for all tests."""
 
 import os
 from pathlib import Path
@@ -15,13 +15,15 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Before torch starts: two workers' threads on two cores wait for each other in busy loops, up to
+# 50 times as long as one thread computes. The processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import jax
 import pytest
 import torch
 
 jax.config.update("jax_enable_x64", True)
-torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from flax import nnx
 import convert
 import flax_resnet
 import torch_resnet
+from flax_resnet.layers import no_values
 from flax_resnet.variables import named_variables
 from resnet_spec import find_spec
 from tests.twins import (
@@ -46,20 +47,21 @@ def random_bits(model: torch.nn.Module) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shortcut", ["projection", "convolution"])
 def test_there_and_back_keeps_every_bit(name, dtype, shortcut):
-    torch_model = torch_resnet.create(name, 10, shortcut=shortcut)
-    torch_model.to(getattr(torch, dtype))
+    with torch.device("meta"):  # initial values, which would take seconds, are not needed
+        torch_model, twin = (torch_resnet.create(name, 10, shortcut=shortcut) for _ in range(2))
+    torch_model.to(getattr(torch, dtype)).to_empty(device="cpu")
     for module in torch_model.modules():  # BatchNorm is float32 at least in the Flax twin
         if isinstance(module, torch.nn.BatchNorm2d) and dtype == "bfloat16":
             module.float()
     randomise(torch_model)
     random_bits(torch_model)
-    flax_model = flax_resnet.create(
-        name, 10, rngs=nnx.Rngs(0), shortcut=shortcut, param_dtype=getattr(jnp, dtype)
-    )
+    with no_values():
+        flax_model = flax_resnet.create(
+            name, 10, rngs=nnx.Rngs(0), shortcut=shortcut, param_dtype=getattr(jnp, dtype)
+        )
     convert.torch_to_flax(torch_model.state_dict(), flax_model)
     back = convert.flax_to_torch(flax_model)
     assert_same_state(back, torch_model.state_dict())
-    twin = torch_resnet.create(name, 10, shortcut=shortcut)
     twin.load_state_dict(back, strict=True, assign=True)
 
 

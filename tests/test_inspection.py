@@ -146,5 +146,6 @@ def test_import_takes_dialects_heads_and_preprocessing_and_records_them(tmp_path
     assert weights.classifier.network.shortcut == "centred_identity"
     assert weights.classifier.num_classes == 5
     assert weights.classifier.statistics_batch_size == 128
+    assert "over batches of 128" in as_text(inspect(tmp_path / "ours.npz"))
     assert weights.preprocessing.mean == (0.485, 0.456, 0.406)
     assert weights.preprocessing.class_names is None

@@ -274,7 +274,7 @@ class Seed:
         self.folder, self.package = folder, folder / "package"
         install = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", str(self.package)]
         subprocess.run([sys.executable, *install, "torch-resnet==0.0.4"], check=True)
-        for size in (32, 64):
+        for size in {image_size(name) for name in ALL_SEED_MODELS}:
             np.save(folder / f"{size}.npy", to_nchw(random_images(2, size, "float32")).numpy())
 
     def run(self, models: list[str], shortcuts: list[str]) -> None:

@@ -4,7 +4,9 @@ Run with `-s` to see what is reached; the bounds are far above it, and far below
 """
 
 import collections
+import copy
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +22,7 @@ import convert
 import flax_resnet
 import torch_resnet
 from convert import leaves
+from flax_resnet.layers import no_values
 from flax_resnet.variables import named_variables
 from resnet_spec import MODELS, ResNetSpec, find_spec
 from tests.twins import (
@@ -74,20 +77,28 @@ def reach(name: str, what: str, error: float) -> float:
 
 def cases(shortcuts: list[str], *, quick: list[str], only: list[str] | None = None) -> list[Any]:
     return [
-        pytest.param((name, shortcut), id=f"{name}-{shortcut}", marks=marks(name, quick))
+        pytest.param(_same_pair(name, shortcut), id=f"{name}-{shortcut}", marks=marks(name, quick))
         for name in only or MODELS
         for shortcut in shortcuts
     ]
 
 
+@functools.cache
+def _same_pair(name: str, shortcut: str) -> tuple[str, str]:
+    """One object for all tests of a pair: pytest shares a fixture by its parameter's identity."""
+    return name, shortcut
+
+
 def marks(name: str, quick: list[str]) -> list[Any]:
     """Slow or not; models whose operations have the same shapes share a worker, which compiles
-    each operation once.
+    each operation once. The very deep ones go to whichever worker is free: they take longest.
     """
-    family = "small" if name.endswith("-small") else "wide" if "Wide" in name else "plain"
-    if not find_spec(name).small_images:
-        family = "imagenet"
-    return [pytest.mark.xdist_group(family), *([] if name in quick else [pytest.mark.slow])]
+    spec = find_spec(name)
+    slow = [] if name in quick else [pytest.mark.slow]
+    if any(deep in name for deep in VERY_DEEP):
+        return slow
+    widths = "-".join(map(str, spec.stage_planes))
+    return [pytest.mark.xdist_group(f"{spec.block}-{widths}x{spec.width}"), *slow]
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +128,7 @@ def test_twins_agree_on_gradients_and_statistics_in_float64(twins):
     name, flax_model, torch_model = twins
     images = random_images(3, image_size(name))
     weights = random_images(3, 1, channels=NUM_CLASSES)[:, 0, 0]  # of the logits in the loss
-    torch_model.train()
-    torch_model.zero_grad()
+    torch_model = copy.deepcopy(torch_model).train()  # its statistics move, and others use it
     (torch_model(to_nchw(images)) * torch.from_numpy(weights)).sum().backward()
 
     network = Network(flax_model)
@@ -269,8 +279,9 @@ _SMALL: dict[str, Any] = {"stage_planes": (4, 8), "stem_planes": 4}
 def _tiny_twins(spec: ResNetSpec, **options: Any) -> tuple[Any, Any]:
     torch_model = torch_resnet.from_spec(spec, NUM_CLASSES).double()
     randomise(torch_model)
-    flax_model = flax_resnet.from_spec(
-        spec, NUM_CLASSES, rngs=nnx.Rngs(0), param_dtype=jnp.float64, **options
-    )
+    with no_values():
+        flax_model = flax_resnet.from_spec(
+            spec, NUM_CLASSES, rngs=nnx.Rngs(0), param_dtype=jnp.float64, **options
+        )
     convert.torch_to_flax(torch_model.state_dict(), flax_model)
     return flax_model, torch_model

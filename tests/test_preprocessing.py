@@ -130,6 +130,18 @@ def test_a_file_carries_its_preprocessing(model, tmp_path, suffix):
     assert convert.load(path, backend="torch").spec == model.spec
 
 
+def test_a_file_says_over_which_batches_its_statistics_were_taken_where_it_was_told(
+    model, tmp_path
+):
+    path = tmp_path / "m.safetensors"
+    convert.save(path, model, statistics_batch_size=128)
+    assert convert.load_statistics_batch_size(path) == 128
+    convert.save(path, convert.load(path, backend="flax"))  # which may have trained on since
+    assert convert.load_statistics_batch_size(path) is None
+    with pytest.raises(ValueError, match="statistics_batch_size must be a positive integer"):
+        convert.save(path, model, statistics_batch_size=0)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_the_preprocessing_is_read_from_a_file_whose_weights_are_damaged(model, tmp_path, suffix):
     path = tmp_path / f"m{suffix}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert.arrays import share_tensor, to_numpy
+from convert.arrays import copy_into, share_tensor, to_numpy
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
 from convert.formats.contents import Contents, Visitor
@@ -42,7 +42,7 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, "torch.Ten
     memory = np.empty(starts[-1], np.uint8)
     for start, (name, array) in zip(starts[:-1], arrays.items(), strict=True):
         copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-        copy[...] = array
+        copy_into(copy, array)
         yield name, share_tensor(copy)
 
 
@@ -57,8 +57,8 @@ def read(path: Path, visit: Visitor) -> Contents:
 
     try:
         _check_pickles(path)
-        # Mapped, not read: whoever fills a model copies every array in any case.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        # Read, not mapped: a tensor's memory is free again as soon as a model has taken it over.
+        content = torch.load(path, map_location="cpu", weights_only=True)
         state_dict, notes = _find_state_dict(path, content)
         left = path.stat().st_size
         for name, tensor in state_dict.items():
