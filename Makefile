@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The CPU tests of JAX, torch and pytest workers share the cores.
 WORKERS ?= 2
 
-.PHONY: quickstart test test-slow parity layouts fuzz benchmark lint format types wheel lock clean
+.PHONY: quickstart test test-slow parity layouts fuzz torture benchmark lint format types wheel lock clean
 
 quickstart: .venv/installed  ## train a small ResNet on digits, export it, check it in torch
 	$(BIN)/python -m train digits --run-dir runs/quickstart --overwrite
@@ -20,6 +20,9 @@ parity: .venv/installed  ## the parity of every model, with a table of the error
 
 fuzz: .venv/installed  ## 100,000 damaged files: read, or refused with our own error
 	$(BIN)/python -m tests.fuzz --count 100000 --seed 0
+
+torture: .venv/installed  ## runs killed at 200 random moments: resumed, they lose nothing
+	$(BIN)/python -m tests.torture --kills 200 --commit-kills 20 --seed 0
 
 benchmark: .venv/installed  ## the converter's speed and memory beside torch's own loading
 	$(BIN)/python -m benchmarks.convert

@@ -8,6 +8,7 @@ import pytest
 
 from train.config import Config
 from train.errors import UserError
+from train.folder import begin_folder, choose_folder
 from train.resume import FIXED, FREE, check_resumable
 
 CONFIG = Config(run_dir=Path("a"), resume=True)
@@ -62,3 +63,56 @@ def test_a_resumed_run_may_learn_faster_longer_and_elsewhere():
     check_resumable(began, now)
     with pytest.raises(UserError, match="--data digits, the run began with folder:old"):
         check_resumable(began, CONFIG)
+
+
+@pytest.fixture
+def began(tmp_path: Path) -> Path:
+    """The folder of a run that began, and was interrupted before its first checkpoint."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    begin_folder(folder, CONFIG, devices="1 cpu device", train_images=9, total_steps=9)
+    return folder
+
+
+def test_a_folder_is_resumed_only_as_the_run_that_it_holds(began):
+    now = dataclasses.replace(CONFIG, run_dir=began, epochs=7)
+    assert choose_folder(now) == began
+    with pytest.raises(UserError, match="--seed 7, the run began with 111"):
+        choose_folder(dataclasses.replace(now, seed=7))
+
+
+def test_whatever_moment_ended_it_a_run_can_begin_anew(began):
+    """Before its configuration was written, and while it was deleted."""
+    anew = dataclasses.replace(CONFIG, run_dir=began, resume=False)
+    with pytest.raises(UserError, match="is not empty"):
+        choose_folder(anew)
+    (began / "config.json").rename(began / ".config.json.new")
+    assert choose_folder(anew) == began
+    (began / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        choose_folder(anew)
+    overwriting = dataclasses.replace(anew, overwrite=True)
+    with pytest.raises(UserError, match="nothing deleted"):
+        choose_folder(overwriting)
+    (began / ".config.json.new").rename(began / "config.json")
+    (began / "checkpoints" / "link").symlink_to(began.parent)
+    begin_folder(choose_folder(overwriting), overwriting)
+    assert [path.name for path in began.iterdir()] == ["config.json"]
+
+
+def test_the_configuration_is_deleted_last(began, monkeypatch):
+    (began / "metrics.jsonl").write_text("")
+    unlinked = []
+
+    def interrupted(path: str | Path, *_: object, **__: object) -> None:
+        unlinked.append(Path(path).name)
+        if Path(path) == began:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", interrupted)
+    overwriting = dataclasses.replace(CONFIG, run_dir=began, resume=False, overwrite=True)
+    with pytest.raises(KeyboardInterrupt):
+        begin_folder(began, overwriting)
+    assert unlinked == ["checkpoints", "run"]
+    assert not (began / "metrics.jsonl").exists()
+    assert choose_folder(overwriting) == began

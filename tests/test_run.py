@@ -53,7 +53,10 @@ def test_a_run_leaves_its_configuration_metrics_checkpoints_and_export(finished)
     assert rates[12] == pytest.approx(0.01)
     assert [line["step"] for line in lines if line["kind"] == "test"] == [12, 23, 24]
     assert list((run_dir / "tensorboard").glob("events*"))
-    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"23", "24"}
+    tested = {line["step"]: line["error"] for line in lines if line["kind"] == "test"}
+    best = min(tested, key=lambda step: (tested[step], -step))
+    kept = {path.name for path in (run_dir / "checkpoints").iterdir()}
+    assert kept == {"23", "24", str(best)}
     assert "epoch   1.07" in output
     assert "\x1b" not in output  # plain lines where there is no terminal
 

@@ -11,7 +11,6 @@ from train.config import Config
 from train.errors import DivergedError, StoppedError, UserError
 from train.folder import saved_config
 from train.recipes import DEFAULT, RECIPES
-from train.resume import check_resumable
 
 _USAGE = "usage: resnet-train [RECIPE] [--field value ...]"
 _PRINT = "--print-config"
@@ -90,7 +89,6 @@ def parse(arguments: list[str]) -> Config:
                 )
             saved = dataclasses.replace(saved, overwrite=False)
             config = _parse_fields(name, saved, fields)
-            check_resumable(saved, config)
     return config
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from train.config import Config
 from train.errors import UserError
+from train.resume import check_resumable
 
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
@@ -27,7 +28,7 @@ def choose_folder(config: Config) -> Path:
     """The folder of a run, or of the runs of several seeds; nothing is written or deleted yet.
 
     Raises:
-        UserError: it cannot be used as the configuration asks.
+        UserError: it cannot be used as the configuration asks, or holds a run of something else.
     """
     default = (
         Path("runs") / f"{config.model}-{_short(config.data)}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -40,7 +41,9 @@ def choose_folder(config: Config) -> Path:
             raise UserError(f"--run-dir {folder} does not exist: there is no run to resume")
         if not (folder / CHECKPOINTS).is_dir() and not _config_file(folder).exists():
             raise UserError(f"--run-dir {folder} holds no run to resume")
-    elif folder.is_dir() and any(folder.iterdir()):
+        if saved := saved_config(folder):
+            check_resumable(saved, config)
+    elif folder.is_dir() and _holds_files(folder):
         if not config.overwrite:
             raise UserError(
                 f"--run-dir {folder} is not empty: go on with --resume, start anew with "
@@ -83,7 +86,7 @@ def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
     """
     try:
         if config.overwrite and folder.is_dir():
-            shutil.rmtree(folder)
+            _delete(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if config.seeds is None:
             _write_config(folder / _CONFIG, config, facts)
@@ -167,6 +170,22 @@ def _read_own(folder: Path) -> dict[str, Any]:
     return content
 
 
+def _holds_files(folder: Path) -> bool:
+    """Whether there is more than a run leaves behind that ended before its configuration."""
+    files = (path for path in folder.rglob("*") if not path.is_dir())
+    return any(path != _temporary(folder / _CONFIG) for path in files)
+
+
+def _delete(folder: Path) -> None:
+    """Deletes a run, last of all what tells that it is one: whoever is interrupted can go on."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _CONFIG:
+            path.unlink()
+    shutil.rmtree(folder)
+
+
 def _is_own(folder: Path) -> bool:
     try:
         return bool(_read_own(folder))
@@ -176,6 +195,10 @@ def _is_own(folder: Path) -> bool:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a whole file or none."""
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = _temporary(path)
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
