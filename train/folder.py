@@ -173,7 +173,8 @@ def _read_own(folder: Path) -> dict[str, Any]:
 def _holds_files(folder: Path) -> bool:
     """Whether there is more than a run leaves behind that ended before its configuration."""
     files = (path for path in folder.rglob("*") if not path.is_dir())
-    return any(path != _temporary(folder / _CONFIG) for path in files)
+    unfinished = [_temporary(folder / name) for name in (_CONFIG, _SEEDS)]
+    return any(path not in unfinished for path in files)
 
 
 def _delete(folder: Path) -> None:
@@ -181,7 +182,7 @@ def _delete(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != _CONFIG:
+        elif path.name not in (_CONFIG, _SEEDS):
             path.unlink()
     shutil.rmtree(folder)
 
