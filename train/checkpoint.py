@@ -157,6 +157,13 @@ class Checkpoints:
         lines = [f"{self.folder / str(number)}: {what}" for number, what in damaged.items()]
         raise UserError("\n  ".join(["no checkpoint is good; each is damaged:", *lines]))
 
+    def delete_after(self, step: int) -> None:
+        """Deletes the checkpoints that are newer: a run that goes on from `step` makes them anew."""
+        for other in list(self._manager.all_steps()):
+            if other > step:
+                self._manager.delete(other)
+                self._errors.pop(other, None)
+
     def latest_step(self) -> int | None:
         """The newest, that being written among them; None where there is none."""
         return self._manager.latest_step()

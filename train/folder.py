@@ -64,15 +64,36 @@ def seed_folder(folder: Path, config: Config, seed: int) -> Path:
     return folder if config.seeds is None else folder / f"seed-{seed}"
 
 
-def unfinished_seeds(folder: Path, config: Config) -> list[int]:
-    """The seeds whose runs are to be trained: all, or where they are resumed those with no result.
+def own_config(config: Config, seed: int, folder: Path) -> Config:
+    """The configuration of the run of one of several seeds, as if it were alone."""
+    if config.seeds is None:
+        return config
+    return dataclasses.replace(config, seed=seed, seeds=None, run_dir=folder)
 
-    A single run is resumed even so: it may be given more steps.
+
+def unfinished_seeds(folder: Path, config: Config, total_steps: int) -> list[int]:
+    """The seeds whose runs are to be trained: where they are resumed, those not yet at the end.
+
+    Raises:
+        UserError: all are.
     """
+    seeds = list(config.seed_list)
     if config.seeds is None or not config.resume:
-        return list(config.seed_list)
-    folders = {seed: seed_folder(folder, config, seed) for seed in config.seed_list}
-    return [seed for seed, place in folders.items() if not (place / RESULT).exists()]
+        return seeds
+    left = [s for s in seeds if _steps_done(seed_folder(folder, config, s)) < total_steps]
+    if not left:
+        raise UserError(
+            f"--run-dir {folder}: the runs of all seeds are finished, after {total_steps} steps"
+        )
+    return left
+
+
+def _steps_done(folder: Path) -> int:
+    """Of a run that has its result; -1 before."""
+    try:
+        return int(json.loads((folder / RESULT).read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
 
 
 def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
@@ -95,8 +116,7 @@ def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
         for seed in config.seed_list:
             place = seed_folder(folder, config, seed)
             place.mkdir(exist_ok=True)
-            own = dataclasses.replace(config, seed=seed, seeds=None, run_dir=place)
-            _write_config(place / _CONFIG, own, facts)
+            _write_config(place / _CONFIG, own_config(config, seed, place), facts)
     except OSError as error:
         raise UserError(f"--run-dir {folder}: {error}") from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from train import export, parallel
 from train.config import Config
 from train.data import Dataset, load_dataset
-from train.errors import StoppedError, UserError
+from train.errors import StoppedError
 from train.folder import (
     begin_folder,
     check_same_data,
@@ -24,7 +24,7 @@ from train.runs import Result, Run, common_states, finish
 from train.seeds import arrange
 from train.signals import StopSignals
 from train.step import TrainState, averaged
-from train.trainer import Score, Trainer, describe
+from train.trainer import Score, Trainer, count_steps, describe
 from train.watch import Watch
 
 
@@ -51,9 +51,7 @@ def train(config: Config) -> list[Result]:
             f"{dataset.test_name} to test{dataset.missing()}"
         )
         weights = _first_weights(config, dataset, display)
-        seeds = unfinished_seeds(folder, config)
-        if not seeds:
-            raise UserError(f"--run-dir {folder}: the runs of all seeds are finished")
+        seeds = unfinished_seeds(folder, config, count_steps(config, len(dataset.train)))
         if config.resume:
             check_same_data(folder, len(dataset.train))
         trainer, groups = arrange(config, dataset, seeds, weights, display.say)

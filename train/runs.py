@@ -12,7 +12,7 @@ from typing import Any
 from train import export, parallel
 from train.checkpoint import Checkpoints
 from train.data import image_dtype
-from train.folder import RESULT, write_json
+from train.folder import RESULT, own_config, write_json
 from train.metrics import MetricsLog
 from train.step import TrainState, averaged
 from train.trainer import Score, Trainer
@@ -69,16 +69,28 @@ class Run:
     def __exit__(self, *exception: Any) -> None:
         self._files.__exit__(*exception)
 
-    def restore(self, fresh: TrainState, step: int | None = None) -> TrainState:
-        """The newest good checkpoint, or that of one step, in all processes."""
+    def restore(self, fresh: TrainState) -> TrainState:
+        """The newest good checkpoint, in all processes; `fresh` where there is none yet."""
 
         def read() -> TrainState:
             if self.checkpoints is None:  # the first process tells
                 return fresh
-            if step is None and self.checkpoints.latest_step() is None:
+            if self.checkpoints.latest_step() is None:
                 self._say(f"{self.folder} holds no checkpoint yet: it starts from the beginning")
                 return fresh
-            return self.checkpoints.restore(fresh, step=step)
+            return self.checkpoints.restore(fresh)
+
+        return parallel.from_first_process(read)
+
+    def go_back(self, fresh: TrainState, step: int) -> TrainState:
+        """The checkpoint of an earlier step, or `fresh`; the newer ones are deleted."""
+
+        def read() -> TrainState:
+            if self.checkpoints is None:
+                return fresh
+            state = self.checkpoints.restore(fresh, step=step) if step else fresh
+            self.checkpoints.delete_after(step)
+            return state
 
         return parallel.from_first_process(read)
 
@@ -91,8 +103,9 @@ class Run:
     def begin(self, first_step: int) -> None:
         """Opens the metrics, cut after `first_step`."""
         if parallel.is_first_process():
+            config = own_config(self._trainer.config, self.seed, self.folder)
             self._metrics = self._files.enter_context(
-                MetricsLog(self.folder, start_step=first_step, config=self._trainer.config)
+                MetricsLog(self.folder, start_step=first_step, config=config)
             )
 
     def log(self, step: int, kind: str, values: dict[str, float]) -> None:
@@ -119,7 +132,7 @@ def common_states(runs: Sequence[Run], trainer: Trainer) -> list[TrainState]:
     states = [run.restore(state) for run, state in zip(runs, fresh, strict=True)]
     step = min(int(state.step) for state in states)
     return [
-        state if int(state.step) == step else run.restore(first, step)
+        state if int(state.step) == step else run.go_back(first, step)
         for run, state, first in zip(runs, states, fresh, strict=True)
     ]
 
