@@ -90,6 +90,7 @@ class Damages:
     [(1, ("ema",)), pytest.param(20, ARRAY_ITEMS, marks=pytest.mark.slow)],
     ids=["one item", "all"],
 )
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # Orbax's, where it gives up
 def test_a_damaged_file_is_never_a_silently_wrong_state(run, flips, items, capfd):
     """The newest checkpoint's values come back, or those of the one before, bit for bit."""
     damages = Damages(run, flips, items)
