@@ -52,6 +52,18 @@ def test_a_state_may_change_as_soon_as_save_returns(tmp_path):
         assert_same(checkpoints.restore(make_state(0, BIG)), copy)
 
 
+def test_a_run_that_goes_back_makes_the_newer_checkpoints_anew(tmp_path):
+    with open_run(tmp_path) as checkpoints:
+        for step, error in ((5, 0.3), (10, 0.1)):
+            checkpoints.save(make_state(step), error=error)
+        checkpoints.wait()
+        checkpoints.delete_after(5)
+        assert (checkpoints.latest_step(), best_step(checkpoints)) == (5, 5)
+        checkpoints.save(make_state(10, seed=7), error=0.2)
+        checkpoints.wait()
+        assert_same(checkpoints.restore(make_state(0, seed=7)), make_state(10, seed=7))
+
+
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_what_eight_devices_saved_is_restored_on_fewer(tmp_path, devices):
     def place(state: Any, count: int) -> Any:

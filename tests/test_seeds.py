@@ -1,6 +1,7 @@
 """Several seeds at once: each is the run that it would be alone."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,13 @@ def test_a_measurement_chooses_how_seeds_are_trained_and_a_resumed_run_goes_on_s
     assert saved["seeds"] == "7,111"
     again = run("train", "--resume", "--run-dir", "many", cwd=tmp_path)
     assert_refused(again, "many", "finished")
+    shutil.copytree(tmp_path / "many", tmp_path / "whole")
+    for seed in (7, 111):  # as if killed when the one had saved its last step, and the other not
+        (tmp_path / "many" / f"seed-{seed}" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "many" / "seed-7" / "checkpoints" / "6")
+    train(tmp_path, "--resume", "--run-dir", "many")
+    for seed in (7, 111):
+        assert_same(tmp_path / "many" / f"seed-{seed}", tmp_path / "whole" / f"seed-{seed}")
     # a seed's own folder is a run like any other
     longer = train(tmp_path, "--resume", "--run-dir", "many/seed-7", "--max-steps", "8")
     assert "resumed at 6" in longer

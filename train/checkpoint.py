@@ -159,10 +159,10 @@ class Checkpoints:
 
     def delete_after(self, step: int) -> None:
         """Deletes the checkpoints that are newer: a run that goes on from `step` makes them anew."""
-        for other in list(self._manager.all_steps()):
-            if other > step:
-                self._manager.delete(other)
-                self._errors.pop(other, None)
+        newer = [other for other in self._manager.all_steps() if other > step]
+        for other in newer:
+            self._manager.delete(other)
+            self._errors.pop(other, None)
 
     def latest_step(self) -> int | None:
         """The newest, that being written among them; None where there is none."""
