@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import gc
 import random
 import shutil
 from collections.abc import Iterator
@@ -30,6 +31,16 @@ from tests.saved_states import (
 from train.errors import UserError
 
 __all__ = ["run_of_two"]  # a fixture
+
+
+# Orbax's own, of reads that it gives up
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    yield
+    gc.collect()  # here, and not in another test
 
 
 class Damages:
@@ -90,7 +101,6 @@ class Damages:
     [(1, ("ema",)), pytest.param(20, ARRAY_ITEMS, marks=pytest.mark.slow)],
     ids=["one item", "all"],
 )
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # Orbax's, where it gives up
 def test_a_damaged_file_is_never_a_silently_wrong_state(run, flips, items, capfd):
     """The newest checkpoint's values come back, or those of the one before, bit for bit."""
     damages = Damages(run, flips, items)

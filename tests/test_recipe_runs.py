@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import convert
 import torch_resnet
 from tests.commands import assert_refused, run
 from tests.peers import import_torchvision
-from tests.run_folders import metrics
+from tests.run_folders import assert_same, metrics
 from tests.test_data import CIFAR10
 from tests.test_run import train
 from tests.twins import randomise
+from train.folder import locked
 
 IMAGENET = Path(os.environ.get("TFDS_DATA_DIR", "")) / "imagenet2012"
 has_cifar = pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
@@ -82,6 +84,28 @@ def test_torchvisions_weights_are_tuned_on_cifar10_from_end_to_end(tmp_path):
     assert theirs["fc.weight"].shape == (10, 512)
     result = json.loads((tmp_path / "a" / "result.json").read_text())
     assert result["parity"]["different_predictions"] == 0
+
+
+def test_a_run_from_weights_that_saved_nothing_yet_starts_from_them_again(tmp_path):
+    model = torch_resnet.create("WideResNet16-1-0.0", 10, in_planes=1)
+    randomise(model)
+    convert.save(tmp_path / "w.safetensors", model)
+    arguments = ("digits", "--model", "WideResNet16-1-0.0", "--init-from", "w.safetensors")
+    train(tmp_path, *arguments, "--frozen-stages", "2", "--max-steps", "2", "--run-dir", "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "a" / "checkpoints")
+    train(tmp_path, "--resume", "--run-dir", "a")
+    assert_same(tmp_path / "a", tmp_path / "b")
+    body = convert.load(tmp_path / "a" / "model.safetensors", backend="torch").state_dict()
+    frozen = [name for name in body if name.startswith(("stem.", "stages.0.", "stages.1."))]
+    assert all(torch.equal(body[name], model.state_dict()[name]) for name in frozen)
+    with locked(tmp_path / "a"):
+        refused = run("train", "--resume", "--run-dir", "a", "--max-steps", "4", cwd=tmp_path)
+    assert_refused(refused, "another process is training this run")
+    assert_refused(
+        run("train", "--resume", "--run-dir", "a", "--max-steps", "1", cwd=tmp_path), "beyond"
+    )
+    assert_refused(run("train", *arguments, "--frozen-stages", "4", cwd=tmp_path), "has 3 stages")
 
 
 def test_weights_that_do_not_fit_are_refused_with_the_reason(tmp_path):

@@ -300,7 +300,8 @@ def test_curves_are_drawn_with_gaps_zeros_and_many_rows(runs, results):
         change_config(folder, learning_rate=0.2 + number)
         gone = re.sub(r'"(loss|error)": [^,}]+', r'"\1": null', lines, count=4)
         (folder / "metrics.jsonl").write_text(re.sub(r'"error": [\d.]+', '"error": 0.0', gone))
-    (runs / "more-0" / "metrics.jsonl").unlink()
+    for name in ("metrics.jsonl", "result.json"):
+        (runs / "more-0" / name).unlink()
     results("--plot")
     svg = (runs / "curves.svg").read_text()
     for text in ("learning_rate 7.2 (1 seed)", "(unfinished, step 0 of 24)"):

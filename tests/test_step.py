@@ -222,6 +222,18 @@ def test_eight_devices_train_as_one(parts):
             assert relative_error(array, others[name]) < 1e-5, name
 
 
+def test_jit_and_pmap_are_the_same_step_to_the_bit():
+    dataset = random_dataset()
+    step, state, _, _ = make_step(SMALL, dataset, ema_decay=0.9)
+    data, host = parallel.place_data(on_device(dataset.train)), parallel.to_host(state)
+    indices = batch_indices(0, 0, 32, 64).reshape(2, -1)
+    moved = []
+    for spread in (Spread("pmap"), Spread("jit")):
+        batch = spread.place_batch(spread.split(indices))
+        moved.append(parallel.to_host(spread.train(step)(spread.place_state(host), data, batch)))
+    jax.tree.map(np.testing.assert_array_equal, *moved)
+
+
 def test_a_batch_in_parts_moves_by_the_mean_of_what_each_part_alone_would():
     dataset = random_dataset()
     options: Any = {"param_dtype": jnp.float64, "axis_name": None, "is_augmented": False}

@@ -49,9 +49,9 @@ class Run:
         self.dataset: Dataset = load_dataset(config)
         with mock.patch("flax_resnet.layers.KAIMING_NORMAL", draw_weights):
             self.trainer = Trainer(config, self.dataset)
+            (self.template,) = self.trainer.first_states([config.seed])
         self.batches = Batches(config)
         begin_folder(folder, config, train_images=len(self.dataset.train), total_steps=20)
-        (self.template,) = self.trainer.first_states([config.seed])
         self.states: dict[int, dict[str, Any]] = dict(self.train(folder, self.template))
 
     def train(self, folder: Path, state: TrainState) -> Iterator[tuple[int, dict[str, Any]]]:

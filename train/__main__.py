@@ -5,15 +5,20 @@ import importlib
 import json
 import os
 import sys
+from typing import Any
 
 from resnet_spec import UnknownNameError
-from train.config import Config
+from train.config import FOLDER, Config
 from train.errors import DivergedError, StoppedError, UserError
 from train.folder import saved_config
 from train.recipes import DEFAULT, RECIPES
 
 _USAGE = "usage: resnet-train [RECIPE] [--field value ...]"
 _PRINT = "--print-config"
+_OF_ONE_SESSION: dict[str, Any] = {  # a resumed run says anew where it runs
+    **dict.fromkeys(("overwrite", "eval_only", "profile", "distributed"), False),
+    **dict.fromkeys(("coordinator", "process_id", "num_processes")),
+}
 COMMANDS = {  # beside the recipes: a module with `main(arguments) -> exit code`
     "prepare": "train.prepare",
     "results": "train.results",
@@ -82,14 +87,19 @@ def parse(arguments: list[str]) -> Config:
     if config.resume and config.run_dir is not None:
         saved = saved_config(config.run_dir)
         if saved is not None:
-            if has_recipe and RECIPES[name].config.data != saved.data:
+            if has_recipe and _kind(config.data) != _kind(saved.data):
                 raise UserError(
                     f"--run-dir {config.run_dir} is a run on {saved.data}, not {name}: leave the "
                     "recipe out to go on with it"
                 )
-            saved = dataclasses.replace(saved, overwrite=False)
+            saved = dataclasses.replace(saved, **_OF_ONE_SESSION)
             config = _parse_fields(name, saved, fields)
     return config
+
+
+def _kind(data: str) -> str:
+    """A folder of images may have moved."""
+    return FOLDER if data.startswith(FOLDER) else data
 
 
 def _parse_fields(name: str, default: Config, fields: list[str]) -> Config:

@@ -158,7 +158,7 @@ class Checkpoints:
         raise UserError("\n  ".join(["no checkpoint is good; each is damaged:", *lines]))
 
     def delete_after(self, step: int) -> None:
-        """Deletes the checkpoints that are newer: a run that goes on from `step` makes them anew."""
+        """Deletes those that are newer: a run that goes on from `step` makes them anew."""
         newer = [other for other in self._manager.all_steps() if other > step]
         for other in newer:
             self._manager.delete(other)

@@ -123,7 +123,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.
     )
 
 
-@functools.lru_cache(maxsize=16)  # an epoch's order serves all of its steps, of several seeds
+@functools.lru_cache(maxsize=64)  # an epoch's order serves all of its steps, of several seeds
 def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_images).astype(np.int32)
 

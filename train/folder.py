@@ -1,14 +1,18 @@
 """The folder of a run: checked before anything is computed, written only when a run begins."""
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
+import os
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,15 +29,17 @@ _PACKAGES = ("flax-resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
 
 
 def choose_folder(config: Config) -> Path:
-    """The folder of a run, or of the runs of several seeds; nothing is written or deleted yet.
+    """The folder of a run, or of the runs of several seeds."""
+    name = f"{config.model}-{_short(config.data)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return config.run_dir or Path("runs") / name
+
+
+def check_folder(folder: Path, config: Config) -> None:
+    """Nothing is written or deleted yet.
 
     Raises:
         UserError: it cannot be used as the configuration asks, or holds a run of something else.
     """
-    default = (
-        Path("runs") / f"{config.model}-{_short(config.data)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
-    folder = config.run_dir or default
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--run-dir {folder} is a file, not a folder")
     if config.resume:
@@ -51,7 +57,6 @@ def choose_folder(config: Config) -> Path:
             )
         if not _is_own(folder):
             raise UserError(f"--overwrite: {folder} is no run of this trainer, nothing deleted")
-    return folder
 
 
 def _short(data: str) -> str:
@@ -64,6 +69,24 @@ def seed_folder(folder: Path, config: Config, seed: int) -> Path:
     return folder if config.seeds is None else folder / f"seed-{seed}"
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of a run's folder; the lock ends with the process.
+
+    Raises:
+        UserError: another one is training there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is training this run") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def own_config(config: Config, seed: int, folder: Path) -> Config:
     """The configuration of the run of one of several seeds, as if it were alone."""
     if config.seeds is None:
@@ -71,21 +94,17 @@ def own_config(config: Config, seed: int, folder: Path) -> Config:
     return dataclasses.replace(config, seed=seed, seeds=None, run_dir=folder)
 
 
-def unfinished_seeds(folder: Path, config: Config, total_steps: int) -> list[int]:
-    """The seeds whose runs are to be trained: where they are resumed, those not yet at the end.
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has one to go on from."""
+    return any(path.name.isdigit() for path in (folder / CHECKPOINTS).glob("*"))
 
-    Raises:
-        UserError: all are.
-    """
+
+def unfinished_seeds(folder: Path, config: Config, total_steps: int) -> list[int]:
+    """The seeds whose runs are to be trained: where they are resumed, those not yet at the end."""
     seeds = list(config.seed_list)
     if config.seeds is None or not config.resume:
         return seeds
-    left = [s for s in seeds if _steps_done(seed_folder(folder, config, s)) < total_steps]
-    if not left:
-        raise UserError(
-            f"--run-dir {folder}: the runs of all seeds are finished, after {total_steps} steps"
-        )
-    return left
+    return [s for s in seeds if _steps_done(seed_folder(folder, config, s)) < total_steps]
 
 
 def _steps_done(folder: Path) -> int:
@@ -159,6 +178,14 @@ def saved_config(folder: Path) -> Config | None:
         raise UserError(
             f"{_config_file(folder)} cannot be resumed from: {error or type(error).__name__}"
         ) from error
+
+
+def saved_mode(folder: Path) -> str | None:
+    """How the seeds' runs of a folder were trained, None where there are none."""
+    try:
+        return _read_own(folder).get("mode")
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def check_same_data(folder: Path, train_images: int) -> None:

@@ -1,18 +1,23 @@
 """A training run from its configuration to its exported weights; or several, seed by seed."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from train import export, parallel
 from train.config import Config
 from train.data import Dataset, load_dataset
-from train.errors import StoppedError
+from train.errors import DivergedError, StoppedError, UserError
 from train.folder import (
     begin_folder,
+    check_folder,
     check_same_data,
     choose_folder,
+    has_checkpoint,
+    saved_mode,
     seed_folder,
     unfinished_seeds,
 )
@@ -25,7 +30,7 @@ from train.seeds import arrange
 from train.signals import StopSignals
 from train.step import TrainState, averaged
 from train.trainer import Score, Trainer, count_steps, describe
-from train.watch import Watch
+from train.watch import Watch, check_finite
 
 
 def train(config: Config) -> list[Result]:
@@ -33,44 +38,50 @@ def train(config: Config) -> list[Result]:
 
     Raises:
         UserError: the configuration does not fit the data, the devices or the run's folder.
-        DivergedError: a loss was not finite; the checkpoints before it are kept.
+        DivergedError: a loss was not finite; the checkpoints before it are kept, and the other
+            seeds that are trained in turn have their results.
         StoppedError: a signal came; what was trained is saved.
     """
-    with parallel.processes(config), Display(enabled=parallel.is_first_process()) as display:
+    with (
+        StopSignals() as signals,
+        parallel.processes(config),
+        Display(enabled=parallel.is_first_process()) as display,
+    ):
         start_time = time.perf_counter()
         parallel.check_batch_size(config)
-        folder = choose_folder(config)
-        devices = parallel.describe_devices()
+        folder, devices = choose_folder(config), parallel.describe_devices()
+        parallel.in_first_process(lambda: check_folder(folder, config))
         display.say(
             f"{config.model} on {config.data}, {devices}, run folder {folder}; reading images"
         )
         dataset = load_dataset(config)
-        config = config.resolved(len(dataset.train))
         display.say(
             f"{len(dataset.train)} images to train, {len(dataset.test)} of "
             f"{dataset.test_name} to test{dataset.missing()}"
         )
-        weights = _first_weights(config, dataset, display)
-        seeds = unfinished_seeds(folder, config, count_steps(config, len(dataset.train)))
-        if config.resume:
-            check_same_data(folder, len(dataset.train))
-        trainer, groups = arrange(config, dataset, seeds, weights, display.say)
-        if parallel.is_first_process():
-            begin_folder(
-                folder,
-                trainer.config,
-                train_images=len(dataset.train),
-                test_images=len(dataset.test),
-                test_name=dataset.test_name,
-                total_steps=trainer.total_steps,
-                devices=devices,
-            )
-        results = [_train_together(trainer, g, folder, display, start_time) for g in groups]
-        return [result for group in results for result in group]
+        resolved = config.resolved(len(dataset.train))
+        total_steps = count_steps(resolved, len(dataset.train))
+        seeds = unfinished_seeds(folder, config, total_steps)
+        if not seeds:
+            display.say(f"the runs of all seeds are finished, after {total_steps} steps")
+            return []
+        weights = _first_weights(resolved, dataset, folder, display)
+        mode, trainer = arrange(resolved, dataset, seeds, weights, saved_mode(folder), display.say)
+        facts = {
+            "train_images": len(dataset.train),
+            "test_images": len(dataset.test),
+            "test_name": dataset.test_name,
+            "total_steps": total_steps,
+            "devices": devices,
+            "mode": mode,
+        }
+        parallel.in_first_process(lambda: _begin(folder, config, facts))
+        groups = [[seed] for seed in seeds] if mode == "turns" else [seeds]
+        return _train_groups(trainer, groups, folder, display, signals, start_time)
 
 
 def evaluate(config: Config) -> list[Score]:
-    """Tests the weights of `init_from`, or those of a run's newest checkpoint, and says the error.
+    """Tests the weights of `init_from`, or those that runs would export, and says the errors.
 
     Raises:
         UserError: the configuration does not fit the weights or the data.
@@ -78,27 +89,35 @@ def evaluate(config: Config) -> list[Score]:
     with parallel.processes(config), Display(enabled=parallel.is_first_process()) as display:
         dataset = load_dataset(config)
         config = config.resolved(len(dataset.train))
-        trainer = Trainer(config, dataset, weights=_first_weights(config, dataset, display))
+        sources = {config.seed: config.init_from}
+        if config.resume and config.run_dir is not None:
+            sources = {s: seed_folder(config.run_dir, config, s) for s in config.seed_list}
         scores = []
-        for seed in config.seed_list:
-            (state,) = trainer.first_states([seed])
-            if config.run_dir is not None and config.resume:
-                with Run(
-                    seed, seed_folder(config.run_dir, config, seed), trainer, display.say
-                ) as run:
-                    state = run.restore(state)
-            (score,) = trainer.test(averaged(trainer.place([state])))
-            scores.append(score)
+        for seed, source in sources.items():
+            found = dataclasses.replace(config, init_from=source)
+            weights, _ = export.load_weights(found, describe(config, dataset))
+            if "head.kernel" not in weights:
+                raise UserError(f"{source} has no head of {dataset.num_classes} classes to test")
+            trainer = Trainer(config, dataset, weights=weights)
+            state = trainer.place(trainer.first_states([seed]))
+            scores += trainer.test(averaged(state))
             display.say(
-                f"step {int(state.step)}: test loss {score.loss:.4f}, test error {score.error:.2%} "
-                f"of {score.images} images of {dataset.test_name}{dataset.missing()}"
+                f"{source}: test loss {scores[-1].loss:.4f}, test error {scores[-1].error:.2%} "
+                f"of {scores[-1].images} images of {dataset.test_name}{dataset.missing()}"
             )
         return scores
 
 
-def _first_weights(config: Config, dataset: Dataset, display: Display) -> Arrays:
-    """Those of `init_from`; none where a run is resumed, whose checkpoint has them."""
-    if config.init_from is None or config.resume:
+def _begin(folder: Path, config: Config, facts: dict[str, Any]) -> None:
+    if config.resume:
+        check_same_data(folder, facts["train_images"])
+    begin_folder(folder, config, **facts)
+
+
+def _first_weights(config: Config, dataset: Dataset, folder: Path, display: Display) -> Arrays:
+    """Those of `init_from`, where a run has no checkpoint yet to go on from."""
+    folders = [seed_folder(folder, config, seed) for seed in config.seed_list]
+    if config.init_from is None or (config.resume and all(map(has_checkpoint, folders))):
         return {}
     weights, notes = export.load_weights(config, describe(config, dataset))
     for note in notes:
@@ -106,11 +125,47 @@ def _first_weights(config: Config, dataset: Dataset, display: Display) -> Arrays
     return weights
 
 
+def _train_groups(
+    trainer: Trainer,
+    groups: Sequence[Sequence[int]],
+    folder: Path,
+    display: Display,
+    signals: StopSignals,
+    start_time: float,
+) -> list[Result]:
+    """The runs of several seeds, one group after another; one that diverges ends only its own."""
+    results: list[Result] = []
+    diverged: list[DivergedError] = []
+    ask_all = parallel.any_process()
+    for seeds in groups:
+        if bool(ask_all(signals.received is not None)):
+            raise StoppedError(_stopped(signals, f"before seed {seeds[0]}"))
+        try:
+            results += _train_together(trainer, seeds, folder, display, signals, start_time)
+        except DivergedError as error:
+            diverged.append(error)
+            if len(groups) > 1:
+                display.say(f"{error}")
+    if diverged:
+        raise diverged[0]
+    return results
+
+
+def _stopped(signals: StopSignals, when: str) -> str:
+    whose = signals.received or "another process"
+    return f"stopped by {whose} {when}, which is saved: go on with --resume --run-dir FOLDER"
+
+
 def _train_together(
-    trainer: Trainer, seeds: Sequence[int], folder: Path, display: Display, start_time: float
+    trainer: Trainer,
+    seeds: Sequence[int],
+    folder: Path,
+    display: Display,
+    signals: StopSignals,
+    start_time: float,
 ) -> list[Result]:
     """The runs of some seeds side by side, from their first step to their results."""
-    config = trainer.config
+    config, group_time = trainer.config, time.perf_counter()
     with contextlib.ExitStack() as stack:
         runs = [
             stack.enter_context(Run(seed, seed_folder(folder, config, seed), trainer, display.say))
@@ -118,20 +173,25 @@ def _train_together(
         ]
         states = common_states(runs, trainer)
         first_step = int(states[0].step)
+        if first_step > trainer.total_steps:
+            raise UserError(
+                f"{runs[0].folder} is at step {first_step}, beyond the {trainer.total_steps} of "
+                "this run: give more --epochs or --max-steps"
+            )
         for run in runs:
             run.begin(first_step)
         whose = f"seed {', '.join(map(str, seeds))}: " if config.seeds is not None else ""
         resumed = f", resumed at {first_step}" if first_step else ""
         display.say(f"{whose}{trainer.total_steps} steps{resumed}; compiling")
         display.begin(trainer.total_steps, first_step)
-        state = _train_steps(trainer, runs, states, display, start_time)
+        state = _train_steps(trainer, runs, states, display, signals, start_time)
         for run in runs:
             run.wait()
         scores = trainer.test(averaged(state))
         return [
             result
             for run, host, score in zip(runs, trainer.to_host(state), scores, strict=True)
-            if (result := finish(run, trainer, host, score, start_time, display.say))
+            if (result := finish(run, trainer, host, score, group_time, display.say))
         ]
 
 
@@ -140,6 +200,7 @@ def _train_steps(
     runs: Sequence[Run],
     states: Sequence[TrainState],
     display: Display,
+    signals: StopSignals,
     start_time: float,
 ) -> TrainState:
     """The steps that are left, with metrics, tests and checkpoints on the way."""
@@ -148,7 +209,7 @@ def _train_steps(
     watch, ask_all = Watch(config, seeds), parallel.any_process()
     state, batches = trainer.place(states), trainer.batches(seeds, first_step)
     profile = Profile(config, runs[0].folder, first_step)
-    with StopSignals() as signals, contextlib.closing(batches), profile:
+    with contextlib.closing(batches), profile:
         for step, batch in enumerate(batches, start=first_step + 1):
             profile.step(step)
             state, metrics = trainer.step(state, batch)
@@ -162,10 +223,7 @@ def _train_steps(
             if watch.must_stop and step < trainer.total_steps:
                 for run in runs:
                     run.wait()
-                raise StoppedError(
-                    f"stopped by {signals.received or 'another process'} after step {step}, which "
-                    "is saved: go on with --resume --run-dir FOLDER"
-                )
+                raise StoppedError(_stopped(signals, f"after step {step}"))
         watch.settle()
     return state
 
@@ -182,4 +240,5 @@ def _save(
     """Starts writing a checkpoint of each run; an error of the one before is raised here."""
     known = errors or [None] * len(runs)
     for run, host, error in zip(runs, trainer.to_host(state), known, strict=True):
+        check_finite(run.seed, host)
         run.save(host, error)

@@ -34,6 +34,7 @@ class Network:
     Attributes:
         params, statistics: the model's arrays at the start.
         trained: names of the parameters that a step changes.
+        moved: names of the statistics that it changes.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Network:
         frozen = () if frozen_stages is None else ("stem", *range(frozen_stages))
         parts = tuple("stem." if part == "stem" else f"stages.{part}." for part in frozen)
         self.trained = tuple(name for name in self.params if not name.startswith(parts))
+        self.moved = tuple(name for name in self.statistics if not name.startswith(parts))
         model.train()
         for part in frozen:
             (model.stem if part == "stem" else model.stages[part]).eval()

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.config import Config
-from train.errors import UserError
+from train.errors import DivergedError, StoppedError, UserError
 from train.step import EvalStep, TrainStep
 
 AXIS = "devices"
@@ -158,8 +158,10 @@ def processes(config: Config) -> Iterator[None]:
         ) from error
     try:
         yield
-    finally:
+    except (StoppedError, DivergedError):  # of all processes at the same step
         jax.distributed.shutdown()
+        raise
+    jax.distributed.shutdown()  # not after an error of one: it would wait for the others
 
 
 def is_first_process() -> bool:
@@ -187,6 +189,21 @@ def from_first_process(make: Callable[[], Any]) -> Any:
     if has_failed:
         raise error or UserError("the first process failed")
     return multihost_utils.broadcast_one_to_all(tree)
+
+
+def in_first_process(action: Callable[[], None]) -> None:
+    """Does something in the first process only; the others wait for it.
+
+    Raises:
+        UserError: it failed; in the first process its own error is raised.
+    """
+
+    def act() -> np.ndarray:
+        if is_first_process():
+            action()
+        return np.zeros(())
+
+    from_first_process(act)
 
 
 def any_process() -> Callable[[bool], Any]:

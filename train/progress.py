@@ -30,6 +30,7 @@ class Progress:
         self._stopwatch = Stopwatch()
         self._rate = float("nan")
         self._train_losses: list[float] | None = None
+        self._told: set[str] = set()
         self._best = [run.best_error for run in runs]
 
     def step(self, step: int, metrics: Metrics) -> None:
@@ -67,6 +68,15 @@ class Progress:
             lines.append(values)
         self._display.show(lines)
 
+    def _tell_skipped(self) -> None:
+        """Damaged images that were met since the last time, of this process's share."""
+        dataset = self._trainer.dataset
+        for split in (dataset.train, dataset.test) if dataset.is_streamed else ():
+            for name, reason in list(split.skipped.items()):
+                if name not in self._told:
+                    self._told.add(name)
+                    self._display.say(f"left out {name}: {reason}")
+
     def _images(self, step: int) -> int:
         """Of all runs, since the first step was compiled."""
         size = self._trainer.config.global_batch_size
@@ -92,6 +102,7 @@ class Progress:
             if self._train_losses is not None:
                 values["train_loss"] = self._train_losses[number]
             told.append(values)
+        self._tell_skipped()
         done, total = step - self._first_step - 1, self._trainer.total_steps
         self._display.say(
             epoch_line(

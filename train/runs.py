@@ -12,7 +12,8 @@ from typing import Any
 from train import export, parallel
 from train.checkpoint import Checkpoints
 from train.data import image_dtype
-from train.folder import RESULT, own_config, write_json
+from train.errors import UserError
+from train.folder import RESULT, locked, own_config, write_json
 from train.metrics import MetricsLog
 from train.step import TrainState, averaged
 from train.trainer import Score, Trainer
@@ -60,6 +61,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         if parallel.is_first_process():
+            self._files.enter_context(locked(self.folder))
             preprocessing = self._trainer.dataset.preprocessing
             self.checkpoints = self._files.enter_context(
                 Checkpoints(self.folder, self._trainer.classifier, preprocessing, say=self._say)
@@ -83,13 +85,14 @@ class Run:
         return parallel.from_first_process(read)
 
     def go_back(self, fresh: TrainState, step: int) -> TrainState:
-        """The checkpoint of an earlier step, or `fresh`; the newer ones are deleted."""
+        """The checkpoint of an earlier step; the newer ones are deleted."""
 
         def read() -> TrainState:
             if self.checkpoints is None:
                 return fresh
-            state = self.checkpoints.restore(fresh, step=step) if step else fresh
+            state = self.checkpoints.restore(fresh, step=step)
             self.checkpoints.delete_after(step)
+            self._say(f"{self.folder} goes back to step {step}, the last one that all seeds have")
             return state
 
         return parallel.from_first_process(read)
@@ -130,7 +133,13 @@ def common_states(runs: Sequence[Run], trainer: Trainer) -> list[TrainState]:
     if not trainer.config.resume:
         return fresh
     states = [run.restore(state) for run, state in zip(runs, fresh, strict=True)]
-    step = min(int(state.step) for state in states)
+    steps = {run.seed: int(state.step) for run, state in zip(runs, states, strict=True)}
+    step = min(steps.values())
+    if step == 0 < max(steps.values()):
+        raise UserError(
+            f"the seeds' runs are at the steps {steps}: go on with --seeds-mode turns, which "
+            "brings each to its end by itself"
+        )
     return [
         state if int(state.step) == step else run.go_back(first, step)
         for run, state, first in zip(runs, states, fresh, strict=True)

@@ -4,11 +4,11 @@ A vmap over weights makes of each convolution a grouped one, which can be slower
 convolutions in turn; a measurement decides, not a rule.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 
 from train import parallel
 from train.config import Config
@@ -25,9 +25,12 @@ def arrange(
     dataset: Dataset,
     seeds: Sequence[int],
     weights: Arrays,
+    before: str | None,
     say: Callable[[str], None],
-) -> tuple[Trainer, list[list[int]]]:
-    """A trainer, and the seeds in groups that it trains side by side, one group after another.
+) -> tuple[str, Trainer]:
+    """How the runs of these seeds are trained, and a trainer for it.
+
+    `before` is how they were trained so far: they go on so where that can be.
 
     Raises:
         UserError: the mode that is asked for cannot be had with these devices or images.
@@ -41,16 +44,25 @@ def arrange(
                 f"{parallel.describe_devices()}{streamed}: {' or '.join(modes)} can"
             )
         modes = [config.seeds_mode]
-    trainers = {mode: _trainer(config, dataset, seeds, weights, mode) for mode in modes}
-    if len(trainers) == 1:
-        ((mode, trainer),) = trainers.items()
-    else:
-        seconds = {mode: _measure(trainer, seeds, mode) for mode, trainer in trainers.items()}
-        mode = min(seconds, key=lambda mode: seconds[mode])
-        trainer = trainers[mode]
-        shown = ", ".join(f"{mode} {1000 * value:.0f} ms" for mode, value in seconds.items())
-        say(f"one step of {len(seeds)} seeds: {shown}; taking {mode}")
-    return trainer, [[seed] for seed in seeds] if mode == "turns" else [list(seeds)]
+    elif before in modes:
+        modes = [before]
+    if len(modes) == 1:
+        return modes[0], _trainer(config, dataset, seeds, weights, modes[0])
+    trainers: dict[str, Trainer] = {}
+    seconds: dict[str, float] = {}
+    for mode in modes:
+        try:
+            trainers[mode] = _trainer(config, dataset, seeds, weights, mode)
+            seconds[mode] = _measure(trainers[mode], seeds, mode)
+        except jax.errors.JaxRuntimeError as error:  # the memory of a device, for one
+            if mode == "turns":
+                raise
+            say(f"seeds cannot be trained by {mode} here: {str(error).splitlines()[0]}")
+    agreed = parallel.from_first_process(lambda: np.array(list(seconds.values())))
+    mode = list(seconds)[int(np.argmin(agreed))]
+    shown = ", ".join(f"{mode} {1000 * value:.0f} ms" for mode, value in seconds.items())
+    say(f"one step of {len(seeds)} seeds: {shown}; taking {mode}")
+    return mode, trainers[mode]
 
 
 def _possible(config: Config, dataset: Dataset, count: int) -> list[str]:
@@ -67,8 +79,6 @@ def _possible(config: Config, dataset: Dataset, count: int) -> list[str]:
 def _trainer(
     config: Config, dataset: Dataset, seeds: Sequence[int], weights: Arrays, mode: str
 ) -> Trainer:
-    if len(seeds) > 1:  # said in the run's folder: a resumed run goes on in the same way
-        config = dataclasses.replace(config, seeds_mode=mode)
     together = None if mode == "turns" else len(seeds)
     over = "seeds" if mode == "devices" else "batch"
     return Trainer(config, dataset, together=together, over=over, weights=weights)

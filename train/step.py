@@ -102,6 +102,7 @@ def make_train_step(
 
         (loss, (error, statistics)), gradients = _mean_of_parts(of_part, indices, unroll_parts)
         gradients, loss, error = _mean(axis_name, (gradients, loss, error))
+        statistics = {**state.statistics, **{n: statistics[n] for n in network.moved}}
         updates, moved = optimizer.update(gradients, state.optimizer, trained)
         changed: Any = optax.apply_updates(trained, updates)
         new = state._replace(
@@ -110,7 +111,8 @@ def make_train_step(
         if ema_decay is not None and state.ema is not None:
             new = new._replace(ema=average(state.ema, {**new.params, **statistics}, ema_decay))
         if skips_nonfinite:
-            new = _where(jnp.isfinite(loss + optax.tree.norm(gradients)), new, state)
+            size = loss + optax.tree.norm(gradients) + optax.tree.norm(updates)
+            new = _where(jnp.isfinite(size), new, state)
         new = new._replace(step=state.step + 1)
         return new, Metrics(loss, error, new.skipped)
 
@@ -187,13 +189,14 @@ def _axis_size(axis_name: str | None) -> int:
 
 
 def average(ema: Arrays, new: Arrays, decay: float) -> Arrays:
-    """The sum of decay * ema and (1 - decay) * new; a counter is the new one.
+    """The sum of decay * ema and (1 - decay) * new, to the bit where both are the same; a counter
+    is the new one.
 
     Statistics are averaged like parameters, as timm's ModelEma does: those of the newest weights
     would not fit the average.
     """
     return {
-        name: decay * ema[name] + (1 - decay) * array
+        name: ema[name] + (1 - decay) * (array - ema[name])
         if jnp.issubdtype(array.dtype, jnp.floating)
         else array
         for name, array in new.items()

@@ -64,6 +64,11 @@ class Trainer:
         self.config, self.dataset = config, dataset
         self.total_steps = count_steps(config, len(dataset.train))
         self.classifier = describe(config, dataset)
+        stages = len(self.classifier.network.stage_depths)
+        if config.frozen_stages is not None and config.frozen_stages > stages:
+            raise UserError(
+                f"--frozen-stages {config.frozen_stages}: {config.model} has {stages} stages"
+            )
         _check_image_size(config, self.classifier.network, dataset.image_shape[0])
         self._weights = weights or {}
         self._schedule = make_schedule(config, self.total_steps)

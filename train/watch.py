@@ -10,10 +10,24 @@ import numpy as np
 
 from train.config import Config
 from train.errors import DivergedError
-from train.step import Metrics
+from train.step import Metrics, TrainState
 
 _IN_FLIGHT = 8  # steps handed to the devices and not yet done; more only fill their queue
 _IN_FLIGHT_TOGETHER = 2  # of several processes, which see the wish to stop so many steps later
+
+
+def check_finite(seed: int, state: TrainState) -> None:
+    """Raises a DivergedError where a host state holds NaN or infinite weights.
+
+    The loss of a step is that of the weights before it: a checkpoint must not be trusted to it.
+    """
+    arrays = {**state.params, **state.statistics}
+    bad = [name for name, array in arrays.items() if not np.all(np.isfinite(array))]
+    if bad:
+        raise DivergedError(
+            f"the weights of the run with seed {seed} are not finite at step {int(state.step)} "
+            f"({bad[0]}, {len(bad)} arrays in all); the checkpoint before is the newest"
+        )
 
 
 class Watch:

@@ -111,7 +111,11 @@ class Stream:
         """None for an image that is damaged, which is noted down."""
         try:
             data, label = self._source.read(index)
-        except Exception as error:  # of the file system, of array_record, of a damaged record
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                raise  # a disk that fails is no damaged image
+            return self._skip(index, error)
+        except Exception as error:  # of array_record, of a damaged record
             return self._skip(index, error)
         try:
             return view(data), label
