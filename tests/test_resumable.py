@@ -8,7 +8,7 @@ import pytest
 
 from train.config import Config
 from train.errors import UserError
-from train.folder import begin_folder, choose_folder
+from train.folder import begin_folder, check_folder
 from train.resume import FIXED, FREE, check_resumable
 
 CONFIG = Config(run_dir=Path("a"), resume=True)
@@ -76,27 +76,28 @@ def began(tmp_path: Path) -> Path:
 
 def test_a_folder_is_resumed_only_as_the_run_that_it_holds(began):
     now = dataclasses.replace(CONFIG, run_dir=began, epochs=7)
-    assert choose_folder(now) == began
+    check_folder(began, now)
     with pytest.raises(UserError, match="--seed 7, the run began with 111"):
-        choose_folder(dataclasses.replace(now, seed=7))
+        check_folder(began, dataclasses.replace(now, seed=7))
 
 
 def test_whatever_moment_ended_it_a_run_can_begin_anew(began):
     """Before its configuration was written, and while it was deleted."""
     anew = dataclasses.replace(CONFIG, run_dir=began, resume=False)
     with pytest.raises(UserError, match="is not empty"):
-        choose_folder(anew)
+        check_folder(began, anew)
     (began / "config.json").rename(began / ".config.json.new")
-    assert choose_folder(anew) == began
+    check_folder(began, anew)
     (began / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
-        choose_folder(anew)
+        check_folder(began, anew)
     overwriting = dataclasses.replace(anew, overwrite=True)
     with pytest.raises(UserError, match="nothing deleted"):
-        choose_folder(overwriting)
+        check_folder(began, overwriting)
     (began / ".config.json.new").rename(began / "config.json")
     (began / "checkpoints" / "link").symlink_to(began.parent)
-    begin_folder(choose_folder(overwriting), overwriting)
+    check_folder(began, overwriting)
+    begin_folder(began, overwriting)
     assert [path.name for path in began.iterdir()] == ["config.json"]
 
 
@@ -115,4 +116,4 @@ def test_the_configuration_is_deleted_last(began, monkeypatch):
         begin_folder(began, overwriting)
     assert unlinked == ["checkpoints", "run"]
     assert not (began / "metrics.jsonl").exists()
-    assert choose_folder(overwriting) == began
+    check_folder(began, overwriting)

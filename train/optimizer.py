@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
@@ -24,12 +25,12 @@ def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
     else:
         drops = {step - config.warmup_steps: config.drop_factor for step in config.drop_steps}
         main = optax.piecewise_constant_schedule(config.learning_rate, drops)
-    if config.warmup_steps == 0:
-        return main
     first = config.warmup_learning_rate
     last = config.learning_rate if config.warmup == "linear" else first
-    warmup = optax.linear_schedule(first, last, config.warmup_steps)
-    return optax.join_schedules([warmup, main], [config.warmup_steps])
+    warmup = optax.linear_schedule(first, last, max(config.warmup_steps, 1))
+    whole = optax.join_schedules([warmup, main], [config.warmup_steps])
+    # optax counts in int32, whose quotients are float32, in float64 runs too
+    return lambda step: whole(jnp.asarray(step, float))
 
 
 def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
