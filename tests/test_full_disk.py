@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.commands import run
 from tests.saved_states import array_file, assert_same, make_state, open_run, steps
 from train.checkpoint import Checkpoints
 
@@ -104,3 +105,14 @@ def test_an_error_on_its_way_is_not_hidden_by_a_failed_write(small_disk, capsys)
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert "could not be written" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_whose_disk_is_full_ends_with_exit_code_1(small_disk, tmp_path):
+    arguments = ("digits", "--model", "WideResNet16-1-0.0", "--max-steps", "6")
+    arguments += ("--checkpoint-every-steps", "1", "--run-dir", str(small_disk / "a"))
+    result = run("train", *arguments, cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    assert "No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr.partition("resnet-train:")[2]
+    assert not (small_disk / "a" / "result.json").exists()
