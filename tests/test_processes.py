@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -105,9 +105,9 @@ def test_two_processes_stop_after_the_same_step_and_go_on(tmp_path):
     assert "ema/head.bias" in arrays(tmp_path / "two", 60)
 
 
-def until(condition: object, seconds: float = 240) -> None:
+def until(condition: Callable[[], bool], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
 

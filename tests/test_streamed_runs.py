@@ -30,7 +30,8 @@ def images(tmp_path: Path) -> Path:
                 pixels = generator.integers(0, 256, (24, 30, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number:02}.jpg")
         (folder / "00.jpg").write_bytes(b"no image")
-    Image.fromarray(pixels).save(folder / "more.png")
+    pixels = generator.integers(0, 256, (24, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "images" / "test" / "b" / "more.png")
     return tmp_path
 
 

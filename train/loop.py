@@ -43,8 +43,8 @@ def train(config: Config) -> list[Result]:
         StoppedError: a signal came; what was trained is saved.
     """
     with (
-        StopSignals() as signals,
         parallel.processes(config),
+        StopSignals() as signals,  # after JAX's own handler for processes
         Display(enabled=parallel.is_first_process()) as display,
     ):
         start_time = time.perf_counter()
