@@ -23,9 +23,11 @@ SHORT = (
 )
 
 
-def start(folder: Path, *arguments: str, process: int, port: int) -> subprocess.Popen[str]:
-    """One of two processes on loopback, of four devices each."""
-    flags = "--xla_force_host_platform_device_count=4"
+def start(
+    folder: Path, *arguments: str, process: int, port: int, devices: int = 4
+) -> subprocess.Popen[str]:
+    """One of two processes on loopback."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
     by_hand = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", "2")
     command = [sys.executable, "-m", "train", *arguments, "--distributed", *by_hand]
     return subprocess.Popen(
@@ -44,10 +46,12 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def in_two(folder: Path, *arguments: str) -> list[tuple[int, str, str]]:
+def in_two(folder: Path, *arguments: str, devices: int = 4) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each of two processes."""
     port = free_port()
-    return outcomes(start(folder, *arguments, process=n, port=port) for n in (0, 1))
+    return outcomes(
+        start(folder, *arguments, process=n, port=port, devices=devices) for n in (0, 1)
+    )
 
 
 def outcomes(processes: Iterable[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
@@ -89,7 +93,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on(tmp_path):
     arguments = (*SHORT, "--max-steps", "60", "--log-every-steps", "1")
     port = free_port()
     command = (*arguments, "--run-dir", "two")
-    both = [start(tmp_path, *command, process=n, port=port) for n in (0, 1)]
+    both = [start(tmp_path, *command, process=n, port=port, devices=1) for n in (0, 1)]
     log = tmp_path / "two" / "metrics.jsonl"
     until(lambda: log.exists() and len(log.read_text().splitlines()) > 5)
     both[1].send_signal(signal.SIGTERM)  # the one that writes nothing
@@ -97,7 +101,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on(tmp_path):
     assert [code for code, _, _ in stopped] == [75, 75], stopped
     steps = {err.partition("after step ")[2].split(",")[0] for _, _, err in stopped}
     assert len(steps) == 1
-    resumed = in_two(tmp_path, "--resume", "--run-dir", "two")
+    resumed = in_two(tmp_path, "--resume", "--run-dir", "two", devices=1)
     assert [code for code, _, _ in resumed] == [0, 0], resumed
     assert f"resumed at {steps.pop()}" in resumed[0][1]
     steps = [line["step"] for line in metrics(tmp_path / "two") if line["kind"] == "train"]
