@@ -58,6 +58,7 @@ def test_a_run_leaves_its_configuration_metrics_checkpoints_and_export(finished)
     kept = {path.name for path in (run_dir / "checkpoints").iterdir()}
     assert kept == {"23", "24", str(best)}
     assert "epoch   1.07" in output
+    assert "nan" not in output
     assert "\x1b" not in output  # plain lines where there is no terminal
 
 

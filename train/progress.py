@@ -1,5 +1,6 @@
 """What runs tell while they train: metrics into their logs, and lines and a bar for a person."""
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -28,7 +29,7 @@ class Progress:
         self._first_step, self._start_time = first_step, start_time
         self._compiling = time.perf_counter()
         self._stopwatch = Stopwatch()
-        self._rate = float("nan")
+        self._rate = math.nan
         self._train_losses: list[float] | None = None
         self._told: set[str] = set()
         self._best = [run.best_error for run in runs]
@@ -90,6 +91,8 @@ class Progress:
         Returns:
             The errors by which the best checkpoint is chosen: of the weights that are exported.
         """
+        if math.isnan(self._rate):  # nothing was logged yet
+            self._rate = self._stopwatch.read(self._images(step))
         told = []
         chosen = [score.error for score in (averages or scores)]
         self._best = [min(pair) for pair in zip(self._best, chosen, strict=True)]
