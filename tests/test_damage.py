@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import gc
 import random
 import shutil
 from collections.abc import Iterator
@@ -31,16 +30,6 @@ from tests.saved_states import (
 from train.errors import UserError
 
 __all__ = ["run_of_two"]  # a fixture
-
-
-# Orbax's own, of reads that it gives up
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-
-
-@pytest.fixture(autouse=True)
-def _collected() -> Iterator[None]:
-    yield
-    gc.collect()  # here, and not in another test
 
 
 class Damages:

@@ -1,6 +1,5 @@
 """What cannot be written is an error that says so, on real disks that are full or read-only."""
 
-import gc
 import os
 import subprocess
 import time
@@ -13,9 +12,6 @@ import pytest
 from tests.commands import run
 from tests.saved_states import array_file, assert_same, make_state, open_run, steps
 from train.checkpoint import Checkpoints
-
-# Orbax's own, of writes that it gives up
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 
 BIG = {"big.kernel": ((200, 200), np.float32)}
 HUGE = {"huge.kernel": ((500, 500), np.float32)}  # with momentum and average, 3 megabytes
@@ -33,7 +29,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if made.returncode != 0:
         pytest.skip(f"mounting is not permitted here: {made.stderr.strip()}")
     yield folder
-    gc.collect()  # here, and not in another test
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
