@@ -15,7 +15,7 @@ from train.recipes import DEFAULT, RECIPES
 
 _USAGE = "usage: resnet-train [RECIPE] [--field value ...]"
 _PRINT = "--print-config"
-_OF_ONE_SESSION: dict[str, Any] = {  # a resumed run says anew where it runs
+_OF_ONE_START: dict[str, Any] = {  # a resumed run says anew where it runs
     **dict.fromkeys(("overwrite", "eval_only", "profile", "distributed"), False),
     **dict.fromkeys(("coordinator", "process_id", "num_processes")),
 }
@@ -92,7 +92,7 @@ def parse(arguments: list[str]) -> Config:
                     f"--run-dir {config.run_dir} is a run on {saved.data}, not {name}: leave the "
                     "recipe out to go on with it"
                 )
-            saved = dataclasses.replace(saved, **_OF_ONE_SESSION)
+            saved = dataclasses.replace(saved, **_OF_ONE_START)
             config = _parse_fields(name, saved, fields)
     return config
 
