@@ -1,0 +1,69 @@
+"""`python -m benchmarks`: every benchmark in a process of its own, then the machine's tables."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe_machine
+from benchmarks.measure import Row
+from benchmarks.table import write_results
+
+# name of the module -> what it measures; in the order of the tables
+BENCHMARKS: dict[str, str] = {
+    "startup": "Start-up: imports, the command line, building a model",
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Runs the benchmarks that are named, all without a name, and writes their tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--tiny", action="store_true", help="only show that the code works")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(BENCHMARKS):
+        parser.error(
+            f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}"
+        )
+    if options.rows:
+        _run_here(options.names[0], options.tiny, options.rows)
+        return
+    machine = describe_machine()
+    for name in options.names or BENCHMARKS:
+        started = time.perf_counter()
+        print(f"{name}: {BENCHMARKS[name]}", flush=True)
+        rows = _run_apart(name, options.tiny)
+        for row in rows:
+            print(f"  {row}")
+        seconds = time.perf_counter() - started
+        path = write_results(options.out, machine, name, BENCHMARKS, rows, seconds)
+        print(f"  {seconds:.0f} s; {path}", flush=True)
+
+
+def _run_apart(name: str, tiny: bool) -> list[Row]:
+    """The rows of one benchmark, whose memory, threads and caches nobody else has touched."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.json"
+        size = ["--tiny"] if tiny else []
+        command = [sys.executable, "-m", "benchmarks", name, *size, "--rows", str(path)]
+        subprocess.run(command, check=True)
+        return [Row(**row) for row in json.loads(path.read_text())]
+
+
+def _run_here(name: str, tiny: bool, path: Path) -> None:
+    module: Any = importlib.import_module(f"benchmarks.{name}")
+    rows = module.run("tiny" if tiny else "full")
+    path.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
+
+
+if __name__ == "__main__":
+    main()
