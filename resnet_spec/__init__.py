@@ -18,6 +18,7 @@ from resnet_spec.blocks import (
     stem_conv,
 )
 from resnet_spec.classifier import ClassifierSpec
+from resnet_spec.cost import count_multiplications
 from resnet_spec.preprocessing import PREPROCESSINGS, Preprocessing
 from resnet_spec.spec import (
     CHOICES,
@@ -56,6 +57,7 @@ __all__ = [
     "branch_drop_rates",
     "check_identity_shortcut",
     "check_no_dialect",
+    "count_multiplications",
     "find_spec",
     "list_models",
     "nearest_names",

@@ -22,6 +22,7 @@ _OF_ONE_START: dict[str, Any] = {  # a resumed run says anew where it runs
 COMMANDS = {  # beside the recipes: a module with `main(arguments) -> exit code`
     "prepare": "train.prepare",
     "results": "train.results",
+    "table": "train.table",
 }
 
 

@@ -24,7 +24,7 @@ from train.resume import check_resumable
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 _CONFIG = "config.json"
-_SEEDS = "seeds.json"  # the same for the runs of several seeds, which have a folder each
+SEEDS = "seeds.json"  # the same for the runs of several seeds, which have a folder each
 _PACKAGES = ("flax-resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -131,7 +131,7 @@ def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
         if config.seeds is None:
             _write_config(folder / _CONFIG, config, facts)
             return
-        _write_config(folder / _SEEDS, config, facts)
+        _write_config(folder / SEEDS, config, facts)
         for seed in config.seed_list:
             place = seed_folder(folder, config, seed)
             place.mkdir(exist_ok=True)
@@ -205,7 +205,7 @@ def check_same_data(folder: Path, train_images: int) -> None:
 
 
 def _config_file(folder: Path) -> Path:
-    several = folder / _SEEDS
+    several = folder / SEEDS
     return several if several.exists() else folder / _CONFIG
 
 
@@ -220,7 +220,7 @@ def _read_own(folder: Path) -> dict[str, Any]:
 def _holds_files(folder: Path) -> bool:
     """Whether there is more than a run leaves behind that ended before its configuration."""
     files = (path for path in folder.rglob("*") if not path.is_dir())
-    unfinished = [_temporary(folder / name) for name in (_CONFIG, _SEEDS)]
+    unfinished = [_temporary(folder / name) for name in (_CONFIG, SEEDS)]
     return any(path not in unfinished for path in files)
 
 
@@ -229,7 +229,7 @@ def _delete(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name not in (_CONFIG, _SEEDS):
+        elif path.name not in (_CONFIG, SEEDS):
             path.unlink()
     shutil.rmtree(folder)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from resnet_spec import find_spec
+from resnet_spec import ResNetSpec, find_spec
 
 SOURCES = {
     "He 2015": "He et al. 2015, arXiv:1512.03385, table 6: option A shortcuts; ResNet110 the best "
@@ -30,18 +30,20 @@ class Published:
 
 @dataclass(frozen=True)
 class Data:
-    """channels of an image, number of classes, images of the whole test set."""
+    """Of an image its channels and height; the classes; images of the whole sets."""
 
     channels: int
+    image_size: int
     classes: int
+    train_images: int
     test_images: int
 
 
 DATA = {
-    "digits": Data(1, 10, 360),  # every fifth of 1,797, as `train.data` cuts them
-    "cifar10": Data(3, 10, 10_000),
-    "cifar100": Data(3, 100, 10_000),
-    "imagenet2012": Data(3, 1000, 50_000),
+    "digits": Data(1, 8, 10, 1_437, 360),  # a fifth of 1,797 to test, as `train.data` cuts them
+    "cifar10": Data(3, 32, 10, 50_000, 10_000),
+    "cifar100": Data(3, 32, 100, 50_000, 10_000),
+    "imagenet2012": Data(3, 224, 1000, 1_281_167, 50_000),
 }
 """What the whole data sets are."""
 
@@ -104,3 +106,13 @@ def published(data: str, model: str) -> list[Published]:
         for name, figure in figures.items()
         if known_data == data and find_spec(name) == spec
     ]
+
+
+def published_models(data: str) -> list[str]:
+    """Networks of which a source reports the error on a data set, each once."""
+    names: dict[ResNetSpec, str] = {}
+    for (known_data, _), figures in _FIGURES.items():
+        for name in figures:
+            if known_data == data:
+                names.setdefault(find_spec(name), name)
+    return list(names.values())

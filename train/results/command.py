@@ -88,7 +88,6 @@ def _draw(folders: Sequence[Path], runs: Sequence[Run]) -> dict[str, bytes]:
 def _write(
     out: Path, groups: list[Group], skipped: dict[Path, str], pictures: dict[str, bytes]
 ) -> None:
-    """Each file whole or not at all."""
 
     def place(path: Path) -> str:
         return Path(os.path.relpath(path, out)).as_posix()
@@ -98,12 +97,22 @@ def _write(
     markdown += "".join(f"\n![Training curves]({name})\n" for name in shown)
     record = json.dumps(as_json(groups, skipped, place), indent=2, allow_nan=False) + "\n"
     contents = {"results.json": record.encode(), "results.md": markdown.encode(), **pictures}
+    write_files(out, contents)
+    print(f"wrote {', '.join(contents)} in {out}")
+
+
+def write_files(out: Path, contents: dict[str, bytes]) -> None:
+    """Writes files into a folder in their order, each whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            temporary = out / f".{name}.new"
+            path = out / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.new")
             temporary.write_bytes(content)
-            temporary.replace(out / name)
+            temporary.replace(path)
     except OSError as error:
         raise UserError(f"{out} cannot be written to: {error}") from error
-    print(f"wrote {', '.join(contents)} in {out}")

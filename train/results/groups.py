@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from resnet_spec import DIALECT, find_spec, list_models
+from train.config import Config
 from train.published import DATA, Published, published
 from train.results.runs import Outcome, Run
 
@@ -120,13 +121,23 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Groups the runs that differ in nothing but the seed, in the order of the table of models."""
     by_key: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        by_key[json.dumps(_key(run), sort_keys=True)].append(run)
+        by_key[group_key(run)].append(run)
     groups = [_one_a_seed(members) for members in by_key.values()]
     return sorted(_with_options(groups), key=_place)
 
 
+def computed_fields(config: Config) -> dict[str, Any]:
+    """The fields that say what a run computes, but for its seed."""
+    return {k: v for k, v in config.to_json().items() if k not in _NOT_COMPUTED}
+
+
+def group_key(run: Run) -> str:
+    """The same for the runs of one group, of all others another."""
+    return json.dumps(_key(run), sort_keys=True)
+
+
 def _key(run: Run) -> dict[str, Any]:
-    fields = {k: v for k, v in run.config.to_json().items() if k not in _NOT_COMPUTED}
+    fields = computed_fields(run.config)
     return {**fields, "trained on": run.train_images, "tested on": _tested_on(run)}
 
 

@@ -18,12 +18,13 @@ def as_json(
     `place` says how a folder is named.
     """
     return {
-        "results": [_group_fields(group, place) for group in groups],
+        "results": [group_fields(group, place) for group in groups],
         "skipped": {place(path): reason for path, reason in sorted(skipped.items())},
     }
 
 
-def _group_fields(group: Group, place: Callable[[Path], str]) -> dict[str, Any]:
+def group_fields(group: Group, place: Callable[[Path], str]) -> dict[str, Any]:
+    """A row of the table, with each of its runs."""
     run = group.first
     return {
         "model": run.config.model,

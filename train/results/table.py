@@ -1,6 +1,6 @@
 """Groups of runs as a table, in Markdown and on a terminal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from rich.console import Console
@@ -74,13 +74,19 @@ def remarks(groups: list[Group], place: Callable[[Path], str] = str) -> list[str
 
 def as_markdown(groups: list[Group], place: Callable[[Path], str] = str) -> str:
     """The table with its remarks, columns aligned; `place` says how a folder is named."""
-    rows = _rows(groups)
+    table = aligned(_rows(groups), _TEXT)
+    return f"{table}\n" + "".join(f"- {line}\n" for line in remarks(groups, place))
+
+
+def aligned(rows: list[dict[str, str]], left: Collection[str]) -> str:
+    """Rows (heading -> text) as a table in Markdown; the columns `left` begin at the left."""
     headings = list(rows[0])
     texts = [headings, *([row[name].replace("|", "\\|") for name in headings] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    lines = [_line(headings, texts[0], widths), _rule(headings, widths)]
-    lines += [_line(headings, text, widths) for text in texts[1:]]
-    return "\n".join(lines) + "\n\n" + "".join(f"- {line}\n" for line in remarks(groups, place))
+    sides = [name in left for name in headings]
+    lines = [_line(texts[0], widths, sides), _rule(widths, sides)]
+    lines += [_line(text, widths, sides) for text in texts[1:]]
+    return "\n".join(lines) + "\n"
 
 
 def print_table(groups: list[Group]) -> None:
@@ -114,18 +120,18 @@ def _rows(groups: list[Group]) -> list[dict[str, str]]:
     return rows
 
 
-def _line(headings: list[str], texts: list[str], widths: list[int]) -> str:
+def _line(texts: list[str], widths: list[int], sides: list[bool]) -> str:
     padded = (
-        text.ljust(width) if name in _TEXT else text.rjust(width)
-        for name, text, width in zip(headings, texts, widths, strict=True)
+        text.ljust(width) if is_left else text.rjust(width)
+        for text, width, is_left in zip(texts, widths, sides, strict=True)
     )
     return f"| {' | '.join(padded)} |"
 
 
-def _rule(headings: list[str], widths: list[int]) -> str:
+def _rule(widths: list[int], sides: list[bool]) -> str:
     dashes = (
-        "-" * (width + 2) if name in _TEXT else "-" * (width + 1) + ":"
-        for name, width in zip(headings, widths, strict=True)
+        "-" * (width + 2) if is_left else "-" * (width + 1) + ":"
+        for width, is_left in zip(widths, sides, strict=True)
     )
     return f"|{'|'.join(dashes)}|"
 

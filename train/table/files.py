@@ -1,0 +1,72 @@
+"""The files of a table: written whole, each before another names it, and read again."""
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.errors import UserError
+from train.results.command import write_files
+from train.results.groups import Group
+from train.table.content import Content, collect, from_json, to_json
+from train.table.keep import small_networks
+from train.table.page import as_markdown
+from train.table.protocol import protocol_of
+from train.table.training import find_below
+
+
+def write_table(out: Path, data: str, runs: Path, protocol: str, models: Sequence[str]) -> Content:
+    """Writes the table of the runs below `runs`, and of what the table in `out` tells of others.
+
+    Raises:
+        UserError: the older table is damaged, or a file cannot be written.
+    """
+    before = read_table(out / f"{data}.json", data)
+    content = collect(find_below(runs), before, protocol, models)
+    weights, files = small_networks(content)
+    content = dataclasses.replace(content, weights=weights)
+
+    def place(folder: Path) -> str:  # below RUNS, wherever that is
+        return (folder.relative_to(runs) if folder.is_relative_to(runs) else folder).as_posix()
+
+    files |= _curves(content)
+    page = as_markdown(content) + _shown(out, [*files], data)
+    record = json.dumps(to_json(content, place), indent=2, allow_nan=False) + "\n"
+    write_files(out, {**files, f"{data}.json": record.encode(), f"{data}.md": page.encode()})
+    return content
+
+
+def read_table(path: Path, data: str) -> Content:
+    """A table that was written before, empty where there is none.
+
+    Raises:
+        UserError: it is damaged, or of another version.
+    """
+    if not path.exists():
+        return Content(data, [], [])
+    try:
+        return from_json(json.loads(path.read_text()))
+    except (UserError, OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; mend it, or write elsewhere by --out") from error
+
+
+def _curves(content: Content) -> dict[str, bytes]:
+    """A picture for each model and protocol that has metrics here: file name -> content."""
+    try:
+        from train.results.plot import draw
+    except ModuleNotFoundError:  # matplotlib, of which the command has spoken
+        return {}
+    shown: dict[str, list[Group]] = defaultdict(list)
+    for group in content.groups:
+        if any(run.metrics for run in group.runs):
+            name = f"{content.data}-{group.first.config.model}-{protocol_of(group.first)}"
+            shown[name].append(group)
+    return {f"curves/{name}.svg": draw(groups)["svg"] for name, groups in shown.items()}
+
+
+def _shown(out: Path, new: Sequence[str], data: str) -> str:
+    """The pictures that are there, the older ones too."""
+    older = [path.relative_to(out).as_posix() for path in (out / "curves").glob(f"{data}-*.svg")]
+    names = sorted({*older, *(name for name in new if name.endswith(".svg"))})
+    return "".join(f"\n![{Path(name).stem}]({name})\n" for name in names)

@@ -1,0 +1,134 @@
+"""The configuration of each row: a recipe as it stands, or with its schedule scaled."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet_spec import count_multiplications, find_spec
+from train.config import Config
+from train.errors import UserError
+from train.published import DATA
+from train.recipes import RECIPES
+from train.results.groups import computed_fields
+from train.results.runs import Run
+from train.table.protocol import train_images, validation_size
+
+# Where and in which numbers a recipe is trained, and how often tested, is not its own.
+_NOT_OF_A_RECIPE = (
+    *("model", "validation_size", "precision", "parallel", "scan_blocks", "remat"),
+    "eval_every_epochs",
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of every row.
+
+    Attributes:
+        recipe: None for the data set's own, for Wide ResNets that of their paper.
+        epochs, max_steps: the length, by one of them; None for the recipe's.
+        fields: further fields of the configuration, such as the precision.
+    """
+
+    data: str
+    protocol: str
+    recipe: str | None = None
+    epochs: int | None = None
+    max_steps: int | None = None
+    data_dir: Path | None = None
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def configure(model: str, wish: Wish) -> Config:
+    """The configuration of a model's runs, but for seed and folder.
+
+    Raises:
+        UserError: the recipe is not for these data.
+    """
+    name = wish.recipe or _default_recipe(wish.data, model)
+    held_out = validation_size(wish.protocol, wish.data)
+    twin = f"{name}-45k"  # as many steps on fewer images
+    config = RECIPES[twin if held_out is not None and twin in RECIPES else name].config
+    if config.data != wish.data:
+        raise UserError(f"--recipe {name} is for {config.data}, the table is of {wish.data}")
+    config = dataclasses.replace(
+        config, model=model, validation_size=held_out, data_dir=wish.data_dir, **wish.fields
+    )
+    images = train_images(wish.protocol, wish.data)
+    return scaled(config, images, epochs=wish.epochs, max_steps=wish.max_steps)
+
+
+def _default_recipe(data: str, model: str) -> str:
+    wide = f"{data}-wide"
+    return wide if "Wide" in model and wide in RECIPES else data
+
+
+def scaled(
+    config: Config, images: int, *, epochs: int | None = None, max_steps: int | None = None
+) -> Config:
+    """A configuration of another length on `images` images: warm-up and drops in proportion."""
+    if max_steps is not None:
+        length = max_steps * config.global_batch_size / images
+    elif epochs is not None:
+        length = float(epochs)
+    else:
+        return config
+    share = length / whole_epochs(config, images)
+    changes: dict[str, Any] = {
+        "epochs": math.ceil(length),
+        "max_steps": max_steps,
+        "drop_steps": tuple(round(step * share) for step in config.drop_steps),
+        "warmup_steps": round(config.warmup_steps * share),
+    }
+    if config.drop_epochs is not None:
+        changes["drop_epochs"] = tuple(epoch * share for epoch in config.drop_epochs)
+    if config.warmup_epochs is not None:
+        changes["warmup_epochs"] = config.warmup_epochs * share
+    return dataclasses.replace(config, **changes)
+
+
+def whole_epochs(config: Config, images: int) -> float:
+    """Passes over `images` images to the end of a run."""
+    if config.max_steps is None:
+        return float(config.epochs)
+    return min(float(config.epochs), config.max_steps * config.global_batch_size / images)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The recipe that a run follows, and for how many epochs that is meant."""
+
+    recipe: str
+    epochs: float
+
+
+def find_origin(run: Run) -> Origin | None:
+    """The recipe of which a run is one, its schedule scaled or not; None where it is none's."""
+    config = run.config
+    own = {name: getattr(config, name) for name in _NOT_OF_A_RECIPE}
+    for name, recipe in RECIPES.items():
+        if recipe.config.data != config.data:
+            continue
+        whole = dataclasses.replace(recipe.config, **own)
+        length: dict[str, Any] = {"max_steps": config.max_steps}
+        if config.max_steps is None:
+            length = {"epochs": config.epochs}
+        for candidate in (whole, scaled(whole, run.train_images, **length)):
+            if computed_fields(candidate) == computed_fields(config):
+                return Origin(name, whole_epochs(whole, run.train_images))
+    return None
+
+
+def cheapest_first(models: Iterable[str], data: str) -> list[str]:
+    """Models by the multiply-adds of one image."""
+    return sorted(models, key=lambda model: image_cost(model, data))
+
+
+def image_cost(model: str, data: str) -> int:
+    """Multiply-adds of the forward pass of one image."""
+    known = DATA[data]
+    spec = dataclasses.replace(find_spec(model), in_planes=known.channels)
+    return count_multiplications(spec, known.image_size, known.classes)

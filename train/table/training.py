@@ -1,0 +1,128 @@
+"""Trains the runs that a table lacks: those that are half done go on, those that are done stay."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from train.config import Config
+from train.errors import DivergedError, StoppedError
+from train.folder import SEEDS, saved_config
+from train.results.groups import computed_fields
+from train.results.runs import Run, find_runs
+from train.signals import StopSignals
+from train.table.plan import Wish, cheapest_first, configure
+from train.table.protocol import expected, protocol_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the table is to have: these models by these seeds, with their runs below a folder.
+
+    seeds_mode: `turns` for a run after another, else how the runs of a model are trained at once.
+    """
+
+    wish: Wish
+    models: Sequence[str]
+    seeds: Sequence[int]
+    seeds_mode: str
+    runs: Path
+
+
+def train_missing(plan: Plan, say: Callable[[str], None], after_each: Callable[[], None]) -> None:
+    """Trains what is missing, the cheapest model first; `after_each` run, however it ends.
+
+    Raises:
+        UserError: a run cannot be trained as it is asked for.
+        DivergedError: a run was not finite; the others have been trained.
+        StoppedError: a signal came; all is saved, and the same call goes on.
+    """
+    label = expected(plan.wish.protocol, plan.wish.data, plan.wish.data_dir)
+    diverged: list[DivergedError] = []
+    with StopSignals() as signals:
+        for model in cheapest_first(plan.models, plan.wish.data):
+            config = configure(model, plan.wish)
+            found = [run for run in find_below(plan.runs) if is_run_of(run, config, label)]
+            done = {run.seed for run in found if run.outcome is not None} & set(plan.seeds)
+            say(f"{model} by {label}: {len(done)} of {len(plan.seeds)} runs are done")
+            for start in _starts(plan, config, found, label):
+                if signals.received is not None:
+                    raise StoppedError(_stopped(f"stopped by {signals.received} between runs"))
+                try:
+                    _train(start)
+                except DivergedError as error:
+                    diverged.append(error)
+                    say(f"{model}: {error}")
+                except StoppedError as error:
+                    raise StoppedError(_stopped(str(error).partition(", which")[0])) from error
+                finally:
+                    after_each()
+    if diverged:
+        raise diverged[0]
+
+
+def find_below(folder: Path) -> list[Run]:
+    """All runs below a folder, none where it does not exist yet."""
+    return find_runs([folder])[0] if folder.is_dir() else []
+
+
+def is_run_of(run: Run, config: Config, label: str) -> bool:
+    """Whether a run computes what a configuration says, on the images of a protocol."""
+    if run.config.data != config.data or protocol_of(run) != label:
+        return False
+    return computed_fields(run.config) == computed_fields(config)
+
+
+def _starts(plan: Plan, config: Config, found: Iterable[Run], label: str) -> Iterator[Config]:
+    """What is left to train of a model, each as the trainer takes it."""
+    runs = {
+        run.seed: run for run in sorted(found, key=lambda run: (run.outcome is None, -run.step))
+    }
+    half_done = [runs[s] for s in plan.seeds if s in runs and runs[s].outcome is None]
+    for folder in dict.fromkeys(_folder_to_resume(run) for run in half_done):
+        saved = saved_config(folder)
+        assert saved is not None, "a run that was found has a configuration"
+        changes: dict[str, Any] = {"data_dir": config.data_dir, "overwrite": False}
+        yield dataclasses.replace(saved, run_dir=folder, resume=True, **changes)
+    missing = [seed for seed in plan.seeds if seed not in runs]
+    place = f"{config.model}-{label}-{config.precision}-{_length(config)}"
+    if plan.seeds_mode == "turns" or len(missing) == 1:
+        for seed in missing:
+            folder = _free(plan.runs / place, f"seed-{seed}")
+            yield dataclasses.replace(config, seed=seed, run_dir=folder)
+    elif missing:
+        seeds = ",".join(map(str, missing))
+        folder = _free(plan.runs / place, f"seeds-{seeds.replace(',', '-')}")
+        mode: Any = plan.seeds_mode
+        yield dataclasses.replace(config, seeds=seeds, seeds_mode=mode, run_dir=folder)
+
+
+def _folder_to_resume(run: Run) -> Path:
+    """That of the run, or of all that were trained at once with it."""
+    return run.folder.parent if (run.folder.parent / SEEDS).exists() else run.folder
+
+
+def _length(config: Config) -> str:
+    return f"{config.epochs}epochs" if config.max_steps is None else f"{config.max_steps}steps"
+
+
+def _free(place: Path, name: str) -> Path:
+    """`place/name`, or `place-2/name` and so on where another configuration's run has that."""
+    numbered = (place.with_name(f"{place.name}-{number}") for number in itertools.count(2))
+    folders = (folder / name for folder in itertools.chain([place], numbered))
+    return next(f for f in folders if not _is_taken(f))
+
+
+def _is_taken(folder: Path) -> bool:
+    return saved_config(folder) is not None
+
+
+def _stopped(how: str) -> str:
+    return f"{how}; all is saved, and the same command goes on"
+
+
+def _train(config: Config) -> None:
+    from train.loop import train  # JAX starts here: a finished table need not wait
+
+    train(config)
