@@ -12,6 +12,7 @@ from train.config import Config
 from train.errors import UserError
 from train.published import DATA, published_models
 from train.recipes import RECIPES
+from train.results.runs import find_runs
 from train.table.files import write_table
 from train.table.plan import Wish, configure
 from train.table.protocol import PROTOCOLS
@@ -43,6 +44,9 @@ def main(arguments: list[str]) -> int:
     plan = _plan(options)
     if importlib.util.find_spec("matplotlib") is None:
         print("resnet-train: no curves: install flax-resnet[plot]", file=sys.stderr)
+
+    for folder, reason in find_runs([plan.runs] if plan.runs.exists() else [])[1].items():
+        print(f"resnet-train: skipped {folder}: {reason}", file=sys.stderr)
 
     def write() -> None:
         write_table(options.out, options.data, plan.runs, options.protocol, plan.models)

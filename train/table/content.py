@@ -17,6 +17,7 @@ from train.results.runs import Outcome, Run
 from train.table.plan import find_origin
 from train.table.protocol import protocol_of
 
+_ALWAYS = ("model", "data", "epochs", "precision")  # said even where they are the usual ones
 _DEVIATIONS = 2  # above the published mean: then the reason must be found
 
 
@@ -111,7 +112,7 @@ def _row(
         "seconds": round(fmean(seconds), 1) if seconds else None,
         "above_published": is_above_published(group),
         "weights": weights.get(group_key(run)),
-        "configuration": {k: v for k, v in computed.items() if v != usual[k]},
+        "configuration": {k: v for k, v in computed.items() if k in _ALWAYS or v != usual[k]},
     }
 
 

@@ -9,7 +9,7 @@ from train.results.groups import Group
 from train.results.table import aligned
 from train.table.content import Content, Missing, is_above_published, is_whole_schedule, parameters
 from train.table.plan import find_origin
-from train.table.protocol import describe, protocol_of
+from train.table.protocol import WHOLE, describe, protocol_of
 
 _NONE, _MARK = "—", "†"
 _LEFT = ("model", "with", "seeds", "published %", "device")
@@ -28,6 +28,8 @@ def as_markdown(content: Content) -> str:
         absent = [row for row in content.missing if row.protocol == protocol]
         parts += [f"## {protocol}", _table(_empty(content, absent))]
     parts.append("\n".join(f"- {line}" for line in remarks(content)))
+    if made := commands(content.groups):
+        parts.append("\n".join(["```console", *made, "```"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -42,6 +44,28 @@ def tables(content: Content) -> dict[str, list[Group]]:
 def measured(groups: Iterable[Group]) -> list[dict[str, str]]:
     """The rows of runs that are there: heading -> text."""
     return [_cells(group) for group in groups]
+
+
+def commands(groups: Iterable[Group]) -> list[str]:
+    """What makes the rows again: a command for all networks of one protocol, length and so on."""
+    models: dict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        origin = find_origin(group.first)
+        if origin is not None and group.finished:
+            wish, precision = origin.wish, group.first.config.precision
+            whole = protocol_of(group.first) == WHOLE
+            options = {
+                "data": None if wish.data == "cifar10" else wish.data,
+                "protocol": WHOLE if whole else wish.protocol,
+                "recipe": wish.recipe,
+                "epochs": wish.epochs,
+                "max-steps": wish.max_steps,
+                "precision": None if precision == "f32" else precision,
+                "seeds": ",".join(str(run.seed) for run in group.finished),
+            }
+            said = " ".join(f"--{k} {v}" for k, v in options.items() if v is not None)
+            models[said].append(group.first.config.model)
+    return [f"resnet-train table {said} --models {','.join(m)}" for said, m in models.items()]
 
 
 def _table(rows: list[dict[str, str]]) -> str:

@@ -1,6 +1,7 @@
 """The configuration of each row: a recipe as it stands, or with its schedule scaled."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,13 +15,10 @@ from train.published import DATA
 from train.recipes import RECIPES
 from train.results.groups import computed_fields
 from train.results.runs import Run
-from train.table.protocol import train_images, validation_size
+from train.table.protocol import HELD_OUT, PART, train_images, validation_size
 
 # Where and in which numbers a recipe is trained, and how often tested, is not its own.
-_NOT_OF_A_RECIPE = (
-    *("model", "validation_size", "precision", "parallel", "scan_blocks", "remat"),
-    "eval_every_epochs",
-)
+_NOT_OF_A_RECIPE = ("precision", "parallel", "scan_blocks", "remat", "eval_every_epochs")
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,11 @@ def configure(model: str, wish: Wish) -> Config:
     Raises:
         UserError: the recipe is not for these data.
     """
-    name = wish.recipe or _default_recipe(wish.data, model)
-    held_out = validation_size(wish.protocol, wish.data)
-    twin = f"{name}-45k"  # as many steps on fewer images
-    config = RECIPES[twin if held_out is not None and twin in RECIPES else name].config
+    name = recipe_of(model, wish)
+    config = RECIPES[name].config
     if config.data != wish.data:
         raise UserError(f"--recipe {name} is for {config.data}, the table is of {wish.data}")
+    held_out = validation_size(wish.protocol, wish.data)
     config = dataclasses.replace(
         config, model=model, validation_size=held_out, data_dir=wish.data_dir, **wish.fields
     )
@@ -61,9 +58,13 @@ def configure(model: str, wish: Wish) -> Config:
     return scaled(config, images, epochs=wish.epochs, max_steps=wish.max_steps)
 
 
-def _default_recipe(data: str, model: str) -> str:
-    wide = f"{data}-wide"
-    return wide if "Wide" in model and wide in RECIPES else data
+def recipe_of(model: str, wish: Wish) -> str:
+    """The name of a model's recipe; with images held out its twin of as many steps, if any."""
+    name = wish.recipe or wish.data
+    if wish.recipe is None and "Wide" in model and f"{wish.data}-wide" in RECIPES:
+        name = f"{wish.data}-wide"
+    is_held_out = validation_size(wish.protocol, wish.data) is not None
+    return f"{name}-45k" if is_held_out and f"{name}-45k" in RECIPES else name
 
 
 def scaled(
@@ -99,26 +100,28 @@ def whole_epochs(config: Config, images: int) -> float:
 
 @dataclass(frozen=True)
 class Origin:
-    """The recipe that a run follows, and for how many epochs that is meant."""
+    """What a run was made by: a wish, and the recipe's own number of epochs."""
 
+    wish: Wish
     recipe: str
     epochs: float
 
 
 def find_origin(run: Run) -> Origin | None:
-    """The recipe of which a run is one, its schedule scaled or not; None where it is none's."""
+    """The wish that makes a run's configuration; None where none does."""
     config = run.config
-    own = {name: getattr(config, name) for name in _NOT_OF_A_RECIPE}
-    for name, recipe in RECIPES.items():
-        if recipe.config.data != config.data:
-            continue
-        whole = dataclasses.replace(recipe.config, **own)
-        length: dict[str, Any] = {"max_steps": config.max_steps}
-        if config.max_steps is None:
-            length = {"epochs": config.epochs}
-        for candidate in (whole, scaled(whole, run.train_images, **length)):
-            if computed_fields(candidate) == computed_fields(config):
-                return Origin(name, whole_epochs(whole, run.train_images))
+    fields = {name: getattr(config, name) for name in _NOT_OF_A_RECIPE}
+    protocol = PART if run.test_name == "test" else HELD_OUT
+    recipes = [name for name, recipe in RECIPES.items() if recipe.config.data == config.data]
+    lengths: list[dict[str, Any]] = [{}, {"epochs": config.epochs}, {"max_steps": config.max_steps}]
+    for recipe, length in itertools.product([None, *recipes], lengths):
+        wish = Wish(config.data, protocol, recipe, fields=fields)
+        made = configure(config.model, dataclasses.replace(wish, **length))
+        if computed_fields(made) == computed_fields(config):
+            images = train_images(protocol, config.data)
+            epochs = whole_epochs(configure(config.model, wish), images)
+            name = recipe_of(config.model, wish)
+            return Origin(dataclasses.replace(wish, **length), name, epochs)
     return None
 
 

@@ -64,7 +64,7 @@ def train_missing(plan: Plan, say: Callable[[str], None], after_each: Callable[[
 
 def find_below(folder: Path) -> list[Run]:
     """All runs below a folder, none where it does not exist yet."""
-    return find_runs([folder])[0] if folder.is_dir() else []
+    return find_runs([folder])[0]
 
 
 def is_run_of(run: Run, config: Config, label: str) -> bool:
@@ -83,8 +83,9 @@ def _starts(plan: Plan, config: Config, found: Iterable[Run], label: str) -> Ite
     for folder in dict.fromkeys(_folder_to_resume(run) for run in half_done):
         saved = saved_config(folder)
         assert saved is not None, "a run that was found has a configuration"
-        changes: dict[str, Any] = {"data_dir": config.data_dir, "overwrite": False}
-        yield dataclasses.replace(saved, run_dir=folder, resume=True, **changes)
+        data_dir = config.data_dir or saved.data_dir
+        changes: dict[str, Any] = {"data_dir": data_dir, "resume": True, "overwrite": False}
+        yield dataclasses.replace(saved, run_dir=folder, **changes)
     missing = [seed for seed in plan.seeds if seed not in runs]
     place = f"{config.model}-{label}-{config.precision}-{_length(config)}"
     if plan.seeds_mode == "turns" or len(missing) == 1:
