@@ -1,6 +1,7 @@
 """Several CPU devices, float64, and a single thread of torch's for all tests."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,31 @@ import jax
 import pytest
 import torch
 
+from tests.commands import run
+
 jax.config.update("jax_enable_x64", True)
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+DIGITS_RUNS = ("WideResNet16-1-0.0", (111, 222), 24)  # two epochs of digits and a batch
+
+
+@pytest.fixture(scope="session")
+def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real run for each seed, for tests of the group `results` to copy."""
+    folder = tmp_path_factory.mktemp("trained")
+    model, seeds, steps = DIGITS_RUNS
+    arguments = ("digits", "--model", model, "--max-steps", str(steps), "--log-every-steps", "4")
+    for seed in seeds:
+        place = ("--seed", str(seed), "--run-dir", f"runs/seed-{seed}")
+        result = run("train", *arguments, *place, cwd=folder)
+        assert result.returncode == 0, result.stderr
+        shutil.rmtree(folder / "runs" / f"seed-{seed}" / "checkpoints")
+    return folder / "runs"
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

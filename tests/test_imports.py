@@ -22,6 +22,7 @@ ALLOWED = {
     },
     "train.step": {"forbidden": TORCH, "ours": {"resnet_spec", "flax_resnet", "train"}},
     "train.results": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "train"}},
+    "train.table": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "train"}},
     "train.__main__": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "train"}},
 }
 OURS = ("resnet_spec", "flax_resnet", "torch_resnet", "convert", "train")

@@ -16,36 +16,21 @@ from PIL import Image
 
 import convert
 from resnet_spec import find_spec
-from tests.commands import run
+from tests.conftest import DIGITS_RUNS
 from train.__main__ import main
 from train.metrics import read_metrics
 from train.published import SOURCES, published
 from train.results.groups import group_runs
 from train.results.runs import find_runs
 
-MODEL = "WideResNet16-1-0.0"
-SEEDS = (111, 222)
-STEPS = 24  # two epochs of digits and a batch
+MODEL, SEEDS, STEPS = DIGITS_RUNS
 pytestmark = pytest.mark.xdist_group("results")  # one worker trains for all
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a real run for each seed."""
-    folder = tmp_path_factory.mktemp("trained")
-    arguments = ("digits", "--model", MODEL, "--max-steps", str(STEPS), "--log-every-steps", "4")
-    for seed in SEEDS:
-        place = ("--seed", str(seed), "--run-dir", f"runs/seed-{seed}")
-        result = run("train", *arguments, *place, cwd=folder)
-        assert result.returncode == 0, result.stderr
-        shutil.rmtree(folder / "runs" / f"seed-{seed}" / "checkpoints")
-    return folder / "runs"
-
-
 @pytest.fixture
-def runs(trained, tmp_path) -> Path:
+def runs(digits_runs, tmp_path) -> Path:
     """A copy of the real runs, for a test to change."""
-    return shutil.copytree(trained, tmp_path / "runs")
+    return shutil.copytree(digits_runs, tmp_path / "runs")
 
 
 @pytest.fixture

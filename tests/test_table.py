@@ -4,7 +4,14 @@ import dataclasses
 
 import pytest
 
-from resnet_spec import MODELS, ClassifierSpec, ResNetSpec, find_spec, list_models
+from resnet_spec import (
+    MODELS,
+    ClassifierSpec,
+    ResNetSpec,
+    count_multiplications,
+    find_spec,
+    list_models,
+)
 
 # torchvision's documentation, "num_params" of each model's weights.
 TORCHVISION_PARAMETERS = {
@@ -15,6 +22,16 @@ TORCHVISION_PARAMETERS = {
     "ResNet152": 60_192_808,
     "WideResNet50-2": 68_883_240,
     "WideResNet101-2": 126_886_696,
+}
+# The same, "GFLOPS": multiply-adds at 224 pixels.
+TORCHVISION_GIGAFLOPS = {
+    "ResNet18": 1.814,
+    "ResNet34": 3.664,
+    "ResNet50": 4.089,
+    "ResNet101": 7.801,
+    "ResNet152": 11.514,
+    "WideResNet50-2": 11.398,
+    "WideResNet101-2": 22.753,
 }
 # In millions, with the shortcuts of the source: He et al. 2015, table 6 (option A);
 # torch-resnet 0.0.4, README (option B); Zagoruyko & Komodakis 2016, table 4 (option B).
@@ -37,6 +54,12 @@ PUBLISHED_MILLIONS = {
 @pytest.mark.parametrize("name", TORCHVISION_PARAMETERS)
 def test_imagenet_sizes_have_torchvisions_parameter_counts(name):
     assert find_spec(name).count_parameters(1000) == TORCHVISION_PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", TORCHVISION_GIGAFLOPS)
+def test_imagenet_sizes_cost_as_many_multiplications_as_torchvision_says(name):
+    count = count_multiplications(find_spec(name), 224, 1000)
+    assert round(count / 1e9, 3) == TORCHVISION_GIGAFLOPS[name]
 
 
 @pytest.mark.parametrize(("name", "shortcut"), PUBLISHED_MILLIONS)

@@ -14,10 +14,11 @@ from train.published import DATA, published, published_models
 from train.results.groups import Group, computed_fields, group_key, group_runs
 from train.results.record import group_fields
 from train.results.runs import Outcome, Run
-from train.table.plan import find_origin
+from train.table.plan import find_origin, image_cost
 from train.table.protocol import protocol_of
 
 _ALWAYS = ("model", "data", "epochs", "precision")  # said even where they are the usual ones
+_FRACTIONS = ("error", "best_error", "torch_error")
 _DEVIATIONS = 2  # above the published mean: then the reason must be found
 
 
@@ -61,6 +62,7 @@ def collect(found: Iterable[Run], before: Content, protocol: str, models: Iterab
     asked = [Missing(name, protocol) for name in [*models, *published_models(data)]]
     rows = {(find_spec(row.model), row.protocol): row for row in [*before.missing, *asked]}
     missing = [row for key, row in rows.items() if key not in present]
+    missing.sort(key=lambda row: (row.protocol, image_cost(row.model, data)))
     return Content(data, groups, missing, before.weights)
 
 
@@ -158,7 +160,11 @@ def _restore(row: dict[str, Any], fields: dict[str, Any]) -> Run:
     config = Config.from_json({**row["configuration"], "seed": fields["seed"]})
     outcome = None
     if fields["finished"]:
-        outcome = Outcome(**{f.name: fields[f.name] for f in dataclasses.fields(Outcome)})
+        told = {f.name: fields[f.name] for f in dataclasses.fields(Outcome)}
+        for name in _FRACTIONS:  # a count of images, before it was rounded
+            if told[name] is not None:
+                told[name] = round(told[name] * row["test_images"]) / row["test_images"]
+        outcome = Outcome(**told)
     return Run(
         folder=Path(fields["folder"]),
         config=config,

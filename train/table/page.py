@@ -22,11 +22,11 @@ def as_markdown(content: Content) -> str:
     for heading, groups in sections.items():
         protocol = protocol_of(groups[0].first)
         absent = [row for row in content.missing if row.protocol == protocol]
-        parts += [f"## {heading}", _table([*measured(groups), *_empty(content, absent)])]
+        parts += [f"## {heading}", table([*measured(groups), *_empty(content, absent)])]
     begun = {protocol_of(groups[0].first) for groups in sections.values()}
     for protocol in sorted({row.protocol for row in content.missing} - begun):
         absent = [row for row in content.missing if row.protocol == protocol]
-        parts += [f"## {protocol}", _table(_empty(content, absent))]
+        parts += [f"## {protocol}", table(_empty(content, absent))]
     parts.append("\n".join(f"- {line}" for line in remarks(content)))
     if made := commands(content.groups):
         parts.append("\n".join(["```console", *made, "```"]))
@@ -68,7 +68,8 @@ def commands(groups: Iterable[Group]) -> list[str]:
     return [f"resnet-train table {said} --models {','.join(m)}" for said, m in models.items()]
 
 
-def _table(rows: list[dict[str, str]]) -> str:
+def table(rows: list[dict[str, str]]) -> str:
+    """Rows as a table, without the column `with` where nothing is in it."""
     if not any(row["with"] for row in rows):
         rows = [{name: text for name, text in row.items() if name != "with"} for row in rows]
     return aligned(rows, _LEFT).rstrip("\n")

@@ -79,15 +79,16 @@ def scaled(
         return config
     share = length / whole_epochs(config, images)
     changes: dict[str, Any] = {
-        "epochs": math.ceil(length),
+        "epochs": epochs or max(config.epochs, math.ceil(length)),
         "max_steps": max_steps,
-        "drop_steps": tuple(round(step * share) for step in config.drop_steps),
         "warmup_steps": round(config.warmup_steps * share),
     }
-    if config.drop_epochs is not None:
-        changes["drop_epochs"] = tuple(epoch * share for epoch in config.drop_epochs)
     if config.warmup_epochs is not None:
         changes["warmup_epochs"] = config.warmup_epochs * share
+    if config.schedule == "drops" and config.drop_epochs is not None:
+        changes["drop_epochs"] = tuple(epoch * share for epoch in config.drop_epochs)
+    elif config.schedule == "drops":
+        changes["drop_steps"] = tuple(round(step * share) for step in config.drop_steps)
     return dataclasses.replace(config, **changes)
 
 

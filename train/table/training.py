@@ -46,7 +46,7 @@ def train_missing(plan: Plan, say: Callable[[str], None], after_each: Callable[[
             found = [run for run in find_below(plan.runs) if is_run_of(run, config, label)]
             done = {run.seed for run in found if run.outcome is not None} & set(plan.seeds)
             say(f"{model} by {label}: {len(done)} of {len(plan.seeds)} runs are done")
-            for start in _starts(plan, config, found, label):
+            for start in starts(plan, config, found, label):
                 if signals.received is not None:
                     raise StoppedError(_stopped(f"stopped by {signals.received} between runs"))
                 try:
@@ -74,8 +74,8 @@ def is_run_of(run: Run, config: Config, label: str) -> bool:
     return computed_fields(run.config) == computed_fields(config)
 
 
-def _starts(plan: Plan, config: Config, found: Iterable[Run], label: str) -> Iterator[Config]:
-    """What is left to train of a model, each as the trainer takes it."""
+def starts(plan: Plan, config: Config, found: Iterable[Run], label: str) -> Iterator[Config]:
+    """What is left to train of a model, each as the trainer takes it; `found`: its runs so far."""
     runs = {
         run.seed: run for run in sorted(found, key=lambda run: (run.outcome is None, -run.step))
     }
@@ -112,11 +112,7 @@ def _free(place: Path, name: str) -> Path:
     """`place/name`, or `place-2/name` and so on where another configuration's run has that."""
     numbered = (place.with_name(f"{place.name}-{number}") for number in itertools.count(2))
     folders = (folder / name for folder in itertools.chain([place], numbered))
-    return next(f for f in folders if not _is_taken(f))
-
-
-def _is_taken(folder: Path) -> bool:
-    return saved_config(folder) is not None
+    return next(f for f in folders if not any(f.glob("*.json")))
 
 
 def _stopped(how: str) -> str:

@@ -1,0 +1,69 @@
+"""What `results/` says: its figures are found again, and stand in the README."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resnet_spec import PREPROCESSINGS
+from tests.kept_networks import errors_in_both
+from tests.readme_results import DATA, RESULTS, ROOT, lines, results
+from tests.test_data import CIFAR10
+from train.input.sources import open_tfds
+from train.table.page import as_markdown
+
+RECORD = RESULTS / f"{DATA}.json"
+ROWS: list[dict[str, Any]] = json.loads(RECORD.read_text())["rows"] if RECORD.exists() else []
+KEPT = [row for row in ROWS if row.get("weights")]
+FLIPS = 2  # images on the edge between two classes, which another processor's rounding may move
+has_results = pytest.mark.skipif(not RECORD.exists(), reason="results/cifar10.json is not there")
+
+
+@has_results
+def test_the_page_shows_what_the_record_says():
+    page = (RESULTS / f"{DATA}.md").read_text()
+    assert page.partition("\n![")[0] == as_markdown(results())
+    for line in page.splitlines():
+        if line.startswith("!["):
+            assert (RESULTS / line.rpartition("(")[2].rstrip(")")).is_file()
+
+
+@has_results
+def test_the_readme_shows_what_was_measured():
+    assert "\n".join(lines()) in (ROOT / "README.md").read_text()
+
+
+@has_results
+def test_every_network_that_is_listed_is_there_and_no_other():
+    there = {path.relative_to(RESULTS).as_posix() for path in (RESULTS / "weights").glob("*")}
+    assert there == {row["weights"]["file"] for row in KEPT}
+    small = [row for row in ROWS if row["status"] == "measured" and row["model"].endswith("Net20")]
+    assert all(row["weights"] for row in small if 111 in [run["seed"] for run in row["runs"]])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not KEPT, reason="results/cifar10.json lists no weights")
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
+@pytest.mark.parametrize("row", KEPT, ids=lambda row: f"{row['model']}-{row['protocol']}")
+def test_the_error_of_a_committed_network_is_found_again_in_both_frameworks(row):
+    """Read, normalised and counted here, beside the trainer's own way."""
+    entry = row["weights"]
+    images, labels = read_images(row["tested_on"])
+    assert len(images) == entry["test_images"]
+    found = errors_in_both(RESULTS / entry["file"], images, labels)
+    counts = np.array(found) * len(images)
+    np.testing.assert_allclose(counts, entry["error"] * len(images), atol=FLIPS + 0.5, rtol=0)
+    (run,) = [run for run in row["runs"] if run["seed"] == entry["seed"]]
+    assert abs(run["torch_error"] - entry["error"]) < 1e-9
+
+
+def read_images(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised images (n, 32, 32, 3) and labels (n,) of a split such as `train[45000:]`."""
+    source = open_tfds(DATA, split, CIFAR10.parent)
+    records = source.__getitems__(range(len(source)))
+    known = PREPROCESSINGS[DATA]
+    images = np.stack([record["image"] for record in records]).astype(np.float32) / 255
+    normal = (images - np.float32(known.mean)) / np.float32(known.std)
+    return normal, np.array([record["label"] for record in records])
