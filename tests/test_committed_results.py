@@ -1,7 +1,6 @@
 """What `results/` says: its figures are found again, and stand in the README."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,5 +64,5 @@ def read_images(split: str) -> tuple[np.ndarray, np.ndarray]:
     records = source.__getitems__(range(len(source)))
     known = PREPROCESSINGS[DATA]
     images = np.stack([record["image"] for record in records]).astype(np.float32) / 255
-    normal = (images - np.float32(known.mean)) / np.float32(known.std)
-    return normal, np.array([record["label"] for record in records])
+    mean, std = np.array(known.mean, np.float32), np.array(known.std, np.float32)
+    return (images - mean) / std, np.array([record["label"] for record in records])

@@ -298,7 +298,10 @@ def test_an_interrupted_table_is_a_table_and_goes_on(tmp_path):
         (("--models", "ResNet21"), ("ResNet20",)),
         (("--models", ""), ("--models",)),
         (("--recipe", "cifar10"), ("--recipe cifar10 is for cifar10",)),
-        (("--data", "cifar10", "--max-steps", "1"), ("--drop-steps must rise",)),
+        (
+            ("--data", "cifar10", "--models", "ResNet20", "--max-steps", "1"),
+            ("--drop-steps must rise",),
+        ),
     ],
     ids=["damaged table", "seeds", "model", "no models", "recipe", "length"],
 )

@@ -54,7 +54,7 @@ def collect(found: Iterable[Run], before: Content, protocol: str, models: Iterab
     are missing for those of `models`, and of the published ones, that have no run.
     """
     data = before.data
-    runs = [run for run in found if run.config.data == data]
+    runs = [_as_recorded(run) for run in found if run.config.data == data]
     known = {(group_key(run), run.seed) for run in runs if run.outcome is not None}
     old = [run for group in before.groups for run in group.finished]
     groups = group_runs([*runs, *(r for r in old if (group_key(r), r.seed) not in known)])
@@ -64,6 +64,14 @@ def collect(found: Iterable[Run], before: Content, protocol: str, models: Iterab
     missing = [row for key, row in rows.items() if key not in present]
     missing.sort(key=lambda row: (row.protocol, image_cost(row.model, data)))
     return Content(data, groups, missing, before.weights)
+
+
+def _as_recorded(run: Run) -> Run:
+    """With the digits that the JSON keeps: the table of a run and of its record are the same."""
+    if run.outcome is None:
+        return run
+    seconds = round(run.outcome.seconds, 1)
+    return dataclasses.replace(run, outcome=dataclasses.replace(run.outcome, seconds=seconds))
 
 
 def is_whole_schedule(group: Group) -> bool:
