@@ -16,7 +16,9 @@ IN_ORDER = {
     "converting.md": (
         *("ours.npz", "ours.onnx", "ours.pt2", "timm-folder/config.json", "diff.html"),
     ),
-    "training.md": ("config.json", "runs/tuned/result.json", "runs/seeds/curves.png"),
+    "training.md": (
+        *("config.json", "runs/tuned/result.json", "runs/seeds/curves.png", "results/digits.md"),
+    ),
     "clusters.md": ("runs/two/model.safetensors",),
 }
 

@@ -70,8 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--protocol", required=True, choices=PROTOCOLS, help="which images, see above")
     add("--data", choices=known, default="cifar10", help="default: cifar10")
     add("--models", help="with commas between them; default: all with a published error")
-    add("--seeds", default=_SEEDS, help=f"a number, or with commas; default: {_SEEDS}")
-    add("--recipe", choices=RECIPES, help="default: DATA's own; for Wide ResNets DATA-wide")
+    add("--seeds", default=_SEEDS, help=f"with commas between them; default: {_SEEDS}")
+    recipes = [name for name, recipe in RECIPES.items() if recipe.config.data in known]
+    add("--recipe", choices=recipes, metavar="RECIPE",
+        help=f"{', '.join(recipes)}; default: DATA's own, for Wide ResNets DATA-wide")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="scale the recipe's whole schedule to so many")
     length.add_argument("--max-steps", type=int, help="the same in steps")
@@ -94,7 +96,8 @@ def _plan(options: argparse.Namespace) -> Plan:
     if not names:
         raise UserError(f"no error is published for {options.data}: name --models")
     models = {find_spec(name): name for name in names}  # one name for each network
-    seeds = Config(seeds=options.seeds).seed_list
+    one = options.seeds.isdecimal()  # a seed, here, not a number of seeds
+    seeds = (Config(seed=int(options.seeds)) if one else Config(seeds=options.seeds)).seed_list
     device = ("precision", "scan_blocks", "remat", "parallel")
     wish = Wish(
         data=options.data,

@@ -147,7 +147,8 @@ def remarks(content: Content) -> list[str]:
         "[±]: the standard error of an error on so many images, sqrt(p (1 - p) / n), which more "
         "seeds do not lessen.",
         "torch twin: the exported files in PyTorch, in float32; differ: images that they put in "
-        "another class, of all seeds together. time: wall time of a run, mean over the seeds.",
+        "another class, of all seeds together. time: wall time of a run, mean over the seeds; of "
+        "runs that were trained at once, that of all of them.",
         "published: on the whole test set, after training on all images for the whole schedule.",
     ]
     groups = content.groups
