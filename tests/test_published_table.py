@@ -28,6 +28,7 @@ from train.table.content import from_json
 from train.table.page import as_markdown
 from train.table.plan import Wish, cheapest_first, configure
 from train.table.training import Plan, find_below, starts
+from train.trainer import count_steps
 
 MODEL, SEEDS, STEPS = DIGITS_RUNS
 IMAGES = 360  # of the test set
@@ -72,7 +73,7 @@ def pretend_cifar(folder: Path, config: Config, name: str, images: int, trained_
     fields = {k: v for k, v in config.to_json().items() if k not in ("seed", "run_dir")}
     change_config(folder, **fields)
     facts = {"test_name": name, "test_images": images, "train_images": trained_on}
-    steps = math.ceil(config.epochs * trained_on / config.global_batch_size)
+    steps = count_steps(config, trained_on)
     change(folder / "config.json", **facts, total_steps=steps)
     change(folder / "result.json", step=steps)
 
@@ -212,6 +213,17 @@ def test_only_a_whole_schedule_above_two_published_deviations_is_marked(
     assert row["above_published"] == is_marked
     assert row["schedule"] == ("whole" if epochs == 178 else "scaled")
     assert ("†" in content["page"]) == is_marked
+
+
+def test_a_run_that_no_recipe_makes_is_a_row_without_a_recipe(made, table):
+    config = dataclasses.replace(configure("ResNet20", Wish("cifar10", "V")), weight_decay=0.3)
+    config = dataclasses.replace(config, max_steps=1)  # where the recipes' drops would meet
+    pretend_cifar(made / "runs" / "seed-111", config, "train[45000:]", 5_000, 45_000)
+    content = table(data="cifar10")
+    row = row_of(content, "ResNet20", "V")
+    assert (row["status"], row["recipe"], row["above_published"]) == ("measured", None, False)
+    assert row["configuration"]["weight_decay"] == 0.3
+    assert "```console" not in content["page"]
 
 
 def test_rows_of_an_older_table_stay_without_their_runs(made, table):

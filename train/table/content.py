@@ -108,7 +108,8 @@ def _row(
     run, origin = group.first, find_origin(group.first)
     usual = Config().to_json()
     computed = computed_fields(run.config)
-    differing = [o.different_predictions for o in group.outcomes]
+    counts = [o.different_predictions for o in group.outcomes]
+    differing = [count for count in counts if count is not None]
     seconds = [outcome.seconds for outcome in group.outcomes]
     return {
         "protocol": protocol_of(run),
@@ -118,7 +119,7 @@ def _row(
         "schedule": None if origin is None else ("whole" if is_whole_schedule(group) else "scaled"),
         "precision": run.config.precision,
         **group_fields(group, place),
-        "different_predictions": sum(n for n in differing if n is not None) if differing else None,
+        "different_predictions": sum(differing) if differing else None,
         "seconds": round(fmean(seconds), 1) if seconds else None,
         "above_published": is_above_published(group),
         "weights": weights.get(group_key(run)),

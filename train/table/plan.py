@@ -117,7 +117,10 @@ def find_origin(run: Run) -> Origin | None:
     lengths: list[dict[str, Any]] = [{}, {"epochs": config.epochs}, {"max_steps": config.max_steps}]
     for recipe, length in itertools.product([None, *recipes], lengths):
         wish = Wish(config.data, protocol, recipe, fields=fields)
-        made = configure(config.model, dataclasses.replace(wish, **length))
+        try:
+            made = configure(config.model, dataclasses.replace(wish, **length))
+        except UserError:  # too short for this recipe's drops
+            continue
         if computed_fields(made) == computed_fields(config):
             images = train_images(protocol, config.data)
             epochs = whole_epochs(configure(config.model, wish), images)
