@@ -17,7 +17,10 @@ from benchmarks.table import write_results
 
 # name of the module -> what it measures; in the order of the tables
 BENCHMARKS: dict[str, str] = {
+    "depth": "Depth: the first step, the next ones and their memory, 20 to 1202 layers",
     "startup": "Start-up: imports, the command line, building a model",
+    "devices": "Many devices: a step at constant work a device",
+    "convert": "The converter beside torch's own loading and saving",
 }
 RESULTS = Path(__file__).parent / "results"
 
