@@ -1,0 +1,127 @@
+"""Many devices: a step at constant work a device, and whether its state stays where it is."""
+
+import re
+import statistics
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.apart import StoppedError, call_apart
+from benchmarks.measure import Row, Size, clock, take_turns
+
+_MODEL = "ResNet20"
+_METHODS = ("pmap", "jit")
+_COUNTS: dict[Size, tuple[int, ...]] = {"full": (1, 2, 4, 8), "tiny": (1, 2)}
+_IMAGES: dict[Size, int] = {"full": 8, "tiny": 2}  # of each device
+_STEPS: dict[Size, int] = {"full": 15, "tiny": 1}
+
+
+def run(size: Size) -> list[Row]:
+    """Forced CPU devices, which share the cores: beside one device that has all the images."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as cache:  # of what draws the weights, again and again
+        for count in _COUNTS[size]:
+            batch = count * _IMAGES[size]
+            case = f"{_MODEL}, {count} devices of {_IMAGES[size]} images"
+            try:
+                whole = statistics.median(
+                    _measure_apart(1, batch, _STEPS[size], cache)["seconds"]["pmap"]
+                )
+                rows += _rows_of(case, _measure_apart(count, batch, _STEPS[size], cache), whole)
+            except StoppedError as error:
+                rows.append(Row(case, "ms a step", None, note=str(error)))
+    return rows
+
+
+def _measure_apart(devices: int, batch_size: int, steps: int, cache: str) -> dict[str, Any]:
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return call_apart(measure, batch_size, steps, environment=environment)
+
+
+def _rows_of(case: str, found: dict[str, Any], whole: float) -> list[Row]:
+    rows: list[Row] = []
+    number, one = found["all_reduces"], 1e3 * found["all_reduce_seconds"]
+    for method in _METHODS:
+        seconds = statistics.median(found["seconds"][method])
+        note = f"{number} all-reduces of {one:.3f} ms each: {number * one:.1f} ms" if number else ""
+        peer = "one device, the same images"
+        times = (1e3 * seconds, peer, 1e3 * whole, seconds / whole)
+        rows.append(Row(f"{case}, {method}", "ms a step", *times, note=note))
+        moved, arrays = found["moved"][method], found["arrays"]
+        note = f"of {arrays}; no transfer from the host either, which would have been refused"
+        rows.append(
+            Row(f"{case}, {method}", "arrays of the state copied", moved, bar="<= 0", note=note)
+        )
+    return rows
+
+
+def measure(batch_size: int, steps: int) -> dict[str, Any]:
+    """Seconds of steps on all of this process's devices, and what these spend on one another."""
+    import jax
+
+    from benchmarks.trainers import make_trainer, take_steps
+
+    runs, moved = {}, {}
+    for method in _METHODS:
+        trainer = make_trainer(_MODEL, batch_size, parallel=method)
+        states = trainer.first_states([trainer.config.seed])
+        runs[method] = take_steps(trainer, trainer.place(states))
+        moved[method] = _count_moved(runs[method])
+    state = trainer.place(states)
+    batch = next(trainer.batches([trainer.config.seed], 0))
+    compiled = jax.jit(trainer.step).lower(state, batch).compile().as_text()
+    number = len(re.findall(r" all-reduce(?:-start)?\(", compiled))
+    return {
+        "seconds": take_turns({m: lambda m=m: next(runs[m]) for m in _METHODS}, steps, warm_up=2),
+        "moved": moved,
+        "arrays": len(jax.tree.leaves(state)),
+        "all_reduces": number,
+        "all_reduce_seconds": _time_all_reduces(number) / max(1, number),
+    }
+
+
+def _count_moved(states: Iterator[Any]) -> int:
+    """How many arrays of a state are elsewhere in memory after a step than they were before.
+
+    Nothing but the batch may come from the host: JAX raises otherwise, and the process fails.
+    """
+    import jax
+
+    before = _places(next(states))
+    with jax.transfer_guard("disallow"):
+        after = _places(next(states))
+    return sum(old != new for old, new in zip(before, after, strict=True))
+
+
+def _places(state: Any) -> list[list[int]]:
+    """Where the bytes of every array are, on every device."""
+    import jax
+
+    return [
+        [shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards]
+        for leaf in jax.tree.leaves(state)
+    ]
+
+
+def _time_all_reduces(number: int) -> float:
+    """Seconds of so many all-reduces of a few channels, one after another."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import PartitionSpec
+
+    def chain(x: jax.Array) -> jax.Array:
+        for _ in range(number):  # each of numbers that differ, or XLA would leave it out
+            x = jax.lax.pmean(x + jax.lax.axis_index("devices"), "devices")
+        return x
+
+    whole = PartitionSpec()
+    mesh = jax.make_mesh((jax.device_count(),), ("devices",))
+    run = jax.jit(jax.shard_map(chain, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False))
+    x = jnp.zeros(64)
+    jax.block_until_ready(run(x))
+    return statistics.median(clock(lambda: jax.block_until_ready(run(x))) for _ in range(5))
