@@ -22,12 +22,11 @@ def run(size: Size) -> list[Row]:
     with tempfile.TemporaryDirectory() as cache:  # of what draws the weights, again and again
         for count in _COUNTS[size]:
             batch = count * _IMAGES[size]
-            case = f"{_MODEL}, {count} devices of {_IMAGES[size]} images"
+            case = f"{_MODEL}, {count} device{'s' if count > 1 else ''} of {_IMAGES[size]} images"
             try:
-                whole = statistics.median(
-                    _measure_apart(1, batch, _STEPS[size], cache)["seconds"]["pmap"]
-                )
-                rows += _rows_of(case, _measure_apart(count, batch, _STEPS[size], cache), whole)
+                found = _measure_apart(count, batch, _STEPS[size], cache)
+                whole = found if count == 1 else _measure_apart(1, batch, _STEPS[size], cache)
+                rows += _rows_of(case, found, statistics.median(whole["seconds"]["pmap"]))
             except StoppedError as error:
                 rows.append(Row(case, "ms a step", None, note=str(error)))
     return rows
@@ -45,11 +44,11 @@ def _measure_apart(devices: int, batch_size: int, steps: int, cache: str) -> dic
 
 def _rows_of(case: str, found: dict[str, Any], whole: float) -> list[Row]:
     rows: list[Row] = []
+    peer = "one device, the same images"
     number, one = found["all_reduces"], 1e3 * found["all_reduce_seconds"]
     for method in _METHODS:
         seconds = statistics.median(found["seconds"][method])
         note = f"{number} all-reduces of {one:.3f} ms each: {number * one:.1f} ms" if number else ""
-        peer = "one device, the same images"
         times = (1e3 * seconds, peer, 1e3 * whole, seconds / whole)
         rows.append(Row(f"{case}, {method}", "ms a step", *times, note=note))
         moved, arrays = found["moved"][method], found["arrays"]
@@ -66,16 +65,13 @@ def measure(batch_size: int, steps: int) -> dict[str, Any]:
 
     from benchmarks.trainers import make_trainer, take_steps
 
-    runs, moved = {}, {}
-    for method in _METHODS:
-        trainer = make_trainer(_MODEL, batch_size, parallel=method)
-        states = trainer.first_states([trainer.config.seed])
-        runs[method] = take_steps(trainer, trainer.place(states))
-        moved[method] = _count_moved(runs[method])
-    state = trainer.place(states)
-    batch = next(trainer.batches([trainer.config.seed], 0))
-    compiled = jax.jit(trainer.step).lower(state, batch).compile().as_text()
-    number = len(re.findall(r" all-reduce(?:-start)?\(", compiled))
+    trainers = {m: make_trainer(_MODEL, batch_size, parallel=m) for m in _METHODS}
+    trainer = trainers["jit"]
+    states = trainer.first_states([trainer.config.seed])
+    runs = {m: take_steps(t, t.place(states)) for m, t in trainers.items()}
+    moved = {method: _count_moved(run) for method, run in runs.items()}
+    state, batch = trainer.place(states), next(trainer.batches([trainer.config.seed], 0))
+    number = _count_all_reduces(trainer, state, batch) if jax.device_count() > 1 else 0
     return {
         "seconds": take_turns({m: lambda m=m: next(runs[m]) for m in _METHODS}, steps, warm_up=2),
         "moved": moved,
@@ -106,6 +102,14 @@ def _places(state: Any) -> list[list[int]]:
         [shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards]
         for leaf in jax.tree.leaves(state)
     ]
+
+
+def _count_all_reduces(trainer: Any, state: Any, batch: Any) -> int:
+    """How many a compiled step has; one of XLA's may carry many arrays."""
+    import jax
+
+    compiled = jax.jit(trainer.step).lower(state, batch).compile().as_text()
+    return len(re.findall(r" all-reduce(?:-start)?\(", compiled))
 
 
 def _time_all_reduces(number: int) -> float:
