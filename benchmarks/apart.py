@@ -79,7 +79,7 @@ def _resident(pid: int) -> int:
 
 
 def find_platform() -> str:
-    """`cpu`, `gpu` or `tpu`; asked apart, as a process that has asked keeps the device."""
+    """`cpu`, `gpu` or `tpu`; asked apart, as a process that has asked keeps the accelerator."""
     return call_apart(_default_platform)
 
 

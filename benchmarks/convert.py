@@ -25,6 +25,7 @@ _TIME_BAR, _MEMORY_BAR = "<= 2", "<= 2.2"
 
 def run(size: Size) -> list[Row]:
     """Both directions of every model, in turns with torch; then its memory, apart."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # where torch's weights are, too
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name_of_folder:
         folder = Path(name_of_folder)

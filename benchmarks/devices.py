@@ -108,7 +108,7 @@ def _count_all_reduces(trainer: Any, state: Any, batch: Any) -> int:
     """How many a compiled step has; one of XLA's may carry many arrays."""
     import jax
 
-    compiled = jax.jit(trainer.step).lower(state, batch).compile().as_text()
+    compiled = jax.jit(trainer.step).lower(state, batch).compile().as_text() or ""
     return len(re.findall(r" all-reduce(?:-start)?\(", compiled))
 
 

@@ -66,7 +66,7 @@ def take_turns(
     """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(-warm_up, repetitions):
-        for name in list(tasks) if turn % 2 else list(reversed(tasks)):
+        for name in list(tasks)[:: 1 if turn % 2 else -1]:
             elapsed = clock(tasks[name], timer)
             if turn >= 0:
                 seconds[name].append(elapsed)
