@@ -83,8 +83,9 @@ def run(size: Size) -> list[Row]:
 
 
 def _measure_apart(model: str, batch: int, way: str, plan: Plan, **fields: Any) -> Numbers:
-    limits = {"seconds": plan.seconds, "memory_gib": plan.memory_gib}
-    return Numbers(*call_apart(measure, model, batch, {**_WAYS[way], **fields}, **limits))
+    arguments = (model, batch, {**_WAYS[way], **fields})
+    limits: dict[str, Any] = {"seconds": plan.seconds, "memory_gib": plan.memory_gib}
+    return Numbers(*call_apart(measure, *arguments, **limits))
 
 
 def measure(model: str, batch_size: int, fields: dict[str, Any]) -> Numbers:
