@@ -24,8 +24,8 @@ fuzz: .venv/installed  ## 100,000 damaged files: read, or refused with our own e
 torture: .venv/installed  ## runs killed at 200 random moments: resumed, they lose nothing
 	$(BIN)/python -m tests.torture --kills 200 --commit-kills 20 --seed 0
 
-benchmark: .venv/installed  ## the converter's speed and memory beside torch's own loading
-	$(BIN)/python -m benchmarks.convert
+benchmark: .venv/installed  ## everything beside its peers, in tables: benchmarks/results
+	$(BIN)/python -m benchmarks
 
 layouts: .venv/installed  ## other packages' own networks: a matrix of layouts, models, directions
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/test_layouts.py

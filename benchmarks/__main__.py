@@ -11,13 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.apart import call_apart
 from benchmarks.machine import describe_machine
 from benchmarks.measure import Row
 from benchmarks.table import write_results
 
 # name of the module -> what it measures; in the order of the tables
 BENCHMARKS: dict[str, str] = {
+    "depth": "Depth: the first step, the next ones and their memory, 20 to 1202 layers",
     "startup": "Start-up: imports, the command line, building a model",
+    "devices": "Many devices: a step at constant work a device",
+    "convert": "The converter beside torch's own loading and saving",
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -37,7 +41,7 @@ def main() -> None:
     if options.rows:
         _run_here(options.names[0], options.tiny, options.rows)
         return
-    machine = describe_machine()
+    machine = call_apart(describe_machine)  # a process that has asked JAX keeps the accelerator
     for name in options.names or BENCHMARKS:
         started = time.perf_counter()
         print(f"{name}: {BENCHMARKS[name]}", flush=True)

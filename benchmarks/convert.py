@@ -1,25 +1,39 @@
-"""The converter beside torch's own loading and saving of the same weights, in one run.
+"""The converter beside torch's own loading and saving of the same weights: time and memory."""
 
-`python -m benchmarks.convert [--json FILE]`: a file to a Flax model and back, in time and memory.
-"""
-
-import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.apart import StoppedError, call_apart, peak_memory
+from benchmarks.measure import Row, Size, Task, median_ratio, take_turns
+
 # name -> (layout of the file, number of classes)
-MODELS = {"ResNet152": ("torchvision", 1000), "ResNet1202": ("flax-resnet", 10)}
-SECONDS_BAR = 2.0
-MEMORY_BAR = 2.2
-Task = Callable[[], Any]
+MODELS = {
+    "ResNet20": ("flax-resnet", 10),
+    "ResNet152": ("torchvision", 1000),
+    "ResNet1202": ("flax-resnet", 10),
+}
+_NAMES: dict[Size, tuple[str, ...]] = {"full": ("ResNet152", "ResNet1202"), "tiny": ("ResNet20",)}
+_REPETITIONS: dict[Size, int] = {"full": 5, "tiny": 1}
+_MEMORY_TASKS = ("imports", "load ours", "load theirs", "load and save ours")
+_TIME_BAR, _MEMORY_BAR = "<= 2", "<= 2.2"
+
+
+def run(size: Size) -> list[Row]:
+    """Both directions of every model, in turns with torch; then its memory, apart."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # where torch's weights are, too
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name_of_folder:
+        folder = Path(name_of_folder)
+        for name in _NAMES[size]:
+            make_files(name, folder)
+            rows += compare_memory(name, folder)
+            rows += compare_times(name, folder, _REPETITIONS[size])
+    return rows
 
 
 def make_files(name: str, folder: Path) -> None:
@@ -35,29 +49,60 @@ def make_files(name: str, folder: Path) -> None:
     torch.save(state, folder / f"{name}-plain.pth")
 
 
-def tasks(name: str, folder: Path) -> dict[str, tuple[Task, Task]]:
-    """(ours, the peer's) of either direction; what they start from is made here, untimed."""
+def compare_times(name: str, folder: Path, repetitions: int) -> Iterator[Row]:
+    """In CPU time, which other work on the machine disturbs less."""
+    for case, (peer, bar, ours, theirs) in _tasks(name, folder).items():
+        tasks = {"ours": ours, peer: theirs}
+        seconds = take_turns(tasks, repetitions, timer=time.process_time)
+        yield Row(
+            f"{name}, {case}",
+            "s of CPU",
+            statistics.median(seconds["ours"]),
+            peer,
+            statistics.median(seconds[peer]),
+            median_ratio(seconds["ours"], seconds[peer]),
+            bar,
+        )
+
+
+def _tasks(name: str, folder: Path) -> dict[str, tuple[str, str, Task, Task]]:
+    """(the peer, the bar, ours, the peer's) by what is done; all start from what is made here."""
     import torch
 
     import torch_resnet
 
     torch.set_num_threads(1)  # as many as ours: on a busy machine its threads wait in busy loops
-    path, num_classes = folder / f"{name}.pth", MODELS[name][1]
-    plain = torch_resnet.create(name, num_classes)
+    path, theirs = folder / f"{name}.pth", folder / "theirs.pth"
+    plain = torch_resnet.create(name, MODELS[name][1])
     ours = load_ours(name, path)
+
+    def save() -> None:
+        save_ours(name, ours, folder / "ours.pth")
+
     return {
         "file to model": (
+            "torch.load, load_state_dict",
+            _TIME_BAR,
             lambda: load_ours(name, path),
             lambda: load_theirs(plain, folder / f"{name}-plain.pth"),
         ),
-        "model to arrays": (lambda: to_arrays(name, ours), lambda: dict(plain.state_dict())),
-        "model to file": (
-            lambda: save_ours(name, ours, folder / "ours.pth"),
-            lambda: torch.save(plain.state_dict(), folder / "theirs.pth"),
+        "model to arrays": (
+            "state_dict",
+            "",
+            lambda: to_arrays(name, ours),
+            lambda: dict(plain.state_dict()),
         ),
-        "the same, safe": (
-            lambda: save_ours(name, ours, folder / "ours.pth"),
-            lambda: save_safely(plain, folder / "theirs.pth"),
+        "model to file": (
+            "torch.save",
+            _TIME_BAR,
+            save,
+            lambda: torch.save(plain.state_dict(), theirs),
+        ),
+        "model to file, safe": (
+            "torch.save, fsync, read, compare",
+            "",
+            save,
+            lambda: save_safely(plain, theirs),
         ),
     }
 
@@ -109,47 +154,22 @@ def save_safely(model: Any, path: Path) -> None:
     assert all(torch.equal(written[name], tensor) for name, tensor in state.items())
 
 
-def compare(ours: Task, theirs: Task, repetitions: int) -> dict[str, float]:
-    """Medians of seconds, and of the ratios of neighbouring runs."""
-    pairs = []
-    for task in (ours, theirs):  # what compiles once, and what the disk has not read yet
-        task()
-    for _ in range(repetitions):
-        pairs.append((_clock(ours), _clock(theirs)))
-    result = {}
-    for index, kind in enumerate(("wall", "cpu")):
-        result[f"ours_{kind}"] = statistics.median(one[index] for one, _ in pairs)
-        result[f"theirs_{kind}"] = statistics.median(other[index] for _, other in pairs)
-        ratios = [one[index] / other[index] for one, other in pairs]
-        result[f"ratio_{kind}"] = statistics.median(ratios)
-    return result
-
-
-def _clock(task: Task) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    task()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def measure_memory(name: str, folder: Path) -> dict[str, float]:
-    """Peak resident memory over that of the imports, as multiples of the weights."""
+def compare_memory(name: str, folder: Path) -> Iterator[Row]:
+    """Peak memory over that of the imports, in multiples of the weights."""
     size = (folder / f"{name}.pth").stat().st_size
-    baseline = _peak_of_child("imports", name, folder)
-    return {
-        task: (_peak_of_child(task, name, folder) - baseline) / size
-        for task in ("load ours", "load theirs", "load and save ours")
-    }
+    unit = "times the weights in memory"
+    try:
+        peaks = {task: call_apart(peak_of, task, name, str(folder)) for task in _MEMORY_TASKS}
+    except StoppedError as error:
+        yield Row(name, unit, None, note=str(error))
+        return
+    load, torch_load, save = ((peaks[t] - peaks["imports"]) / size for t in _MEMORY_TASKS[1:])
+    yield Row(f"{name}, file to model", unit, load, bar=_MEMORY_BAR, note=f"torch {torch_load:.2f}")
+    yield Row(f"{name}, file to model to file", unit, save, bar=_MEMORY_BAR)
 
 
-def _peak_of_child(task: str, name: str, folder: Path) -> int:
-    arguments = ["--child", task, "--model", name, "--folder", str(folder)]
-    command = [sys.executable, "-m", "benchmarks.convert", *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(run.stdout.split()[-1])
-
-
-def child(task: str, name: str, folder: Path) -> None:
-    """One task alone in this process; prints the largest resident memory in bytes."""
+def peak_of(task: str, name: str, folder: str) -> int:
+    """The most bytes in memory, of one task alone in this process."""
     import flax.nnx
     import jax
     import torch
@@ -157,58 +177,14 @@ def child(task: str, name: str, folder: Path) -> None:
     import torch_resnet
 
     jax.block_until_ready(jax.device_put(0.0))
-    path = folder / f"{name}.pth"
+    path = Path(folder) / f"{name}.pth"
     assert flax.nnx  # all are imported for every task
     assert torch
     if task == "load theirs":
-        load_theirs(torch_resnet.create(name, MODELS[name][1]), folder / f"{name}-plain.pth")
+        plain = Path(folder) / f"{name}-plain.pth"
+        load_theirs(torch_resnet.create(name, MODELS[name][1]), plain)
     elif task != "imports":
         ours = load_ours(name, path)
         if "save" in task:
-            save_ours(name, ours, folder / "child.pth")
-    # Not ru_maxrss, which a process inherits from the one that started it.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
-
-
-def main() -> None:
-    """Prints a table, and writes JSON where it is asked for."""
-    parser = argparse.ArgumentParser(description="the converter beside torch's own loading")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--model", choices=MODELS)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        child(options.child, options.model, options.folder)
-        return
-    results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name_of_folder:
-        folder = Path(name_of_folder)
-        for name in [options.model] if options.model else MODELS:
-            make_files(name, folder)
-            results[name] = {"memory": measure_memory(name, folder)}
-            for task, (ours, theirs) in tasks(name, folder).items():
-                results[name][task] = compare(ours, theirs, options.repetitions)
-            _print(name, results[name])
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {options.repetitions} pairs")
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
-
-
-def _print(name: str, results: dict[str, Any]) -> None:
-    print(f"{name:18}{'ours':>9}{'torch':>9}{'ratio':>8}{'CPU time':>10}")
-    for task, numbers in results.items():
-        if task != "memory":
-            seconds = f"{numbers['ours_wall']:8.3f}s{numbers['theirs_wall']:8.3f}s"
-            print(f"  {task:16}{seconds}{numbers['ratio_wall']:8.2f}{numbers['ratio_cpu']:10.2f}")
-    memory = ", ".join(f"{task} {ratio:.2f}" for task, ratio in results["memory"].items())
-    print(f"  peak memory, times the weights: {memory}")
-    print(
-        f"  bars: {SECONDS_BAR} times torch.load + load_state_dict, {MEMORY_BAR} times the weights"
-    )
-
-
-if __name__ == "__main__":
-    main()
+            save_ours(name, ours, Path(folder) / "child.pth")
+    return peak_memory()

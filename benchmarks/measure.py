@@ -47,15 +47,18 @@ class Row:
         ]
 
 
-def clock(task: Task) -> float:
+def clock(task: Task, timer: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that a task takes; it must not return before its work is done."""
-    start = time.perf_counter()
+    start = timer()
     task()
-    return time.perf_counter() - start
+    return timer() - start
 
 
 def take_turns(
-    tasks: Mapping[str, Task], repetitions: int, warm_up: int = 1
+    tasks: Mapping[str, Task],
+    repetitions: int,
+    warm_up: int = 1,
+    timer: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each task, round by round: neighbours in time, so that their ratios are fair.
 
@@ -63,8 +66,8 @@ def take_turns(
     """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(-warm_up, repetitions):
-        for name in list(tasks) if turn % 2 else list(reversed(tasks)):
-            elapsed = clock(tasks[name])
+        for name in list(tasks)[:: 1 if turn % 2 else -1]:
+            elapsed = clock(tasks[name], timer)
             if turn >= 0:
                 seconds[name].append(elapsed)
     return seconds

@@ -49,7 +49,9 @@ def plan_stages(dimensions: Dimensions) -> tuple[tuple[tuple[int, int], ...], ..
 
 def is_positive_integer(value: Any) -> bool:
     """Whether `value` is one, of Python's or NumPy's kind."""
-    return not isinstance(value, bool) and isinstance(value, SupportsIndex) and int(value) > 0
+    # int first: a protocol is asked slowly, and the table asks it a thousand times
+    is_integer = isinstance(value, int | SupportsIndex) and not isinstance(value, bool)
+    return is_integer and int(value) > 0
 
 
 CHOICES: dict[str, Collection[str]] = {
@@ -174,7 +176,9 @@ class ResNetSpec:
             object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("stage_depths", "stage_planes"):
             object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
-        for _ in self.blocks():  # the blocks' own rules: dropout, channels that may not shrink
+        # The blocks' own rules: dropout, channels that may not shrink. From the second on a
+        # stage's blocks are equal, and a table of deep networks is imported at every start.
+        for _ in self._blocks([(min(depth, 2), planes) for depth, planes in self.dimensions]):
             pass
         self.branch_drop_rates()  # its own rule
 
@@ -206,8 +210,11 @@ class ResNetSpec:
 
     def blocks(self) -> Iterator[BlockSpec]:
         """Every block, in the order of the forward pass."""
+        return self._blocks(self.dimensions)
+
+    def _blocks(self, dimensions: Dimensions) -> Iterator[BlockSpec]:
         in_planes = self.stem_planes
-        for stage, blocks in enumerate(plan_stages(self.dimensions)):
+        for stage, blocks in enumerate(plan_stages(dimensions)):
             for index, (planes, stride) in enumerate(blocks):
                 block = self._block(stage, index, in_planes, planes, stride)
                 yield block
