@@ -17,6 +17,10 @@ from benchmarks.table import write_results
 
 # name of the module -> what it measures; in the order of the tables
 BENCHMARKS: dict[str, str] = {
+    "train_step": "The training step, beside torch's and linen's",
+    "recipe": "A whole CIFAR recipe, from the command to the exported weights",
+    "seeds": "Five seeds in one program, beside one",
+    "loop": "The loop around the step: a real run beside the bare step",
     "startup": "Start-up: imports, the command line, building a model",
 }
 RESULTS = Path(__file__).parent / "results"
