@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.bare_step import BareStep, make_trainer, random_dataset
 from benchmarks.measure import Row, Size, Task, speed_rows, take_turns
 from train.config import Config
-from train.data import Dataset, Split
-from train.trainer import Trainer
+from train.data import Dataset, normalise
+from train.fields import Precision
 
 _OURS = "ours"
 _LINEN = "linen, pmap"
@@ -29,7 +30,7 @@ class Case:
     batch_size: int
     image_size: int
     num_classes: int
-    precision: str
+    precision: Precision
     steps: int
     repetitions: int
     peers: tuple[str, ...]
@@ -48,7 +49,7 @@ def _cases(size: Size) -> list[Case]:
     everyone = (_COMPILED, _EAGER, _PACKAGE, _LINEN)
     imagenet = (*everyone, _TORCHVISION, _TIMM)
     if size == "tiny":
-        return [Case("ResNet20", 4, 8, 10, "f32", 1, 1, (_EAGER, _PACKAGE, _LINEN))]
+        return [Case("WideResNet16-1-0.0", 4, 8, 10, "f32", 1, 1, (_EAGER, _PACKAGE, _LINEN))]
     if jax.default_backend() == "gpu":
         return [
             Case("ResNet50", 256, 224, 1000, "bf16", 10, 10, imagenet),
@@ -69,12 +70,9 @@ def _cases(size: Size) -> list[Case]:
 
 
 def _measure(case: Case) -> list[Row]:
-    shape = (case.batch_size, case.image_size, case.image_size, 3)
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, shape, np.uint8)
-    labels = generator.integers(0, case.num_classes, case.batch_size, np.int32)
-    images = (pixels.astype(np.float32) / 255 - 0.5) / 0.25
-    tasks: dict[str, Task] = {_OURS: OurStep(case, pixels, labels)}
+    dataset = random_dataset(case.batch_size, case.image_size, case.num_classes)
+    images, labels = normalise(dataset.train.images, dataset), dataset.train.labels
+    tasks: dict[str, Task] = {_OURS: _ours(case, dataset)}
     failed: dict[str, str] = {}
     for peer in case.peers:
         try:
@@ -102,29 +100,16 @@ def _bar(case: Case, peer: str) -> str:
     return ""
 
 
-class OurStep:
-    """The step of `train.trainer`, with the images on the device as uint8, not augmented."""
-
-    def __init__(self, case: Case, pixels: np.ndarray, labels: np.ndarray):
-        split = Split(pixels, labels)
-        channels = ((0.5,) * 3, (0.25,) * 3)
-        dataset = Dataset(split, split, "random", case.num_classes, *channels)
-        config = Config(
-            model=case.model,
-            precision=case.precision,  # type: ignore[arg-type]
-            global_batch_size=case.batch_size,
-            crop_padding=0,
-            flip=False,
-        )
-        self._trainer = Trainer(config.resolved(len(split)), dataset)
-        self._state = self._trainer.place(self._trainer.first_states([config.seed]))
-        self._batch = next(self._trainer.batches([config.seed], 0))
-        self._steps = case.steps
-
-    def __call__(self) -> None:
-        for _ in range(self._steps):
-            self._state, _ = self._trainer.step(self._state, self._batch)
-        jax.block_until_ready(self._state)
+def _ours(case: Case, dataset: Dataset) -> Task:
+    """The images are on the device as uint8; augmentation, which no peer has here, is off."""
+    config = Config(
+        model=case.model,
+        precision=case.precision,
+        global_batch_size=case.batch_size,
+        crop_padding=0,
+        flip=False,
+    )
+    return BareStep(make_trainer(config, dataset), [config.seed], case.steps)
 
 
 def _torch(make_model: Callable[[Case], Any], is_compiled: bool = False) -> Callable[..., Task]:

@@ -96,7 +96,8 @@ class LinenStep:
     """Trains on one batch again and again; to call it is to wait for `steps` steps.
 
     Args:
-        name: of a network of the table, of no Wide and no pre-activated one.
+        name: of a network of the table that is neither wide (of width 1 it may be) nor
+            pre-activated.
         images: (n, h, w, c), normalised. labels: (n,).
         precision: bf16 or f32, of the layers; parameters are float32.
         steps: in one call.

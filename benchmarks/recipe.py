@@ -1,0 +1,121 @@
+"""B2: a whole CIFAR recipe, from the command to the exported weights, beside two torch loops.
+
+Every run is a process of its own, which imports, reads the images and compiles from nothing.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from benchmarks.measure import Row, Size
+from train.__main__ import parse
+from train.config import Config
+from train.trainer import count_steps
+
+_PEERS = {"plain": "plain torch loop", "good": "good torch loop"}
+_TRAIN_IMAGES = {"cifar10": 50_000, "digits": 1_437}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of one run: seconds until its weights are on disk, and its rate once it was compiled."""
+
+    seconds: float
+    images_per_second: float
+
+    def of_whole(self, config: Config, steps: int) -> float:
+        """Seconds of the whole recipe: the steps that are left go at the same rate."""
+        whole = count_steps(config, _TRAIN_IMAGES[config.data])
+        return self.seconds + (whole - steps) * config.global_batch_size / self.images_per_second
+
+
+def run(size: Size) -> list[Row]:
+    """Minutes of the whole recipe and seconds of what was run, beside each torch loop."""
+    is_gpu = jax.default_backend() == "gpu"
+    arguments = ["cifar10", "--model", "ResNet20"]
+    if size == "tiny":
+        arguments = ["digits", "--model", "WideResNet16-1-0.0", "--global-batch-size", "16"]
+    elif "TFDS_DATA_DIR" not in os.environ:
+        arguments = ["digits", "--model", "ResNet20"]
+    config = parse(arguments)
+    steps = {"tiny": 3, "full": 3_910 if is_gpu else 40}[size]
+    arguments += ["--max-steps", str(steps)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        precision = ["--precision", "bf16"] if is_gpu else []
+        ours = _time(
+            ["-m", "train", *arguments, *precision, "--run-dir", str(folder / "run")], folder
+        )
+        timings = {
+            kind: _time(
+                ["-m", "benchmarks.peers.torch_loop", kind, str(folder / f"{kind}.pt"), *arguments],
+                folder,
+            )
+            for kind in _PEERS
+        }
+    return [row for kind in timings for row in _rows(config, steps, kind, ours, timings[kind])]
+
+
+def _rows(
+    config: Config, steps: int, kind: str, ours: Timing | str, theirs: Timing | str
+) -> list[Row]:
+    is_gpu = jax.default_backend() == "gpu"
+    case, peer = f"{config.model} on {config.data}, batch {config.global_batch_size}", _PEERS[kind]
+    if isinstance(ours, str) or isinstance(theirs, str):
+        note = "; ".join(f"not run: {what}" for what in (ours, theirs) if isinstance(what, str))
+        return [Row(case, "s", None, peer, note=note)]
+    whole = count_steps(config, _TRAIN_IMAGES[config.data])
+    ours_whole, theirs_whole = (t.of_whole(config, steps) for t in (ours, theirs))
+    bar = {"plain": "<= 0.1", "good": "<= 0.667"}[kind] if is_gpu else ""
+    return [
+        Row(
+            f"{case}, {steps} steps",
+            "s",
+            ours.seconds,
+            peer,
+            theirs.seconds,
+            ours.seconds / theirs.seconds,
+        ),
+        Row(
+            f"{case}, {whole:,} steps",
+            "s",
+            ours_whole,
+            peer,
+            theirs_whole,
+            ours_whole / theirs_whole,
+            bar,
+            f"{whole - steps:,} steps taken to go as the {steps:,} that were run, without tests",
+        ),
+    ]
+
+
+def _time(command: list[str], folder: Path) -> Timing | str:
+    """Runs one; what was wrong where it failed."""
+    compiled = str(folder / "inductor")  # nothing is there that was compiled before
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    start = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, *command],
+        env={**environment, "TORCHINDUCTOR_CACHE_DIR": compiled},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        lines, seconds, rate = [], None, None
+        for line in process.stdout:
+            lines.append(line.strip())
+            if line.startswith("exported "):
+                seconds = time.perf_counter() - start
+            elif found := re.search(r"([\d,]+) images/s", line):
+                rate = float(found[1].replace(",", ""))
+    if process.returncode or seconds is None or rate is None:
+        return lines[-1] if lines else f"exit code {process.returncode}"
+    return Timing(seconds, rate)
