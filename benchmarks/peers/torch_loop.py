@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import torch_resnet
-from benchmarks.peers.torch_step import device, is_channels_last, make_sgd, synchronise
+from benchmarks.peers.torch_step import device, make_sgd, synchronise
 from convert.schedule import make_schedule
 from resnet_spec import find_spec
 from train.__main__ import parse
@@ -157,8 +157,7 @@ class Good(_Loop):
 
     def __init__(self, config: Config, dataset: Dataset, model: Any):
         super().__init__(config, dataset, model)
-        if is_channels_last():
-            model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)
         self.train_data, self.test_data = self._place(dataset.train), self._place(dataset.test)
         self.mean, self.std = (
             torch.tensor(numbers, device=device()).view(-1, 1, 1) * 255
@@ -177,9 +176,8 @@ class Good(_Loop):
         return self._of_normalised(normalised)
 
     def _of_normalised(self, images: torch.Tensor) -> torch.Tensor:
-        layout = torch.channels_last if is_channels_last() else torch.contiguous_format
         with torch.autocast(device().type, torch.bfloat16, self.is_gpu):
-            return self.model(images.contiguous(memory_format=layout))
+            return self.model(images.contiguous(memory_format=torch.channels_last))
 
     def _loss(self, indices: torch.Tensor) -> torch.Tensor:
         """Of images that are cropped and mirrored here; the padding is the mean colour."""
