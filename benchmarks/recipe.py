@@ -20,6 +20,7 @@ from train.config import Config
 from train.trainer import count_steps
 
 _PEERS = {"plain": "plain torch loop", "good": "good torch loop"}
+_LOOPS = "benchmarks.peers.torch_loop"
 _TRAIN_IMAGES = {"cifar10": 50_000, "digits": 1_437}
 
 
@@ -50,14 +51,12 @@ def run(size: Size) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         precision = ["--precision", "bf16"] if is_gpu else []
+        environment = _environment(size, folder)
         ours = _time(
-            ["-m", "train", *arguments, *precision, "--run-dir", str(folder / "run")], folder
+            ["train", *arguments, *precision, "--run-dir", str(folder / "run")], environment
         )
         timings = {
-            kind: _time(
-                ["-m", "benchmarks.peers.torch_loop", kind, str(folder / f"{kind}.pt"), *arguments],
-                folder,
-            )
+            kind: _time([_LOOPS, kind, str(folder / f"{kind}.pt"), *arguments], environment)
             for kind in _PEERS
         }
     return [row for kind in timings for row in _rows(config, steps, kind, ours, timings[kind])]
@@ -96,14 +95,20 @@ def _rows(
     ]
 
 
-def _time(command: list[str], folder: Path) -> Timing | str:
-    """Runs one; what was wrong where it failed."""
-    compiled = str(folder / "inductor")  # nothing is there that was compiled before
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+def _environment(size: Size, folder: Path) -> dict[str, str]:
+    """In which nobody finds what was compiled before; tiny, torch does not compile at all."""
+    if size == "tiny":
+        return {**os.environ, "TORCHDYNAMO_DISABLE": "1"}
+    kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    return {**kept, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+
+
+def _time(command: list[str], environment: dict[str, str]) -> Timing | str:
+    """Runs a module with arguments; what was wrong where it failed."""
     start = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, *command],
-        env={**environment, "TORCHINDUCTOR_CACHE_DIR": compiled},
+        [sys.executable, "-m", *command],
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
