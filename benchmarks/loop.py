@@ -25,11 +25,12 @@ def run(size: Size) -> list[Row]:
     if size == "tiny":
         small = ["--model", "WideResNet16-1-0.0", "--global-batch-size", "16"]
         return [_measure([*digits, *small], steps=4, log_every=2, repetitions=1)]
-    rows = [_measure(digits, steps=2_000 if is_gpu else 200, log_every=100, repetitions=2)]
+    rows = [_measure(digits, steps=2_000 if is_gpu else 100, log_every=100, repetitions=2)]
     if "TFDS_DATA_DIR" in os.environ:
-        steps = 2_000 if is_gpu else 30
+        steps, repetitions = (2_000, 3) if is_gpu else (20, 1)
         cifar = ["cifar10", "--eval-every-epochs", "1000", *precision]
-        rows.append(_measure(cifar, steps=steps, log_every=min(steps, 100), repetitions=2))
+        log_every = min(steps, 100)
+        rows.append(_measure(cifar, steps=steps, log_every=log_every, repetitions=repetitions))
     else:
         rows.append(Row("cifar10", "images/s", None, "bare step", note="needs TFDS_DATA_DIR"))
     return rows
