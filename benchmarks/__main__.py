@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,8 @@ def main() -> None:
     if options.rows:
         _run_here(options.names[0], options.tiny, options.rows)
         return
+    # a GPU's memory is not taken at once: torch, and processes that a benchmark starts, want some
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     machine = describe_machine()
     for name in options.names or BENCHMARKS:
         started = time.perf_counter()
