@@ -120,8 +120,9 @@ class LinenStep:
         self._optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
         count = jax.local_device_count()
         shares = [a.reshape(count, -1, *a.shape[1:]) for a in (images, labels)]
-        self._batch = jax.pmap(lambda batch: batch)(shares)
-        self._state = jax.pmap(self._first_state)(np.zeros(count), self._batch[0])
+        # under one name of the axis: arrays of another one would have the step compiled twice
+        self._batch = jax.pmap(lambda batch: batch, _AXIS)(shares)
+        self._state = jax.pmap(self._first_state, _AXIS)(np.zeros(count), self._batch[0])
         self._step = jax.pmap(self._train, _AXIS, donate_argnums=(0,))
         self._steps = steps
 
