@@ -2,14 +2,13 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.measure import Row
+from tests.commands import run
 
 _ROOT = Path(__file__).parents[1]
 
@@ -17,8 +16,8 @@ _ROOT = Path(__file__).parents[1]
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_measures_us_and_writes_its_table(tmp_path, name):
-    command = [sys.executable, "-m", "benchmarks", name, "--tiny", "--out", str(tmp_path)]
-    subprocess.run(command, cwd=_ROOT, check=True)
+    result = run("benchmarks", name, "--tiny", "--out", tmp_path, cwd=_ROOT)
+    assert result.returncode == 0, result.stderr
     (path,) = tmp_path.glob("*.json")
     rows = [Row(**row) for row in json.loads(path.read_text())["results"][name]["rows"]]
     assert any(row.ours is not None for row in rows)
@@ -33,8 +32,7 @@ def test_a_benchmark_measures_us_and_writes_its_table(tmp_path, name):
 
 
 def test_an_unknown_benchmark_is_refused_and_the_known_ones_are_named(tmp_path):
-    command = [sys.executable, "-m", "benchmarks", "speed", "--out", str(tmp_path)]
-    result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    result = run("benchmarks", "speed", "--out", tmp_path, cwd=_ROOT)
     assert result.returncode == 2
     assert "speed" in result.stderr
     assert all(name in result.stderr for name in BENCHMARKS)
