@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,11 @@ from benchmarks.table import write_results
 
 # name of the module -> what it measures; in the order of the tables
 BENCHMARKS: dict[str, str] = {
+    "train_step": "The training step, beside torch's and linen's",
+    "recipe": "A whole CIFAR recipe, from the command to the exported weights",
+    "seeds": "Five seeds in one program, beside one",
     "depth": "Depth: the first step, the next ones and their memory, 20 to 1202 layers",
+    "loop": "The loop around the step: a real run beside the bare step",
     "startup": "Start-up: imports, the command line, building a model",
     "devices": "Many devices: a step at constant work a device",
     "convert": "The converter beside torch's own loading and saving",
@@ -41,6 +46,8 @@ def main() -> None:
     if options.rows:
         _run_here(options.names[0], options.tiny, options.rows)
         return
+    # a GPU's memory is not taken at once: torch, and processes that a benchmark starts, want some
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     machine = call_apart(describe_machine)  # a process that has asked JAX keeps the accelerator
     for name in options.names or BENCHMARKS:
         started = time.perf_counter()

@@ -1,14 +1,12 @@
 """Networks of other codebases that no registry has, written from their published structure.
 
-`CifarResNet`: akamaster/pytorch_resnet_cifar10, option A or B. `LinenResNet`: Flax's ImageNet
-example. `BonsaiResNet`: jax-ml/bonsai. Names, padding and strides are theirs.
+`CifarResNet`: akamaster/pytorch_resnet_cifar10, option A or B. `BonsaiResNet`:
+jax-ml/bonsai. Names, padding and strides are theirs. Flax's ImageNet example is a benchmark, too:
+`benchmarks.peers.linen_resnet`.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
-import flax.linen as linen
 import jax.numpy as jnp
 import torch
 from flax import nnx
@@ -64,65 +62,6 @@ class CifarResNet(nn.Module):
         for stage in range(self.num_stages):
             x = self.get_submodule(f"layer{stage + 1}")(x)
         return self.linear(functional.avg_pool2d(x, x.shape[-1]).flatten(1))
-
-
-class ResNetBlock(linen.Module):
-    """Its class name is part of the layout."""
-
-    planes: int
-    stride: int
-    conv: Any
-    norm: Any
-
-    @linen.compact
-    def __call__(self, x: Any) -> Any:
-        y = linen.relu(self.norm()(self.conv(self.planes, (3, 3), self.stride)(x)))
-        y = self.norm()(self.conv(self.planes, (3, 3))(y))
-        return _add(self, x, y)
-
-
-class BottleneckResNetBlock(linen.Module):
-    """Its class name is part of the layout."""
-
-    planes: int
-    stride: int
-    conv: Any
-    norm: Any
-
-    @linen.compact
-    def __call__(self, x: Any) -> Any:
-        y = linen.relu(self.norm()(self.conv(self.planes, (1, 1))(x)))
-        y = linen.relu(self.norm()(self.conv(self.planes, (3, 3), self.stride)(y)))
-        y = self.norm()(self.conv(self.planes * 4, (1, 1))(y))
-        return _add(self, x, y)
-
-
-def _add(block: Any, x: Any, y: Any) -> Any:
-    if x.shape != y.shape:
-        x = block.conv(y.shape[-1], (1, 1), block.stride, name="conv_proj")(x)
-        x = block.norm(name="norm_proj")(x)
-    return linen.relu(x + y)
-
-
-class LinenResNet(linen.Module):
-    """Strided convolutions and the pool pad SAME, the first convolution evenly."""
-
-    depths: tuple[int, ...]
-    block: Callable[..., Any]
-    num_classes: int = 1000
-
-    @linen.compact
-    def __call__(self, x: Any) -> Any:
-        conv = functools.partial(linen.Conv, use_bias=False)
-        norm = functools.partial(linen.BatchNorm, use_running_average=True, momentum=0.9)
-        x = conv(64, (7, 7), 2, padding=[(3, 3), (3, 3)], name="conv_init")(x)
-        x = linen.relu(norm(name="bn_init")(x))
-        x = linen.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
-        for stage, depth in enumerate(self.depths):
-            for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                x = self.block(64 * 2**stage, stride, conv=conv, norm=norm)(x)
-        return linen.Dense(self.num_classes)(jnp.mean(x, (1, 2)))
 
 
 class _BonsaiBlock(nnx.Module):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from flax import nnx
 
+from benchmarks.peers import linen_resnet
 from resnet_spec import find_spec
 from tests import peer_networks
 from tests.twins import randomise, run_torch
@@ -101,10 +102,10 @@ def _cifar(name: str) -> Peer:
 def _flax_imagenet(name: str) -> Peer:
     spec = find_spec(name)
     block = {
-        "basic": peer_networks.ResNetBlock,
-        "bottleneck": peer_networks.BottleneckResNetBlock,
+        "basic": linen_resnet.ResNetBlock,
+        "bottleneck": linen_resnet.BottleneckResNetBlock,
     }[spec.block]
-    model = peer_networks.LinenResNet(spec.stage_depths, block)
+    model = linen_resnet.LinenResNet(spec.stage_depths, block)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     variables = _random_leaves(shapes)

@@ -18,6 +18,7 @@ from flax import nnx
 import convert
 import flax_resnet
 import torch_resnet
+from benchmarks.peers import torch_resnet_package
 from convert.layouts import LAYOUTS, find_layout, layout_spec
 from convert.layouts.trees import flatten
 from resnet_spec import MODELS
@@ -272,8 +273,7 @@ class Seed:
 
     def __init__(self, folder: Path):
         self.folder, self.package = folder, folder / "package"
-        install = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", str(self.package)]
-        subprocess.run([sys.executable, *install, "torch-resnet==0.0.4"], check=True)
+        torch_resnet_package.install(self.package)
         for size in {image_size(name) for name in ALL_SEED_MODELS}:
             np.save(folder / f"{size}.npy", to_nchw(random_images(2, size, "float32")).numpy())
 

@@ -1,5 +1,6 @@
 """One step over the devices of one or many processes; the only place that names `pmap`."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,6 +130,7 @@ def _place(tree: Any, spec: PartitionSpec) -> Any:
     return copy(tree)
 
 
+@functools.cache  # asked for at every step, and the devices stay the same
 def _mesh() -> Mesh:
     return Mesh(np.array(jax.devices()), (AXIS,))
 

@@ -71,8 +71,9 @@ class Trainer:
             )
         _check_image_size(config, self.classifier.network, dataset.image_shape[0])
         self._weights = weights or {}
-        self._schedule = make_schedule(config, self.total_steps)
-        self._optimizer = make_optimizer(config, self._schedule)
+        schedule = make_schedule(config, self.total_steps)
+        self._optimizer = make_optimizer(config, schedule)
+        self._learning_rate = jax.jit(schedule)  # its operations one by one take 50 ms a line
         self.spread = parallel.Spread(config.parallel, together, over, dataset.is_streamed)
         axis_name = self.spread.axis_name
         network = Network(
@@ -148,7 +149,7 @@ class Trainer:
         return self._train_step(state, data, batch.indices)
 
     def learning_rate(self, step: int) -> float:
-        return float(np.asarray(self._schedule(step)))
+        return float(self._learning_rate(step))
 
     def epoch(self, step: int) -> float:
         """Passes over the training set after so many steps."""

@@ -62,9 +62,7 @@ class Watch:
 
     def _read(self) -> None:
         step, metrics, wants_to_stop = self._pending.popleft()
-        losses, skipped = (
-            np.atleast_1d(jax.device_get(a)) for a in (metrics.loss, metrics.skipped)
-        )
+        losses, skipped = map(np.atleast_1d, jax.device_get((metrics.loss, metrics.skipped)))
         for seed, loss, count in zip(self._seeds, losses.tolist(), skipped.tolist(), strict=True):
             self._check(step, seed, loss, count)
         self.must_stop |= bool(wants_to_stop)

@@ -1,0 +1,39 @@
+"""Every benchmark, at a size that only shows that it works: by its command, in its own process."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import BENCHMARKS
+from benchmarks.measure import Row
+from tests.commands import run
+
+_ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_measures_us_and_writes_its_table(tmp_path, name):
+    result = run("benchmarks", name, "--tiny", "--out", tmp_path, cwd=_ROOT)
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.glob("*.json")
+    rows = [Row(**row) for row in json.loads(path.read_text())["results"][name]["rows"]]
+    assert any(row.ours is not None for row in rows)
+    for row in rows:
+        numbers = [n for n in (row.ours, row.theirs, row.ratio) if n is not None]
+        assert all(math.isfinite(number) and number > 0 for number in numbers), row
+        has_peer = row.theirs is not None and row.ratio is not None
+        assert has_peer or not row.peer or row.note, f"{row.peer} is left out, and nobody says why"
+    table = path.with_suffix(".md").read_text()
+    assert f"## {BENCHMARKS[name]}" in table
+    assert all(f"| {row.case} | {row.measure} |" in table for row in rows)
+
+
+def test_an_unknown_benchmark_is_refused_and_the_known_ones_are_named(tmp_path):
+    result = run("benchmarks", "speed", "--out", tmp_path, cwd=_ROOT)
+    assert result.returncode == 2
+    assert "speed" in result.stderr
+    assert all(name in result.stderr for name in BENCHMARKS)
+    assert not list(tmp_path.iterdir())
