@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flax_resnet.convolution import in_loop
+
 Block = Callable[[Array], Array]
 Pure = Callable[[Array, Any], tuple[Array, Any]]
 
@@ -67,7 +69,8 @@ def _rematerialised(graph: Any) -> Pure:
 
 def _scan(run: Pure, members: Sequence[_Split], x: Array) -> Array:
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(m.state for m in members))
-    x, changed = jax.lax.scan(run, x, stacked)
+    with in_loop():
+        x, changed = jax.lax.scan(run, x, stacked)
     leaves, structure = jax.tree.flatten(changed)
     for index, member in enumerate(members):
         one = jax.tree.unflatten(structure, [leaf[index] for leaf in leaves])
