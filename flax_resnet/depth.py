@@ -5,13 +5,15 @@ there are, rematerialisation keeps only the blocks' inputs for the backward pass
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
+from flax_resnet.convolution import in_loop
 
 Block = Callable[[Array], Array]
 Pure = Callable[[Array, Any], tuple[Array, Any]]
@@ -25,16 +27,64 @@ def run_blocks(
         for block in blocks:
             x = block(x)
         return x
-    for (graph, _), group in itertools.groupby(map(_Split, blocks), key=_Split.kind):
+    for graph, members in _groups(blocks):
         run = _rematerialised(graph) if remat else _pure(graph)
-        members = list(group)
-        if scan and len(members) > 1:
-            x = _scan(run, members, x)
+        if isinstance(members[0].block, StackedBlocks):
+            x = members[0].block(x)
+        elif scan and len(members) > 1:
+            x, changed = _scan(run, x, _stack([member.state for member in members]))
+            for index, member in enumerate(members):
+                nnx.update(member.block, jax.tree.map(lambda leaf, i=index: leaf[i], changed))
         else:
             for member in members:
                 x, changed = run(x, member.state)
                 nnx.update(member.block, changed)
     return x
+
+
+class StackedBlocks(nnx.Module):
+    """Equal blocks as one, whose arrays have a leading axis: one for each, in their order.
+
+    What a scan needs, without a copy of every array of every block in every step.
+    """
+
+    def __init__(self, block: Any, *, count: int, remat: bool):
+        self.block = block
+        self.count = count
+        self.remat = remat
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        graph, state = nnx.split(self.block)
+        run = _rematerialised(graph) if self.remat else _pure(graph)
+        x, changed = _scan(run, x, state)
+        nnx.update(self.block, changed)
+        return x
+
+
+def stack_blocks(model: Any) -> dict[str, list[str]]:
+    """Makes `StackedBlocks` of each stage's neighbouring equal blocks, in the model itself.
+
+    Returns:
+        The beginning of the names of each block's arrays, `stages.0.1.block.`, and of those that
+        they are made of, `stages.0.1.`, `stages.0.2.` and so on: one name where nothing changed
+        but perhaps the number.
+    """
+    names: dict[str, list[str]] = {}
+    for number, blocks in enumerate(model.stages):
+        stage, position = nnx.List(), 0
+        for graph, members in _groups(blocks):
+            place, count = f"stages.{number}.{len(stage)}.", len(members)
+            old = [f"stages.{number}.{position + index}." for index in range(count)]
+            if count > 1:
+                block = nnx.merge(graph, _stack([member.state for member in members]))
+                stage.append(StackedBlocks(block, count=count, remat=model.remat))
+                names[f"{place}block."] = old
+            else:
+                stage.append(members[0].block)
+                names[place] = old
+            position += count
+        model.stages[number] = stage
+    return names
 
 
 class _Split:
@@ -47,6 +97,12 @@ class _Split:
     def kind(self) -> tuple[Any, Any]:
         """Equal for blocks that one scan can run."""
         return self.graph, [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(self.state)]
+
+
+def _groups(blocks: Sequence[Any]) -> Iterator[tuple[Any, list[_Split]]]:
+    """Neighbouring equal blocks, and their graph."""
+    for (graph, _), group in itertools.groupby(map(_Split, blocks), key=_Split.kind):
+        yield graph, list(group)
 
 
 def _pure(graph: Any) -> Pure:
@@ -65,11 +121,17 @@ def _rematerialised(graph: Any) -> Pure:
     return jax.checkpoint(_pure(graph))
 
 
-def _scan(run: Pure, members: Sequence[_Split], x: Array) -> Array:
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(m.state for m in members))
-    x, changed = jax.lax.scan(run, x, stacked)
-    leaves, structure = jax.tree.flatten(changed)
-    for index, member in enumerate(members):
-        one = jax.tree.unflatten(structure, [leaf[index] for leaf in leaves])
-        nnx.update(member.block, one)
-    return x
+def _scan(run: Pure, x: Array, stacked: Any) -> tuple[Array, Any]:
+    with in_loop():
+        return jax.lax.scan(run, x, stacked)
+
+
+def _stack(states: Sequence[Any]) -> Any:
+    """Arrays with a leading axis; their shapes alone where the model has no values."""
+
+    def stack(*leaves: Any) -> Any:
+        if isinstance(leaves[0], jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), leaves[0].dtype)
+        return jnp.stack(leaves)
+
+    return jax.tree.map(stack, *states)

@@ -12,6 +12,7 @@ from flax.nnx.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from flax_resnet.convolution import convolve
 from resnet_spec import Conv, RunningVariance
 
 # He et al. 2015 (arXiv:1502.01852), section 2.2, backward case; normal, as a truncated one is not.
@@ -75,6 +76,7 @@ def conv(spec: Conv, **context: Unpack[Context]) -> nnx.Conv:
         padding=(edge, edge),
         use_bias=False,
         kernel_init=_kernel,
+        conv_general_dilated=convolve,
         **context,
     )
 

@@ -31,7 +31,8 @@ from train.network import Network
 @pytest.mark.parametrize(
     "options", [{"scan_blocks": True}, {"remat": True}, {"scan_blocks": True, "remat": True}]
 )
-def test_scan_and_remat_keep_outputs_statistics_and_gradients(name, options):
+@pytest.mark.parametrize("stacked", [False, True], ids=["", "stacked"])
+def test_scan_and_remat_keep_outputs_statistics_and_gradients(name, options, stacked):
     plain, _ = make_twins(name)
     with no_values():
         other = flax_resnet.create(
@@ -40,17 +41,19 @@ def test_scan_and_remat_keep_outputs_statistics_and_gradients(name, options):
     convert.torch_to_flax(convert.flax_to_torch(plain), other)
     images = jnp.asarray(random_images(2, 16))
 
-    def run(model: Any) -> Any:
-        network = Network(model)
+    def run(model: Any, **form: bool) -> Any:
+        network = Network(model, **form)
 
         def loss(params: Any) -> Any:
             outputs = network.train(params, network.statistics, images, jax.random.key(0))
             return jnp.sum(outputs.logits**2), outputs
 
         gradients, outputs = jax.jit(jax.grad(loss, has_aux=True))(network.params)
-        return {"logits": outputs.logits, **outputs.statistics}, gradients
+        return network.unpack({"logits": outputs.logits, **outputs.statistics}), network.unpack(
+            gradients
+        )
 
-    for expected, actual in zip(run(plain), run(other), strict=True):
+    for expected, actual in zip(run(plain), run(other, stacked=stacked), strict=True):
         assert expected.keys() == actual.keys()
         for key in expected:
             assert relative_error(actual[key], expected[key]) <= 1e-10, key
@@ -66,6 +69,26 @@ def test_dropout_is_drawn_anew_in_every_block_and_step(scan_blocks):
     again = network.train(network.params, network.statistics, images, keys[0]).logits
     assert not np.allclose(runs[0], runs[1])
     np.testing.assert_array_equal(runs[0], again)
+
+
+@pytest.mark.parametrize("options", [{}, {"drop_rate": 0.3}, {"stochastic_depth": 0.5}], ids=str)
+def test_stacked_blocks_draw_what_each_would_draw(options):
+    """Dropout and stochastic depth, with unequal blocks between the equal ones of a stage."""
+    models = [
+        flax_resnet.create("WideResNet28-1", 10, rngs=nnx.Rngs(0), scan_blocks=scan, **options)
+        for scan in (False, True)
+    ]
+    plain, stacked = Network(models[0]), Network(models[1], stacked=True)
+    images = jnp.asarray(random_images(2, 16, "float32"))
+    assert len(stacked.params) < len(plain.params)
+    for seed in range(2):
+        key = jax.random.key(seed)
+        expected = plain.train(plain.params, plain.statistics, images, key)
+        actual = stacked.train(
+            stacked.pack(plain.params), stacked.pack(plain.statistics), images, key
+        )
+        np.testing.assert_allclose(actual.logits, expected.logits, rtol=1e-4, atol=1e-4)
+        assert stacked.unpack(actual.statistics).keys() == expected.statistics.keys()
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """A Flax model as pure functions of its arrays, in dicts by name."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from flax_resnet import BatchNorm
+from flax_resnet.depth import stack_blocks
 from flax_resnet.stochastic_depth import BranchDropRate
 from flax_resnet.variables import named_variables
 
@@ -30,16 +35,26 @@ class Network:
         axis_name: the mapped axis over which the batch is spread, None for none.
         frozen_stages: so many stages, and the stem, stay as they are, their BatchNorm as in
             evaluation; None for none.
+        stacked: the arrays of equal blocks that follow each other are one, see `pack`.
 
     Attributes:
-        params, statistics: the model's arrays at the start.
+        params, statistics: the model's arrays at the start; their shapes alone where the model was
+            made without values.
         trained: names of the parameters that a step changes.
         moved: names of the statistics that it changes.
     """
 
     def __init__(
-        self, model: Any, *, axis_name: str | None = None, frozen_stages: int | None = None
+        self,
+        model: Any,
+        *,
+        axis_name: str | None = None,
+        frozen_stages: int | None = None,
+        stacked: bool = False,
     ):
+        streams = [_dotted(path) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.RngState))]
+        self._stream_numbers = {name: number for number, name in enumerate(streams)}
+        self._stacks = stack_blocks(model) if stacked else {}
         variables = named_variables(model)
         self.params = _values(variables, nnx.Param)
         self.statistics = {n: v.get_value() for n, v in variables.items() if n not in self.params}
@@ -82,13 +97,64 @@ class Network:
         for name, variable in named_variables(model).items():
             variable.set_value(arrays[name])
         nnx.update(model, self._rates)
-        streams = nnx.to_flat_state(nnx.state(model, nnx.RngState))
-        for number, (_, stream) in enumerate(streams):
+        for path, stream in nnx.to_flat_state(nnx.state(model, nnx.RngState)):
+            members = self.members(_dotted(path))
+            numbers = jnp.asarray([self._stream_numbers[name] for name in members])
             if isinstance(stream, nnx.RngKey):
-                stream.set_value(jax.random.fold_in(key, number))
+                keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
+                stream.set_value(keys if len(members) > 1 else keys[0])
             else:
-                stream.set_value(jax.numpy.zeros((), jax.numpy.uint32))
+                shape = numbers.shape if len(members) > 1 else ()
+                stream.set_value(jnp.zeros(shape, jnp.uint32))
         return model
+
+    def pack(self, tree: Any) -> Any:
+        """Host arrays by name, anywhere in a tree, as this network's: a stacked network's have a
+        leading axis, one for each of the equal blocks.
+        """
+        return _map_dicts(self._pack, tree)
+
+    def unpack(self, tree: Any) -> Any:
+        """The inverse of `pack`."""
+        return _map_dicts(self._unpack, tree)
+
+    def _pack(self, arrays: Arrays) -> Arrays:
+        packed = {}
+        for name in (*self.params, *self.statistics):
+            members = self.members(name)
+            if members[0] in arrays:
+                found = [arrays[member] for member in members]
+                packed[name] = np.stack(found) if len(found) > 1 else found[0]
+        return packed
+
+    def _unpack(self, packed: Arrays) -> Arrays:
+        arrays = {}
+        for name, array in packed.items():
+            members = self.members(name)
+            parts = array if len(members) > 1 else [array]
+            arrays.update(zip(members, parts, strict=True))
+        return arrays
+
+    def members(self, name: str) -> list[str]:
+        """The names that the blocks' own arrays have in a network that is not stacked."""
+        if name.startswith("stages.") and self._stacks:
+            stage, number, rest = name.removeprefix("stages.").split(".", 2)
+            place = f"stages.{stage}.{number}."
+            if f"{place}block." in self._stacks:
+                place, rest = f"{place}block.", rest.removeprefix("block.")
+            return [f"{member}{rest}" for member in self._stacks[place]]
+        return [name]
+
+
+def _map_dicts(change: Callable[[Arrays], Arrays], tree: Any) -> Any:
+    def is_dict(node: Any) -> bool:
+        return isinstance(node, dict)
+
+    return jax.tree.map(lambda node: change(node) if is_dict(node) else node, tree, is_leaf=is_dict)
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
 
 
 def _values(variables: dict[str, nnx.Variable[Any]], kind: type) -> Arrays:

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 import flax_resnet
+from flax_resnet.layers import no_values
 from flax_resnet.network import ResidualNetwork
 from resnet_spec import DIALECT, ClassifierSpec, ResNetSpec, find_spec
 from train import parallel
@@ -76,12 +77,15 @@ class Trainer:
         self._learning_rate = jax.jit(schedule)  # its operations one by one take 50 ms a line
         self.spread = parallel.Spread(config.parallel, together, over, dataset.is_streamed)
         axis_name = self.spread.axis_name
-        network = Network(
-            self._make_model(config.precision, config.seed),
+        with no_values():
+            model = self._make_model(config.precision, config.seed)
+        network = self._network = Network(
+            model,
             axis_name=axis_name,
             frozen_stages=config.frozen_stages,
+            # LARS measures each layer's weights, and a stack is several layers'
+            stacked=config.scan_blocks and config.optimizer != "lars",
         )
-        self._trained = network.trained
         augment, mixing = Augment(config, dataset), Mixing(config, dataset.num_classes)
         shares = config.accumulate_steps * (jax.device_count() if axis_name else 1)
         mixing.check_share(config.global_batch_size // shares)
@@ -113,29 +117,33 @@ class Trainer:
         network = Network(self._make_model(self.config.precision, seed))
         arrays = {**network.params, **network.statistics, **self._weights}
         params = {name: arrays[name] for name in network.params}
+        trained = [part for name in self._network.trained for part in self._network.members(name)]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             seed=jnp.asarray(seed, jnp.uint32),
             skipped=jnp.zeros((), jnp.int32),
             params=params,
             statistics={name: arrays[name] for name in network.statistics},
-            optimizer=self._optimizer.init({name: params[name] for name in self._trained}),
+            optimizer=self._optimizer.init({name: params[name] for name in trained}),
             ema=None if self.config.ema_decay is None else arrays,
         )
 
     def place(self, states: Sequence[TrainState]) -> TrainState:
         """States of the host as one on the devices."""
+        packed = [self._network.pack(state) for state in states]
         if self.spread.seeds is None:
-            return self.spread.place_state(states[0])
-        return self.spread.place_state(jax.tree.map(lambda *leaves: np.stack(leaves), *states))
+            return self.spread.place_state(packed[0])
+        return self.spread.place_state(jax.tree.map(lambda *leaves: np.stack(leaves), *packed))
 
     def to_host(self, state: TrainState) -> list[TrainState]:
         """The inverse of `place`."""
         host = parallel.to_host(state)
         if self.spread.seeds is None:
-            return [host]
+            return [self._network.unpack(host)]
         indices = range(self.spread.seeds)
-        return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in indices]
+        return [
+            self._network.unpack(jax.tree.map(lambda leaf, i=i: leaf[i], host)) for i in indices
+        ]
 
     def batches(self, seeds: Sequence[int], first_step: int) -> Generator[Batch, None, None]:
         """What `step` takes, from the step after `first_step` to the last one."""
@@ -177,7 +185,8 @@ class Trainer:
     def model(self, state: TrainState) -> Any:
         """The trained model of a host state, in eval mode and float32, or float64 where it was."""
         precision = "f64" if self.config.precision == "f64" else "f32"
-        network = Network(self._make_model(precision, self.config.seed))
+        with no_values():
+            network = Network(self._make_model(precision, self.config.seed))
         return network.model(state.params, state.statistics)
 
     def _make_model(self, precision: str, seed: int) -> ResidualNetwork:
