@@ -1,6 +1,7 @@
 """How one layer of the table is spelled in Flax, and the BatchNorm that torch's equals."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, TypedDict, Unpack
@@ -8,15 +9,11 @@ from typing import Any, TypedDict, Unpack
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flax_resnet.convolution import convolve
 from resnet_spec import Conv, RunningVariance
-
-# He et al. 2015 (arXiv:1502.01852), section 2.2, backward case; normal, as a truncated one is not.
-KAIMING_NORMAL = initializers.variance_scaling(2.0, "fan_out", "normal")
 
 _has_values = ContextVar("has_values", default=True)
 
@@ -34,6 +31,16 @@ def no_values() -> Iterator[None]:
         _has_values.reset(token)
 
 
+def kaiming_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """He et al. 2015 (arXiv:1502.01852), section 2.2, backward case; normal, not truncated.
+
+    Drawn along one axis: the same numbers, and XLA on CPU compiles it four times faster.
+    """
+    *window, _, out_planes = shape
+    deviation = jnp.sqrt(jnp.array(2 / (math.prod(window) * out_planes), dtype))
+    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape) * deviation
+
+
 def no_value(key: Any, shape: tuple[int, ...], dtype: DTypeLike, out_sharding: Any = None) -> Any:
     """An initialiser that draws nothing."""
     del key, out_sharding
@@ -48,7 +55,7 @@ def _constant(value: float, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
 
 def _kernel(key: Array, shape: tuple[int, ...], dtype: DTypeLike, out_sharding: Any = None) -> Any:
     del out_sharding  # a model is placed as a whole
-    initialise = KAIMING_NORMAL if _has_values.get() else no_value
+    initialise = kaiming_normal if _has_values.get() else no_value
     return initialise(key, shape, dtype)
 
 
@@ -96,7 +103,8 @@ def linear(in_features: int, out_features: int, **context: Unpack[Context]) -> n
     bound = in_features**-0.5
 
     def uniform(key: Array, shape: tuple[int, ...], dtype: Any, **_: Any) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        flat = jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound)
+        return flat.reshape(shape)  # compiled faster, as in kaiming_normal
 
     return nnx.Linear(in_features, out_features, kernel_init=uniform, bias_init=uniform, **context)
 

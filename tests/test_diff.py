@@ -386,7 +386,7 @@ def test_the_command_compares_the_twins_of_one_file(tmp_path, monkeypatch, capsy
     np.save("images.npy", IMAGES)
     np.save("labels.npy", np.arange(3))
     arguments = ["diff", "model.safetensors", "--precision", "f64", "--images", "images.npy"]
-    with mock.patch("flax_resnet.layers.KAIMING_NORMAL", nnx.initializers.zeros):  # seconds less
+    with mock.patch("flax_resnet.layers.kaiming_normal", nnx.initializers.zeros):  # seconds less
         assert main([*arguments, "--labels", "labels.npy"]) == 0
     assert "verdict: the same" in capsys.readouterr().out
     files = {path.name for path in tmp_path.iterdir()}

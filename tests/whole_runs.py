@@ -47,7 +47,7 @@ class Run:
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
         self.dataset: Dataset = load_dataset(config)
-        with mock.patch("flax_resnet.layers.KAIMING_NORMAL", draw_weights):
+        with mock.patch("flax_resnet.layers.kaiming_normal", draw_weights):
             self.trainer = Trainer(config, self.dataset)
             (self.template,) = self.trainer.first_states([config.seed])
         self.batches = Batches(config)
