@@ -17,6 +17,8 @@ from benchmarks.table import write_results
 
 # name of the module -> what it measures; in the order of the tables
 BENCHMARKS: dict[str, str] = {
+    "inference": "Inference: latency and throughput of both twins and of ONNX",
+    "input": "Input: JPEGs to batches on one core; augmentation on the device",
     "startup": "Start-up: imports, the command line, building a model",
 }
 RESULTS = Path(__file__).parent / "results"
