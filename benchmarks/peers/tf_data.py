@@ -73,7 +73,9 @@ def _write(path: Path, images: Sequence[Path]) -> None:
         for image in images:
             label = int(image.stem.partition("-")[2])
             features = {
-                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image.read_bytes()])),
+                "image": tf.train.Feature(
+                    bytes_list=tf.train.BytesList(value=[image.read_bytes()])
+                ),
                 "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
             }
             example = tf.train.Example(features=tf.train.Features(feature=features))
