@@ -75,10 +75,11 @@ class TfdsSource:
             return f"{self._split}[{index}]"
 
     def _fields(self, index: int) -> Any:
-        import tensorflow_datasets.proto.tf_example_pb2 as module
+        from tensorflow_datasets.proto import tf_example_pb2
 
-        protocol: Any = module  # made when it is imported: no type checker sees what is in it
-        return protocol.Example.FromString(self._records[index]).features.feature
+        # the class is made when the module is imported
+        example = tf_example_pb2.Example.FromString(self._records[index])  # type: ignore[attr-defined]
+        return example.features.feature
 
 
 def open_tfds(name: str, split: str, data_dir: Path | None, **options: Any) -> Any:
