@@ -23,6 +23,8 @@ BENCHMARKS: dict[str, str] = {
     "recipe": "A whole CIFAR recipe, from the command to the exported weights",
     "seeds": "Five seeds in one program, beside one",
     "depth": "Depth: the first step, the next ones and their memory, 20 to 1202 layers",
+    "inference": "Inference: latency and throughput of both twins and of ONNX",
+    "input": "Input: JPEGs to batches on one core; augmentation on the device",
     "loop": "The loop around the step: a real run beside the bare step",
     "startup": "Start-up: imports, the command line, building a model",
     "devices": "Many devices: a step at constant work a device",

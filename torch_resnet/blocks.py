@@ -52,9 +52,11 @@ class BasicBlock(nn.Module):
             self.shortcut_bn = batch_norm(self.out_planes)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
-        y = relu(self.bn1(self.conv1(x)))
+        y = relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(self.dropout(y)))
-        return relu(self.stochastic_depth(y) + _normalised_shortcut(self, x))
+        y = self.stochastic_depth(y)
+        y += _normalised_shortcut(self, x)
+        return relu(y, inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -94,10 +96,12 @@ class Bottleneck(nn.Module):
             self.shortcut_bn = batch_norm(self.out_planes)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
-        y = relu(self.bn1(self.conv1(x)))
-        y = relu(self.bn2(self.conv2(y)))
+        y = relu(self.bn1(self.conv1(x)), inplace=True)
+        y = relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
-        return relu(self.stochastic_depth(y) + _normalised_shortcut(self, x))
+        y = self.stochastic_depth(y)
+        y += _normalised_shortcut(self, x)
+        return relu(y, inplace=True)
 
 
 class PreActBlock(nn.Module):

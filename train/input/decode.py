@@ -65,10 +65,12 @@ class Picture:
         pixels, factor = self._decoded(min(box.height, box.width), size)
         top, left, height, width = (edge // factor for edge in box)  # below 1 / size of the box
         part = pixels[top : top + height, left : left + width]
-        # INTER_LINEAR looks at four pixels only: enough where there are fewer than new ones
-        shrinks = min(height, width) >= size
-        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        return cv2.resize(part, (size, size), interpolation=interpolation)
+        if min(height, width) < size:
+            # looks at four pixels only: enough where there are fewer than new ones
+            return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+        # the means that OpenCV makes of bytes, bit for bit, in two thirds of its time for bytes
+        means = cv2.resize(part.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+        return cv2.convertScaleAbs(means)
 
     def middle(self, shorter_side: int, size: int) -> np.ndarray:
         """The square in the middle of the picture resized to a shorter side.
