@@ -1,12 +1,14 @@
 """The trainer's own step without the loop around it, on one batch again and again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from train.config import Config
 from train.data import Dataset, Split
+from train.step import TrainState
 from train.trainer import Trainer
 
 
@@ -36,3 +38,16 @@ def random_dataset(count: int, image_size: int, num_classes: int) -> Dataset:
     images = generator.integers(0, 256, shape, np.uint8)
     split = Split(images, generator.integers(0, num_classes, count, np.int32))
     return Dataset(split, split, "noise", num_classes, (0.5,) * 3, (0.25,) * 3)
+
+
+def noise_trainer(model: str, batch_size: int, **fields: Any) -> Trainer:
+    """For ten classes of noise as large as CIFAR's images; `fields` are others of the `Config`."""
+    config = Config(model=model, data="cifar10", global_batch_size=batch_size, **fields)
+    return make_trainer(config, random_dataset(batch_size, 32, 10))
+
+
+def take_steps(trainer: Trainer, state: TrainState) -> Iterator[TrainState]:
+    """A run from this state, which is used up, one finished step at a time."""
+    for batch in trainer.batches([trainer.config.seed], 0):
+        state, metrics = trainer.step(state, batch)
+        yield jax.block_until_ready((state, metrics))[0]

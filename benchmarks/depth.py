@@ -93,11 +93,11 @@ def measure(model: str, batch_size: int, fields: dict[str, Any]) -> Numbers:
     import jax
     import numpy as np
 
-    from benchmarks.trainers import make_trainer, take_steps
+    from benchmarks.bare_step import noise_trainer, take_steps
 
     jax.block_until_ready(jax.device_put(np.zeros(1)))  # the device is awake
     before, started = peak_memory(), time.perf_counter()
-    trainer = make_trainer(model, batch_size, **fields)
+    trainer = noise_trainer(model, batch_size, **fields)
     state = trainer.place(trainer.first_states([trainer.config.seed]))
     steps = take_steps(trainer, jax.block_until_ready(state))
     built = time.perf_counter()

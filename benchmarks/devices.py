@@ -62,9 +62,9 @@ def measure(batch_size: int, steps: int) -> dict[str, Any]:
     """Seconds of steps on all of this process's devices, and what these spend on one another."""
     import jax
 
-    from benchmarks.trainers import make_trainer, take_steps
+    from benchmarks.bare_step import noise_trainer, take_steps
 
-    trainers = {m: make_trainer(_MODEL, batch_size, parallel=m) for m in _METHODS}
+    trainers = {m: noise_trainer(_MODEL, batch_size, parallel=m) for m in _METHODS}
     trainer = trainers["jit"]
     states = trainer.first_states([trainer.config.seed])
     runs = {m: take_steps(t, t.place(states)) for m, t in trainers.items()}
