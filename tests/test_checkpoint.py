@@ -161,6 +161,7 @@ def test_checkpoints_of_older_versions_are_taken_without_the_check(tmp_path):
     with open_run(tmp_path) as checkpoints:
         restored = checkpoints.restore(make_state(0))
         assert best_step(checkpoints) is None
+        assert checkpoints.seconds == 0
         checkpoints.save(state)
     assert_same(restored._replace(skipped=state.skipped), state)
     assert not read_documents(place).progress

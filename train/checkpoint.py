@@ -44,6 +44,9 @@ class Checkpoints:
     Args:
         say: is told of every damaged checkpoint; by default it is printed on stderr.
 
+    Attributes:
+        seconds: the wall time that the restored state took, 0 where none is restored.
+
     Raises:
         OSError: the folder cannot be made.
     """
@@ -58,7 +61,7 @@ class Checkpoints:
     ):
         self.folder = (run_dir / CHECKPOINTS).resolve()
         self.classifier, self.preprocessing = classifier, preprocessing
-        self._say = say or _print_error
+        self._say, self.seconds = say or _print_error, 0.0
         self._description = {**classifier.to_json(), "preprocessing": preprocessing.to_json()}
         self.folder.mkdir(parents=True, exist_ok=True)
         logging.getLogger("absl").addFilter(_is_not_raised)
@@ -94,17 +97,19 @@ class Checkpoints:
                 self._manager.close()
             self._loops.__exit__(None, None, None)
 
-    def save(self, state: TrainState, *, error: float | None = None) -> None:
+    def save(self, state: TrainState, *, error: float | None = None, seconds: float = 0) -> None:
         """Starts writing `state`; all of it is copied before this returns.
 
-        `error` is the test error of exactly this state, None where it was not tested.
+        `error` is the test error of exactly this state, None where it was not tested; `seconds`
+        the wall time that it took.
 
         Raises:
             OSError: it cannot be written, or the write before failed; or there is another state of
                 this step. A state that is there already is left as it is.
         """
         step, items = int(state.step), as_items(state)
-        progress = {"seed": int(state.seed), "skipped": int(state.skipped), "error": error}
+        counts = {"seed": int(state.seed), "skipped": int(state.skipped)}
+        progress = {**counts, "error": error, "seconds": seconds}
         sealed = seal(progress, self._description, items)
         if self._is_there(step, sealed):
             return
@@ -153,6 +158,7 @@ class Checkpoints:
                     + "\n  ".join([*misfits, _WAY_OUT.format(self.folder.parent)])
                 )
             self._set_aside(damaged, candidate)
+            self.seconds = saved.documents.progress.get("seconds", 0.0)
             return fill(fresh, saved)
         lines = [f"{self.folder / str(number)}: {what}" for number, what in damaged.items()]
         raise UserError("\n  ".join(["no checkpoint is good; each is damaged:", *lines]))

@@ -165,7 +165,7 @@ def _train_together(
     start_time: float,
 ) -> list[Result]:
     """The runs of some seeds side by side, from their first step to their results."""
-    config, group_time = trainer.config, time.perf_counter()
+    config = trainer.config
     with contextlib.ExitStack() as stack:
         runs = [
             stack.enter_context(Run(seed, seed_folder(folder, config, seed), trainer, display.say))
@@ -191,7 +191,7 @@ def _train_together(
         return [
             result
             for run, host, score in zip(runs, trainer.to_host(state), scores, strict=True)
-            if (result := finish(run, trainer, host, score, group_time, display.say))
+            if (result := finish(run, trainer, host, score, display.say))
         ]
 
 

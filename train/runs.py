@@ -30,6 +30,8 @@ class Result:
             the newest (`raw`).
         error: the fraction of the test images that they get wrong, after `step` steps.
         best_step, best_error: of the checkpoint with the lowest error, which is kept, too.
+        seconds: wall time of all starts of the run; of one that was killed up to the checkpoint
+            that the next went on from.
         skipped_steps: left out, as their loss or gradient was not finite.
         skipped_images: damaged ones, and why, as far as this process read them.
     """
@@ -55,6 +57,7 @@ class Run:
     def __init__(self, seed: int, folder: Path, trainer: Trainer, say: Say):
         self.seed, self.folder = seed, folder
         self._trainer, self._say = trainer, say
+        self._start_time = time.perf_counter()
         self._files = contextlib.ExitStack()
         self.checkpoints: Checkpoints | None = None
         self._metrics: MetricsLog | None = None
@@ -98,6 +101,12 @@ class Run:
         return parallel.from_first_process(read)
 
     @property
+    def seconds(self) -> float:
+        """Wall time that its state has taken so far, before it was resumed, too."""
+        before = 0.0 if self.checkpoints is None else self.checkpoints.seconds
+        return round(before + time.perf_counter() - self._start_time, 3)
+
+    @property
     def best_error(self) -> float:
         """The lowest one of a checkpoint so far, infinite before there is any."""
         best = None if self.checkpoints is None else self.checkpoints.best()
@@ -119,7 +128,7 @@ class Run:
     def save(self, state: TrainState, error: float | None) -> None:
         """Starts writing a host state, whose test error is `error` where it is known."""
         if self.checkpoints is not None:
-            self.checkpoints.save(state, error=error)
+            self.checkpoints.save(state, error=error, seconds=self.seconds)
 
     def wait(self) -> None:
         """Until all is on disk."""
@@ -146,9 +155,7 @@ def common_states(runs: Sequence[Run], trainer: Trainer) -> list[TrainState]:
     ]
 
 
-def finish(
-    run: Run, trainer: Trainer, state: TrainState, score: Score, start_time: float, say: Say
-) -> Result | None:
+def finish(run: Run, trainer: Trainer, state: TrainState, score: Score, say: Say) -> Result | None:
     """Exports a run's model, checks it in torch, and writes `result.json`."""
     if run.checkpoints is None:
         return None
@@ -174,7 +181,7 @@ def finish(
         images=score.images,
         best_step=best_step,
         best_error=best_error,
-        seconds=time.perf_counter() - start_time,
+        seconds=run.seconds,
         skipped_steps=int(state.skipped),
         skipped_images={name: why for s in streams for name, why in s.skipped.items()},
         exported=exported.name,
