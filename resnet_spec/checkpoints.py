@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,23 @@ def read_documents(place: Path) -> Documents:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamageError(shorten(error)) from error
+
+
+def reseal(place: Path, changes: Mapping[str, Any]) -> None:
+    """Changes what a checkpoint says of its progress; its file is whole at any moment.
+
+    Raises:
+        DamageError: it is not what was written. OSError: it cannot be written.
+    """
+    documents = read_documents(place)
+    progress = {k: v for k, v in {**documents.progress, **changes}.items() if k != "checksum"}
+    sealed = {**progress, "checksum": _document_checksum(progress, documents.description)}
+    temporary = place / PROGRESS / f".{_JSON}.new"
+    with temporary.open("w") as file:
+        file.write(json.dumps(sealed))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(place / PROGRESS / _JSON)
 
 
 @contextlib.contextmanager

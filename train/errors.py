@@ -9,5 +9,9 @@ class DivergedError(RuntimeError):
     """The loss is no longer finite: exit code 1."""
 
 
+class AbandonedError(RuntimeError):
+    """A signal came during a test, which the resumed run will make."""
+
+
 class StoppedError(RuntimeError):
     """A signal asked the run to stop; it has saved what it had: exit code 75, "try again"."""

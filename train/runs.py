@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,18 @@ class Run:
         return parallel.from_first_process(read)
 
     @property
+    def _restored(self) -> Mapping[str, Any]:
+        return {} if self.checkpoints is None else self.checkpoints.restored
+
+    @property
+    def is_untested(self) -> bool:
+        """Whether the state that it goes on from was saved without a test."""
+        return self._restored.get("error", 0.0) is None  # imported weights do not say
+
+    @property
     def seconds(self) -> float:
         """Wall time that its state has taken so far, before it was resumed, too."""
-        before = 0.0 if self.checkpoints is None else self.checkpoints.seconds
+        before = self._restored.get("seconds", 0.0)
         return round(before + time.perf_counter() - self._start_time, 3)
 
     @property
@@ -117,7 +126,12 @@ class Run:
         if parallel.is_first_process():
             config = own_config(self._trainer.config, self.seed, self.folder)
             self._metrics = self._files.enter_context(
-                MetricsLog(self.folder, start_step=first_step, config=config)
+                MetricsLog(
+                    self.folder,
+                    start_step=first_step,
+                    is_tested=not self.is_untested,
+                    config=config,
+                )
             )
 
     def log(self, step: int, kind: str, values: dict[str, float]) -> None:
