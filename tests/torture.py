@@ -26,16 +26,16 @@ from safetensors.numpy import load_file
 
 from convert.arrays import same_bits
 
-STEPS = 120
+STEPS = 80
 COMMAND = (
-    *(sys.executable, "-m", "train", "digits", "--model", "ResNet20", "--global-batch-size", "16"),
-    *("--max-steps", str(STEPS), "--ema-decay", "0.9", "--log-every-steps", "1"),
-    *("--checkpoint-every-steps", "3"),
+    *(sys.executable, "-m", "train", "digits", "--model", "WideResNet16-1-0.0"),
+    *("--global-batch-size", "16", "--max-steps", str(STEPS), "--ema-decay", "0.9"),
+    *("--log-every-steps", "1", "--checkpoint-every-steps", "3"),
 )
 _PATIENCE = 300.0  # seconds for a run that nobody kills
 _GLANCE = 0.001  # seconds between two looks at a folder
 _LONGEST_COMMIT = 0.15  # seconds after which a kill would come too late for it
-_LONGEST_TRAINING = 3.0  # seconds that a process trains before its kill, about a quarter of a run
+_LONGEST_TRAINING = 2.0  # seconds that a process trains before its kill, about a quarter of a run
 
 
 class Torture:
