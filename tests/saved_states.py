@@ -117,8 +117,8 @@ def flip_a_bit(path: Path, rng: random.Random) -> None:
 def run_of_two(tmp_path: Path) -> Path:
     """A run with checkpoints of steps 10 and 20; that of 20 is the better one."""
     with open_run(tmp_path / "run") as checkpoints:
-        checkpoints.save(make_state(10), error=0.5)
-        checkpoints.save(make_state(20), error=0.1)
+        checkpoints.save(make_state(10), error=0.5, seconds=10.5)
+        checkpoints.save(make_state(20), error=0.1, seconds=20.5)
     return tmp_path / "run"
 
 

@@ -111,6 +111,20 @@ def test_saving_the_same_state_again_is_harmless_and_another_one_is_refused(run)
     assert steps(run) == ["20", "30"]
 
 
+def test_a_checkpoint_that_was_saved_before_its_test_is_given_the_error(run):
+    with open_run(run) as checkpoints:
+        checkpoints.save(make_state(30))
+        checkpoints.wait()
+        assert best_step(checkpoints) == 20
+        checkpoints.save(make_state(30), error=0.05)
+        assert best_step(checkpoints) == 30
+        checkpoints.save(make_state(30), error=0.5)  # known already
+    with open_run(run) as checkpoints:
+        assert checkpoints.best() == (30, 0.05)
+        assert_same(checkpoints.restore(make_state(0)), make_state(30))
+        assert checkpoints.restored["error"] == 0.05
+
+
 def test_what_does_not_fit_is_listed_at_once_and_never_falls_back(run):
     head = {"head.kernel": ((64, 9), np.float32)}
     fresh = make_state(0, head, seed=7, momentum=0.0, has_average=False)
@@ -161,6 +175,7 @@ def test_checkpoints_of_older_versions_are_taken_without_the_check(tmp_path):
     with open_run(tmp_path) as checkpoints:
         restored = checkpoints.restore(make_state(0))
         assert best_step(checkpoints) is None
+        assert not checkpoints.restored
         checkpoints.save(state)
     assert_same(restored._replace(skipped=state.skipped), state)
     assert not read_documents(place).progress

@@ -64,6 +64,7 @@ class Damages:
                 state = checkpoints.restore(make_state(0))
             step = int(state.step)
             assert_same(state, make_state(step))
+            assert checkpoints.restored["seconds"] == step + 0.5
             self.counts[kind, f"step {step}"] += 1
             if step == 10:
                 assert len(said) == 1, said

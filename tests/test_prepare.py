@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.pictures import encode, make_pixels
+from tests.test_data import CIFAR10
 from train.__main__ import main
 from train.config import Config
 from train.data import load_dataset
@@ -50,6 +51,21 @@ def test_all_that_is_missing_is_said_at_once(tmp_path, capsys):
     _, said = run(capsys, "imagenet2012", "--data-dir", tmp_path, "--manual-dir", tmp_path)
     assert "img_train.tar" in said
     assert "img_val.tar" not in said
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
+def test_a_data_set_that_is_prepared_already_needs_neither_tensorflow_nor_a_writable_folder(
+    tmp_path, capsys
+):
+    """Nor archives, see the slow test."""
+    (tmp_path / "cifar10").symlink_to(CIFAR10)
+    tmp_path.chmod(0o500)
+    assert main(["prepare", "cifar10", "--data-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"cifar10 is prepared in {tmp_path} already: nothing to do"
+    assert "train: 50000 images" in said
+    assert f"--data-dir {tmp_path}" in said[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar10"]
 
 
 def test_help_says_what_can_be_prepared(capsys):

@@ -1,6 +1,7 @@
 """One batch over the devices of one or two processes: the same run."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -107,6 +108,25 @@ def test_two_processes_stop_after_the_same_step_and_go_on(tmp_path):
     steps = [line["step"] for line in metrics(tmp_path / "two") if line["kind"] == "train"]
     assert steps == list(range(1, 61))
     assert "ema/head.bias" in arrays(tmp_path / "two", 60)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_alone_ends_the_others_and_they_say_it(tmp_path):
+    arguments = (*SHORT, "--max-steps", "2000", "--checkpoint-every-steps", "5")
+    port = free_port()
+    command = (*arguments, "--run-dir", "two")
+    both = [start(tmp_path, *command, process=n, port=port, devices=1) for n in (0, 1)]
+    checkpoints = tmp_path / "two" / "checkpoints"
+    until(lambda: any(checkpoints.glob("5")))
+    shutil.rmtree(checkpoints)
+    checkpoints.write_text("no folder")  # the first process is the one that writes
+    start_time = time.monotonic()
+    (first, _, said), (second, _, told) = outcomes(both)
+    assert time.monotonic() - start_time < 80  # JAX gives up after 100
+    assert (first, second) == (1, 1), said + told
+    assert "Not a directory" in said
+    assert "process 0 failed" in told
+    assert "Not a directory" in told
 
 
 def until(condition: Callable[[], bool], seconds: float = 240) -> None:

@@ -24,7 +24,8 @@ has_cifar = pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds
 has_imagenet = pytest.mark.skipif(
     not IMAGENET.is_dir(), reason="TFDS_DATA_DIR holds no imagenet2012"
 )
-SMALL_IMAGES = ("--model", "ResNet18", "--image-size", "64", "--global-batch-size", "16")
+SMALL_IMAGES = ("--image-size", "32", "--global-batch-size", "16")
+SMALL = (*SMALL_IMAGES, "--model", "WideResNet16-1-0.0")  # which compiles sooner
 
 
 @pytest.mark.slow
@@ -44,9 +45,9 @@ SMALL_IMAGES = ("--model", "ResNet18", "--image-size", "64", "--global-batch-siz
             1000,
             marks=has_cifar,
         ),
-        pytest.param("imagenet", SMALL_IMAGES, 60, marks=has_imagenet),
-        pytest.param("imagenet-modern", SMALL_IMAGES, 60, marks=has_imagenet),
-        pytest.param("imagenet-lars", SMALL_IMAGES, 60, marks=has_imagenet),
+        pytest.param("imagenet", (*SMALL_IMAGES, "--model", "ResNet18"), 60, marks=has_imagenet),
+        pytest.param("imagenet-modern", SMALL, 60, marks=has_imagenet),
+        pytest.param("imagenet-lars", SMALL, 60, marks=has_imagenet),
     ],
 )
 def test_a_recipe_trains_for_twenty_steps_and_its_export_is_the_same_in_torch(

@@ -1,6 +1,7 @@
 """Which fields may change in a run that is resumed."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,25 @@ def test_a_folder_is_resumed_only_as_the_run_that_it_holds(began):
     check_folder(began, now)
     with pytest.raises(UserError, match="--seed 7, the run began with 111"):
         check_folder(began, dataclasses.replace(now, seed=7))
+
+
+def test_a_folder_keeps_the_starts_of_its_run_oldest_first(began):
+    path = began / "config.json"
+
+    def start_again() -> list[dict[str, Any]]:
+        begin_folder(began, CONFIG, devices="2 cpu devices", train_images=9, total_steps=9)
+        return json.loads(path.read_text())["starts"]
+
+    starts = start_again()
+    assert [start["devices"] for start in starts] == ["1 cpu device", "2 cpu devices"]
+    assert all(start["when"] and start["command"] and start["versions"]["jax"] for start in starts)
+    older = json.loads(path.read_text())
+    del older["starts"], older["when"]  # of the last start alone
+    path.write_text(json.dumps(older))
+    assert start_again()[0] == {**starts[1], "when": None}
+    for damage in ("[", "[]", '{"starts": 1}'):
+        path.write_text(damage)
+        assert len(start_again()) == 1
 
 
 def test_whatever_moment_ended_it_a_run_can_begin_anew(began):

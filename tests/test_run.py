@@ -175,7 +175,10 @@ def test_a_resumed_run_keeps_its_own_configuration(tmp_path):
     train(tmp_path, *SHORT, "--max-steps", "3", "--run-dir", "a-1.0", "--seed", "7")
     output = train(tmp_path, "--resume", "--run-dir", "a-1.0", "--max-steps", "5")
     assert "resumed at 3" in output
-    config = json.loads((tmp_path / "a-1.0" / "config.json").read_text())["config"]
+    content = json.loads((tmp_path / "a-1.0" / "config.json").read_text())
+    commands = [start["command"].partition("--max-steps ")[2] for start in content["starts"]]
+    assert commands == ["3 --run-dir a-1.0 --seed 7", "5"]
+    config = content["config"]
     assert (config["seed"], config["schedule"], config["max_steps"]) == (7, "drops", 5)
     result = run("convert", "export", "a-1.0", "-o", "w.pt", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

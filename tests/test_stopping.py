@@ -1,13 +1,16 @@
 """A run that is asked to stop, or that cannot go on: what it has is saved, and it says so."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from resnet_spec.checkpoints import read_documents
 from tests.commands import run
 from tests.run_folders import assert_same
 from tests.test_processes import until
@@ -26,6 +29,11 @@ def start(folder: Path, *arguments: str, devices: int = 1) -> subprocess.Popen[s
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def seconds(run: Path) -> float:
+    """The time that a run took, by its own account."""
+    return json.loads((run / "result.json").read_text())["seconds"]
 
 
 @pytest.mark.slow
@@ -51,8 +59,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(number, devices, arguments,
     step = int(err.partition("after step ")[2].split(",")[0])
     assert lines_before <= step < 40
     assert (tmp_path / "a" / "checkpoints" / str(step)).is_dir()
+    saved = read_documents(tmp_path / "a" / "checkpoints" / str(step)).progress["seconds"]
+    start_time = time.monotonic()
     output = train(tmp_path, "--resume", "--run-dir", "a", devices=devices)
     assert f"resumed at {step}" in output
+    assert 0 < seconds(tmp_path / "a") - saved < time.monotonic() - start_time
     train(tmp_path, *command, "--run-dir", "b", devices=devices)
     assert_same(tmp_path / "a", tmp_path / "b")
 
@@ -61,11 +72,14 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(number, devices, arguments,
 def test_a_checkpoint_of_eight_devices_goes_on_on_one_two_and_four(tmp_path):
     arguments = (*MODEL, "--max-steps", "4", "--global-batch-size", "64", "--run-dir", "a")
     train(tmp_path, *arguments, devices=8)
+    total = seconds(tmp_path / "a")
     for number, devices in enumerate((4, 2, 1), start=1):
         steps = str(4 + 2 * number)
         resume = ("--resume", "--run-dir", "a", "--max-steps", steps)
         output = train(tmp_path, *resume, devices=devices)
         assert f"resumed at {4 + 2 * (number - 1)}" in output
+        before, total = total, seconds(tmp_path / "a")
+        assert total > before  # of all starts
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_within_a_logging_interval(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 
 from resnet_spec import UnknownNameError
 from train.config import FOLDER, Config
-from train.errors import DivergedError, StoppedError, UserError
+from train.errors import DivergedError, StoppedError, UserError, exit_code
 from train.folder import saved_config
 from train.recipes import DEFAULT, RECIPES
 
@@ -43,16 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(config.to_json(), indent=2))
             return 0
         _run(parse(arguments))
-    except (UserError, UnknownNameError) as error:
-        return _fail(2, str(error))
     except ModuleNotFoundError as error:
-        return _fail(2, f"this needs the package {error.name}: install flax-resnet[train]")
-    except StoppedError as error:
-        return _fail(os.EX_TEMPFAIL, str(error))
-    except (DivergedError, OSError) as error:
-        return _fail(1, str(error))
-    except KeyboardInterrupt:
-        return _fail(130, "interrupted; --resume --run-dir FOLDER goes on from a checkpoint")
+        return _fail(error, f"this needs the package {error.name}: install flax-resnet[train]")
+    except KeyboardInterrupt as error:
+        return _fail(error, "interrupted; --resume --run-dir FOLDER goes on from a checkpoint")
+    except (UserError, UnknownNameError, StoppedError, DivergedError, OSError) as error:
+        return _fail(error, str(error))
     return 0
 
 
@@ -66,9 +62,9 @@ def _run(config: Config) -> None:
     (evaluate if config.eval_only else train)(config)
 
 
-def _fail(code: int, sentence: str) -> int:
+def _fail(error: BaseException, sentence: str) -> int:
     print(f"resnet-train: {sentence}", file=sys.stderr)
-    return code
+    return exit_code(error)
 
 
 def parse(arguments: list[str]) -> Config:

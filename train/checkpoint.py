@@ -6,7 +6,7 @@ What is in one is said in `resnet_spec.checkpoints`.
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,12 @@ from resnet_spec.checkpoints import (
     PROGRESS,
     DamageError,
     patient_loops,
-    read_documents,
     seal,
     shorten,
 )
 from train.errors import UserError
 from train.folder import CHECKPOINTS
-from train.retention import Best, find_best
+from train.retention import Best, add_error, find_best, list_steps, read_errors
 from train.saved_state import as_items, fill, find_misfits, read
 from train.step import TrainState
 
@@ -44,6 +43,9 @@ class Checkpoints:
     Args:
         say: is told of every damaged checkpoint; by default it is printed on stderr.
 
+    Attributes:
+        restored: what the restored checkpoint says of its progress; empty where there is none.
+
     Raises:
         OSError: the folder cannot be made.
     """
@@ -59,10 +61,11 @@ class Checkpoints:
         self.folder = (run_dir / CHECKPOINTS).resolve()
         self.classifier, self.preprocessing = classifier, preprocessing
         self._say = say or _print_error
+        self.restored: Mapping[str, Any] = {}
         self._description = {**classifier.to_json(), "preprocessing": preprocessing.to_json()}
         self.folder.mkdir(parents=True, exist_ok=True)
         logging.getLogger("absl").addFilter(_is_not_raised)
-        self._errors = dict(self._read_errors())
+        self._errors = read_errors(self.folder)
         self._manager = self._make_manager()
         self._loops = patient_loops()
 
@@ -94,19 +97,24 @@ class Checkpoints:
                 self._manager.close()
             self._loops.__exit__(None, None, None)
 
-    def save(self, state: TrainState, *, error: float | None = None) -> None:
+    def save(self, state: TrainState, *, error: float | None = None, seconds: float = 0) -> None:
         """Starts writing `state`; all of it is copied before this returns.
 
-        `error` is the test error of exactly this state, None where it was not tested.
+        `error` is the test error of exactly this state, None where it was not tested; `seconds`
+        the wall time that it took.
 
         Raises:
             OSError: it cannot be written, or the write before failed; or there is another state of
-                this step. A state that is there already is left as it is.
+                this step. A state that is there already is left as it is, but for an error that was
+                not known.
         """
         step, items = int(state.step), as_items(state)
-        progress = {"seed": int(state.seed), "skipped": int(state.skipped), "error": error}
+        counts = {"seed": int(state.seed), "skipped": int(state.skipped)}
+        progress = {**counts, "error": error, "seconds": seconds}
         sealed = seal(progress, self._description, items)
         if self._is_there(step, sealed):
+            with self._naming_failures():
+                self._errors |= add_error(self.folder, step, error)
             return
         args: dict[str, Any] = {name: ocp.args.StandardSave(items[name]) for name in items}
         args[DESCRIPTION] = ocp.args.JsonSave(self._description)
@@ -135,7 +143,7 @@ class Checkpoints:
             UserError: there is none, none is good, or it does not fit the run; all is listed.
         """
         self.wait()
-        steps = self._steps()
+        steps = list_steps(self.folder)
         if not steps or step not in (None, *steps):
             wanted = "to resume from" if step is None else f"of step {step}; there are {steps}"
             raise UserError(f"{self.folder} holds no checkpoint {wanted}")
@@ -153,6 +161,7 @@ class Checkpoints:
                     + "\n  ".join([*misfits, _WAY_OUT.format(self.folder.parent)])
                 )
             self._set_aside(damaged, candidate)
+            self.restored = saved.documents.progress
             return fill(fresh, saved)
         lines = [f"{self.folder / str(number)}: {what}" for number, what in damaged.items()]
         raise UserError("\n  ".join(["no checkpoint is good; each is damaged:", *lines]))
@@ -173,23 +182,13 @@ class Checkpoints:
         step = find_best(self._errors, self._manager.all_steps())
         return None if step is None else (step, self._errors[step])
 
-    def _steps(self) -> list[int]:
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
-
-    def _read_errors(self) -> Iterator[tuple[int, float]]:
-        for step in self._steps():
-            with contextlib.suppress(DamageError):  # named when it is to be restored
-                error = read_documents(self.folder / str(step)).progress.get("error")
-                if error is not None:
-                    yield step, error
-
     def _is_there(self, step: int, sealed: dict[str, Any]) -> bool:
         """Whether this state is on disk; one of the step that is damaged is set aside.
 
         Raises:
             OSError: another state of the step is there.
         """
-        if step not in {*self._manager.all_steps(), *self._steps()}:
+        if step not in {*self._manager.all_steps(), *list_steps(self.folder)}:
             return False
         self.wait()
         place = self.folder / str(step)

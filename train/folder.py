@@ -3,29 +3,23 @@
 import contextlib
 import dataclasses
 import fcntl
-import functools
 import json
 import os
-import platform
-import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from train.config import Config
 from train.errors import UserError
 from train.resume import check_resumable
+from train.starts import STARTED_BY, earlier_starts, this_start
 
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 _CONFIG = "config.json"
 SEEDS = "seeds.json"  # the same for the runs of several seeds, which have a folder each
-_PACKAGES = ("flax-resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def choose_folder(config: Config) -> Path:
@@ -118,12 +112,14 @@ def _steps_done(folder: Path) -> int:
 def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
     """Makes the folder, empty unless the run is resumed, and those of its seeds' runs.
 
-    Each says in its `config.json` what is run, by which versions, commit and command, and `facts`:
-    on how much data, for how many steps, on which devices.
+    Each says in its `config.json` what is run, by which versions, commit and command (of the newest
+    start, and in `starts` of each, oldest first), and `facts`: on how much data, for how many
+    steps, on which devices.
 
     Raises:
         UserError: a folder cannot be made or written.
     """
+    facts |= this_start(facts.get("devices"))
     try:
         if config.overwrite and folder.is_dir():
             _delete(folder)
@@ -141,26 +137,9 @@ def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
 
 
 def _write_config(path: Path, config: Config, facts: dict[str, Any]) -> None:
-    versions = {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}}
-    content = {
-        "config": config.to_json(),
-        **facts,
-        "versions": versions,
-        "commit": _commit(),
-        "command": shlex.join(sys.argv),
-    }
-    write_json(path, content)
-
-
-def _commit() -> str | None:
-    """Of the checkout that this code is in, with `+` where it was changed; None elsewhere."""
-    git = ("git", "-C", str(Path(__file__).parent))
-    try:
-        run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
-        commit = run([*git, "rev-parse", "HEAD"]).stdout.strip()
-        return commit + ("+" if run([*git, "status", "--porcelain", "-uno"]).stdout else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    earlier = earlier_starts(path) if config.resume else []
+    starts = [*earlier, {name: facts[name] for name in STARTED_BY}]
+    write_json(path, {"config": config.to_json(), **facts, "starts": starts})
 
 
 def saved_config(folder: Path) -> Config | None:

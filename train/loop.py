@@ -5,12 +5,12 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from train import export, parallel
 from train.config import Config
 from train.data import Dataset, load_dataset
-from train.errors import DivergedError, StoppedError, UserError
+from train.errors import AbandonedError, DivergedError, UserError
 from train.folder import (
     begin_folder,
     check_folder,
@@ -21,6 +21,7 @@ from train.folder import (
     seed_folder,
     unfinished_seeds,
 )
+from train.milestones import Milestones
 from train.network import Arrays
 from train.profile import Profile
 from train.progress import Progress
@@ -30,7 +31,7 @@ from train.seeds import arrange
 from train.signals import StopSignals
 from train.step import TrainState, averaged
 from train.trainer import Score, Trainer, count_steps, describe
-from train.watch import Watch, check_finite
+from train.watch import Watch
 
 
 def train(config: Config) -> list[Result]:
@@ -136,10 +137,10 @@ def _train_groups(
     """The runs of several seeds, one group after another; one that diverges ends only its own."""
     results: list[Result] = []
     diverged: list[DivergedError] = []
-    ask_all = parallel.any_process()
+    stops = signals.asker()
     for seeds in groups:
-        if bool(ask_all(signals.received is not None)):
-            raise StoppedError(_stopped(signals, f"before seed {seeds[0]}"))
+        if bool(stops()):
+            raise signals.stopped(f"before seed {seeds[0]}")
         try:
             results += _train_together(trainer, seeds, folder, display, signals, start_time)
         except DivergedError as error:
@@ -151,11 +152,6 @@ def _train_groups(
     return results
 
 
-def _stopped(signals: StopSignals, when: str) -> str:
-    whose = signals.received or "another process"
-    return f"stopped by {whose} {when}, which is saved: go on with --resume --run-dir FOLDER"
-
-
 def _train_together(
     trainer: Trainer,
     seeds: Sequence[int],
@@ -165,7 +161,7 @@ def _train_together(
     start_time: float,
 ) -> list[Result]:
     """The runs of some seeds side by side, from their first step to their results."""
-    config, group_time = trainer.config, time.perf_counter()
+    config = trainer.config
     with contextlib.ExitStack() as stack:
         runs = [
             stack.enter_context(Run(seed, seed_folder(folder, config, seed), trainer, display.say))
@@ -184,61 +180,68 @@ def _train_together(
         resumed = f", resumed at {first_step}" if first_step else ""
         display.say(f"{whose}{trainer.total_steps} steps{resumed}; compiling")
         display.begin(trainer.total_steps, first_step)
-        state = _train_steps(trainer, runs, states, display, signals, start_time)
-        for run in runs:
-            run.wait()
-        scores = trainer.test(averaged(state))
-        return [
-            result
+        watch = Watch(config, seeds, display.say)
+        state = _train_steps(trainer, runs, states, watch, display, signals, start_time)
+        scores = _test_last(trainer, state, signals)
+        results = [
+            finish(run, trainer, host, score, display.say)
             for run, host, score in zip(runs, trainer.to_host(state), scores, strict=True)
-            if (result := finish(run, trainer, host, score, group_time, display.say))
+            if run.seed not in watch.diverged
         ]
+        watch.raise_diverged()
+        return [result for result in results if result is not None]
 
 
 def _train_steps(
     trainer: Trainer,
     runs: Sequence[Run],
     states: Sequence[TrainState],
+    watch: Watch,
     display: Display,
     signals: StopSignals,
     start_time: float,
 ) -> TrainState:
     """The steps that are left, with metrics, tests and checkpoints on the way."""
     config, seeds, first_step = trainer.config, [run.seed for run in runs], int(states[0].step)
-    progress = Progress(trainer, runs, display, first_step=first_step, start_time=start_time)
-    watch, ask_all = Watch(config, seeds), parallel.any_process()
+    progress = Progress(
+        trainer,
+        runs,
+        display,
+        diverged=watch.diverged,
+        first_step=first_step,
+        start_time=start_time,
+    )
+    stops = signals.asker()
+    milestones = Milestones(trainer, runs, progress, watch, stops)
     state, batches = trainer.place(states), trainer.batches(seeds, first_step)
     profile = Profile(config, runs[0].folder, first_step)
     with contextlib.closing(batches), profile:
+        milestones.resume(first_step, state)
+        if watch.must_stop:
+            _stop(runs, signals, first_step)
         for step, batch in enumerate(batches, start=first_step + 1):
             profile.step(step)
             state, metrics = trainer.step(state, batch)
-            watch.step(step, metrics, ask_all(signals.received is not None))
+            watch.step(step, metrics, stops())
             progress.step(step, metrics)
-            is_tested, every = trainer.ends_period(step), config.checkpoint_every_steps
-            if is_tested or watch.must_stop or (every is not None and step % every == 0):
-                watch.settle()  # no test and no checkpoint of what is not finite
-                errors = _test(trainer, state, step, progress) if is_tested else None
-                _save(trainer, runs, state, errors)
-            if watch.must_stop and step < trainer.total_steps:
-                for run in runs:
-                    run.wait()
-                raise StoppedError(_stopped(signals, f"after step {step}"))
+            milestones.reach(step, state)
+            if watch.must_stop:
+                _stop(runs, signals, step)
         watch.settle()
+    for run in runs:
+        run.wait()
     return state
 
 
-def _test(trainer: Trainer, state: TrainState, step: int, progress: Progress) -> list[float]:
-    """Tests the newest weights, and their average where a run keeps one; the errors that count."""
-    averages = None if state.ema is None else trainer.test(averaged(state))
-    return progress.test(step, trainer.test(state), averages)
+def _test_last(trainer: Trainer, state: TrainState, signals: StopSignals) -> list[Score]:
+    """Of the weights that are exported, whose checkpoint is on disk."""
+    try:
+        return trainer.test(averaged(state), stops=signals.asker())
+    except AbandonedError as error:
+        raise signals.stopped(f"after step {trainer.total_steps}") from error
 
 
-def _save(
-    trainer: Trainer, runs: Sequence[Run], state: TrainState, errors: Sequence[float] | None
-) -> None:
-    """Starts writing a checkpoint of each run; an error of the one before is raised here."""
-    known = errors or [None] * len(runs)
-    for run, host, error in zip(runs, trainer.to_host(state), known, strict=True):
-        check_finite(run.seed, host)
-        run.save(host, error)
+def _stop(runs: Sequence[Run], signals: StopSignals, step: int) -> NoReturn:
+    for run in runs:
+        run.wait()
+    raise signals.stopped(f"after step {step}")

@@ -21,7 +21,8 @@ class MetricsLog:
 
     A line of `metrics.jsonl` is `{"step": 100, "kind": "train", "loss": 0.5, ...}`, with `null` for
     a number that JSON has not (NaN, infinity). Lines after `start_step` that an interrupted run
-    left behind are dropped, so that the metrics of a resumed run have neither gap nor repeat.
+    left behind are dropped, so that the metrics of a resumed run have neither gap nor repeat; where
+    not `is_tested`, a test of `start_step`, too.
     Several runs at once have one log each. Where not `enabled`, nothing is opened or written: for
     every process but the first.
 
@@ -31,13 +32,20 @@ class MetricsLog:
     """
 
     def __init__(
-        self, folder: Path, *, start_step: int, config: Config | None = None, enabled: bool = True
+        self,
+        folder: Path,
+        *,
+        start_step: int,
+        is_tested: bool = True,
+        config: Config | None = None,
+        enabled: bool = True,
     ):
         self._sinks: list[_Sink] = []
         if not enabled:
             return
         with contextlib.ExitStack() as opened:  # what is open is closed if a later one fails
-            self._sinks.append(opened.enter_context(contextlib.closing(_Lines(folder, start_step))))
+            lines = _Lines(folder, start_step, is_tested)
+            self._sinks.append(opened.enter_context(contextlib.closing(lines)))
             self._sinks.append(
                 opened.enter_context(contextlib.closing(_Events(folder, start_step)))
             )
@@ -90,9 +98,10 @@ class _Sink(Protocol):
 class _Lines:
     """`metrics.jsonl`, cut after the lines of `start_step`."""
 
-    def __init__(self, folder: Path, start_step: int):
+    def __init__(self, folder: Path, start_step: int, is_tested: bool):
         path = folder / FILE
-        kept = [line for line in read_metrics(path) if line["step"] <= start_step]
+        last = {"train": start_step, "test": start_step if is_tested else start_step - 1}
+        kept = [line for line in read_metrics(path) if line["step"] <= last[line["kind"]]]
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(path)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train.config import Config
 from train.errors import DivergedError, StoppedError, UserError
 from train.step import EvalStep, TrainStep
+from train.together import ending_together
 
 AXIS = "devices"
 
@@ -159,7 +160,8 @@ def processes(config: Config) -> Iterator[None]:
             "--num-processes N --process-id I"
         ) from error
     try:
-        yield
+        with ending_together():
+            yield
     except (StoppedError, DivergedError):  # of all processes at the same step
         jax.distributed.shutdown()
         raise

@@ -30,6 +30,10 @@ def main(arguments: list[str]) -> int:
     if chosen.name not in NAMES:
         raise UnknownNameError("data set to prepare", chosen.name, NAMES)
     data_dir = chosen.data_dir.expanduser()
+    if found := _find_prepared(chosen.name, data_dir):
+        print(f"{chosen.name} is prepared in {data_dir} already: nothing to do", flush=True)
+        _tell(chosen.name, data_dir, found)
+        return 0
     manual_dir = (chosen.manual_dir or data_dir / "downloads" / "manual").expanduser()
     problems = [
         *_missing_tensorflow(),
@@ -40,7 +44,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("; ".join(problems))
     print(f"preparing {chosen.name} in {data_dir}", flush=True)
     _prepare(chosen.name, data_dir, manual_dir)
-    print(f"train on it by: {_command(chosen.name)} --data-dir {data_dir}", flush=True)
+    _tell(chosen.name, data_dir, _read(chosen.name, data_dir))
     return 0
 
 
@@ -88,6 +92,27 @@ def _missing_files(name: str, manual_dir: Path) -> list[str]:
     ]
 
 
+def _find_prepared(name: str, data_dir: Path) -> dict[str, int]:
+    """How many images each split has; nothing where it is not all there."""
+    try:
+        return _read(name, data_dir)
+    except Exception:  # tfds raises a dozen kinds for what is not there
+        return {}
+
+
+def _read(name: str, data_dir: Path) -> dict[str, int]:
+    """As the trainer will, which needs neither TensorFlow nor archives."""
+    from train.input.sources import open_tfds
+
+    return {split: len(records) for split, records in open_tfds(name, None, data_dir).items()}
+
+
+def _tell(name: str, data_dir: Path, images: dict[str, int]) -> None:
+    for split, count in images.items():
+        print(f"{split}: {count} images", flush=True)
+    print(f"train on it by: {_command(name)} --data-dir {data_dir}", flush=True)
+
+
 def _prepare(name: str, data_dir: Path, manual_dir: Path) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow_datasets as tfds
@@ -98,13 +123,10 @@ def _prepare(name: str, data_dir: Path, manual_dir: Path) -> None:
             download_dir=data_dir / "downloads",
             download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
         )
-        # as the trainer will: a folder that was there already may be of another format
-        tfds.data_source(name, data_dir=data_dir, download=False, try_gcs=False)
+        _read(name, data_dir)  # a folder that was there already may be of another format
     except Exception as error:  # of the network, checksums, archives, and a full disk
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"{name} could not be prepared in {data_dir}: {reason}") from error
-    for split, info in builder.info.splits.items():
-        print(f"{split}: {info.num_examples} images", flush=True)
 
 
 def _command(name: str) -> str:

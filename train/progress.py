@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from train.trainer import Score, Trainer
 
 
 class Progress:
-    """Of runs side by side, from `first_step` on."""
+    """Of runs side by side, from `first_step` on; nothing of those that are in `diverged`."""
 
     def __init__(
         self,
@@ -22,9 +22,11 @@ class Progress:
         runs: Sequence[Run],
         display: Display,
         *,
+        diverged: Container[int],
         first_step: int,
         start_time: float,
     ):
+        self._diverged = diverged
         self._trainer, self._runs, self._display = trainer, runs, display
         self._first_step, self._start_time = first_step, start_time
         self._compiling = time.perf_counter()
@@ -62,6 +64,8 @@ class Progress:
         }
         lines = []
         for run, loss, error, count in zip(self._runs, losses, errors, skipped, strict=True):
+            if run.seed in self._diverged:
+                continue
             values = {"loss": loss, "error": error, **common}
             if config.skip_nonfinite is not None:
                 values["skipped"] = count
@@ -81,7 +85,7 @@ class Progress:
     def _images(self, step: int) -> int:
         """Of all runs, since the first step was compiled."""
         size = self._trainer.config.global_batch_size
-        return (step - self._first_step - 1) * size * len(self._runs)
+        return max(step - self._first_step - 1, 0) * size * len(self._runs)
 
     def test(
         self, step: int, scores: Sequence[Score], averages: Sequence[Score] | None
@@ -91,12 +95,15 @@ class Progress:
         Returns:
             The errors by which the best checkpoint is chosen: of the weights that are exported.
         """
-        if math.isnan(self._rate):  # nothing was logged yet
-            self._rate = self._stopwatch.read(self._images(step))
+        rate = self._rate
+        if math.isnan(rate):  # nothing was logged yet
+            rate = self._stopwatch.read(self._images(step))
         told = []
         chosen = [score.error for score in (averages or scores)]
         self._best = [min(pair) for pair in zip(self._best, chosen, strict=True)]
         for number, (run, score) in enumerate(zip(self._runs, scores, strict=True)):
+            if run.seed in self._diverged:
+                continue
             values = {"loss": score.loss, "error": score.error}
             if averages is not None:
                 values["ema_loss"], values["ema_error"] = averages[number][:2]
@@ -112,7 +119,7 @@ class Progress:
                 epoch=self._trainer.epoch(step),
                 step=step,
                 runs=told,
-                images_per_second=self._rate,
+                images_per_second=rate,
                 elapsed=time.perf_counter() - self._start_time,
                 left=self._stopwatch.left(done, total - self._first_step - 1),
             )

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class Result:
             the newest (`raw`).
         error: the fraction of the test images that they get wrong, after `step` steps.
         best_step, best_error: of the checkpoint with the lowest error, which is kept, too.
+        seconds: wall time of all starts of the run; of one that was killed up to the checkpoint
+            that the next went on from.
         skipped_steps: left out, as their loss or gradient was not finite.
         skipped_images: damaged ones, and why, as far as this process read them.
     """
@@ -55,6 +57,7 @@ class Run:
     def __init__(self, seed: int, folder: Path, trainer: Trainer, say: Say):
         self.seed, self.folder = seed, folder
         self._trainer, self._say = trainer, say
+        self._start_time = time.perf_counter()
         self._files = contextlib.ExitStack()
         self.checkpoints: Checkpoints | None = None
         self._metrics: MetricsLog | None = None
@@ -98,6 +101,21 @@ class Run:
         return parallel.from_first_process(read)
 
     @property
+    def _restored(self) -> Mapping[str, Any]:
+        return {} if self.checkpoints is None else self.checkpoints.restored
+
+    @property
+    def is_untested(self) -> bool:
+        """Whether the state that it goes on from was saved without a test."""
+        return self._restored.get("error", 0.0) is None  # imported weights do not say
+
+    @property
+    def seconds(self) -> float:
+        """Wall time that its state has taken so far, before it was resumed, too."""
+        before = self._restored.get("seconds", 0.0)
+        return round(before + time.perf_counter() - self._start_time, 3)
+
+    @property
     def best_error(self) -> float:
         """The lowest one of a checkpoint so far, infinite before there is any."""
         best = None if self.checkpoints is None else self.checkpoints.best()
@@ -108,7 +126,12 @@ class Run:
         if parallel.is_first_process():
             config = own_config(self._trainer.config, self.seed, self.folder)
             self._metrics = self._files.enter_context(
-                MetricsLog(self.folder, start_step=first_step, config=config)
+                MetricsLog(
+                    self.folder,
+                    start_step=first_step,
+                    is_tested=not self.is_untested,
+                    config=config,
+                )
             )
 
     def log(self, step: int, kind: str, values: dict[str, float]) -> None:
@@ -119,7 +142,7 @@ class Run:
     def save(self, state: TrainState, error: float | None) -> None:
         """Starts writing a host state, whose test error is `error` where it is known."""
         if self.checkpoints is not None:
-            self.checkpoints.save(state, error=error)
+            self.checkpoints.save(state, error=error, seconds=self.seconds)
 
     def wait(self) -> None:
         """Until all is on disk."""
@@ -146,9 +169,7 @@ def common_states(runs: Sequence[Run], trainer: Trainer) -> list[TrainState]:
     ]
 
 
-def finish(
-    run: Run, trainer: Trainer, state: TrainState, score: Score, start_time: float, say: Say
-) -> Result | None:
+def finish(run: Run, trainer: Trainer, state: TrainState, score: Score, say: Say) -> Result | None:
     """Exports a run's model, checks it in torch, and writes `result.json`."""
     if run.checkpoints is None:
         return None
@@ -174,7 +195,7 @@ def finish(
         images=score.images,
         best_step=best_step,
         best_error=best_error,
-        seconds=time.perf_counter() - start_time,
+        seconds=run.seconds,
         skipped_steps=int(state.skipped),
         skipped_images={name: why for s in streams for name, why in s.skipped.items()},
         exported=exported.name,

@@ -2,8 +2,12 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+from train import parallel
+from train.errors import StoppedError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -27,6 +31,18 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def asker(self) -> Callable[[], Any]:
+        """Whether a signal came to any process; all of them must ask, see `any_process`."""
+        ask_all = parallel.any_process()
+        return lambda: ask_all(self.received is not None)
+
+    def stopped(self, when: str) -> StoppedError:
+        """What to raise for it."""
+        whose = self.received or "another process"
+        return StoppedError(
+            f"stopped by {whose} {when}, which is saved: go on with --resume --run-dir FOLDER"
+        )
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

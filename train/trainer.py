@@ -1,8 +1,9 @@
 """What stays the same through a run: the model, its compiled steps, and the data on the devices."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,12 +20,13 @@ from train.augment import Augment
 from train.batches import Batch, test_batches, train_batches
 from train.config import Config
 from train.data import Dataset, Split, image_dtype
-from train.errors import UserError
+from train.errors import AbandonedError, UserError
 from train.mixing import Mixing
 from train.network import Arrays, Network
 from train.optimizer import make_optimizer, make_schedule
 from train.step import Images, Metrics, TrainState, make_eval_step, make_train_step
 
+_IN_FLIGHT = 2  # batches of a test that are on their way to the devices
 _DTYPES = {"bf16": jnp.bfloat16, "f32": jnp.float32, "f64": jnp.float64}
 
 
@@ -170,12 +172,25 @@ class Trainer:
         ends_epoch = images // size > (images - self.config.global_batch_size) // size
         return ends_epoch or step == self.total_steps
 
-    def test(self, state: TrainState) -> list[Score]:
-        """Each run's, over the whole test set, every image once."""
-        sums = []
-        for batch in test_batches(self.dataset, self.spread):
-            data = self._test_data if batch.images is None else batch.images
-            sums.append(self._eval_step(state.params, state.statistics, data, batch.indices))
+    def test(self, state: TrainState, *, stops: Callable[[], Any] | None = None) -> list[Score]:
+        """Each run's, over the whole test set, every image once.
+
+        `stops` is asked at each batch whether to give the test up; read with `bool`, later.
+
+        Raises:
+            AbandonedError: it said so, in all processes at the same batch.
+        """
+        sums: list[Any] = []
+        answers: list[Any] = []
+        with contextlib.closing(test_batches(self.dataset, self.spread)) as batches:
+            for number, batch in enumerate(batches):
+                data = self._test_data if batch.images is None else batch.images
+                sums.append(self._eval_step(state.params, state.statistics, data, batch.indices))
+                answers.append(stops is not None and stops())
+                if number >= _IN_FLIGHT:
+                    jax.block_until_ready(sums[number - _IN_FLIGHT])
+                    if bool(answers[number - _IN_FLIGHT]):
+                        raise AbandonedError(f"a test was given up after {number + 1} batches")
         totals = [np.sum(parts, axis=0) for parts in zip(*jax.device_get(sums), strict=True)]
         return [
             Score(float(loss / images), float(errors / images), int(images))

@@ -82,8 +82,12 @@ class TfdsSource:
         return example.features.feature
 
 
-def open_tfds(name: str, split: str, data_dir: Path | None, **options: Any) -> Any:
-    """The records of a split, by random access."""
+def open_tfds(name: str, split: str | None, data_dir: Path | None, **options: Any) -> Any:
+    """The records of a split, by random access; those of each split by its name where it is None.
+
+    Raises:
+        Exception: anything, where they are not there.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow_datasets as tfds
 

@@ -31,7 +31,7 @@ class Outcome:
             after which step.
         torch_error, different_predictions: of the export in the torch twin, and how many images it
             puts in another class; None where it was not checked.
-        seconds: wall time.
+        seconds: wall time of all starts.
     """
 
     error: float
