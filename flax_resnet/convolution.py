@@ -45,13 +45,15 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _convolve(
+def _plain(
     strides: Pair, padding: tuple[Pair, ...], precision: Any, x: Array, kernel: Array
 ) -> Array:
     return lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=_FORM, precision=precision
     )
+
+
+_convolve = jax.custom_vjp(_plain, nondiff_argnums=(0, 1, 2))
 
 
 def _forward(
@@ -71,9 +73,7 @@ def _backward(
     x, kernel = residuals
 
     def stock(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-        def run(x: Array, kernel: Array) -> Array:
-            return _convolve.fun(strides, padding, precision, x, kernel)
-
+        run = partial(_plain, strides, padding, precision)
         return jax.vjp(run, x, kernel)[1](gradient)
 
     def in_form(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
