@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,12 @@ def to_markdown(
     return "\n\n".join(parts) + "\n"
 
 
+def to_summary(results: Mapping[str, Any]) -> list[str]:
+    """The rows that have a bar, of all benchmarks of one machine: what the README shows."""
+    rows = [Row(**row) for found in results["results"].values() for row in found["rows"]]
+    return _table([row for row in rows if row.bar and row.ours is not None]).splitlines()
+
+
 def _table(rows: Sequence[Row]) -> str:
     lines = [
         "| case | measure | ours | peer | theirs | ratio | bar | |",
@@ -83,3 +90,7 @@ def _number(value: float | None) -> str:
     if value is None:
         return "not run"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":  # python -m benchmarks.table benchmarks/results/MACHINE.json
+    print("\n".join(to_summary(json.loads(Path(sys.argv[1]).read_text()))))

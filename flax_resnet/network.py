@@ -104,8 +104,8 @@ class ResidualNetwork(nnx.Module):
         dtype: precision of the convolutions; None takes it from images and parameters. Statistics,
             pooling and the head of `create` stay in float32 at least.
         param_dtype: precision of the parameters.
-        scan_blocks: run a stage's equal blocks as one `lax.scan`: compile time no longer grows
-            with depth, but on CPU a convolution in a loop is many times slower.
+        scan_blocks: run a stage's equal blocks as one `lax.scan`: the compile time of what they
+            compute no longer grows with depth, see `flax_resnet.depth`.
         remat: keep only the blocks' inputs for the backward pass, and recompute the rest.
 
     Attributes:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import BENCHMARKS
+from benchmarks.__main__ import BENCHMARKS, RESULTS
 from benchmarks.measure import Row
+from benchmarks.table import to_markdown, to_summary
 from tests.commands import run
 
 _ROOT = Path(__file__).parents[1]
@@ -29,6 +30,14 @@ def test_a_benchmark_measures_us_and_writes_its_table(tmp_path, name):
     table = path.with_suffix(".md").read_text()
     assert f"## {BENCHMARKS[name]}" in table
     assert all(f"| {row.case} | {row.measure} |" in table for row in rows)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_tables_of_a_machine_show_its_results_and_so_does_the_readme(path):
+    results = json.loads(path.read_text())
+    page = to_markdown(results["machine"], results["results"], BENCHMARKS)
+    assert path.with_suffix(".md").read_text() == page
+    assert "\n".join(to_summary(results)) in (_ROOT / "README.md").read_text()
 
 
 def test_an_unknown_benchmark_is_refused_and_the_known_ones_are_named(tmp_path):

@@ -178,7 +178,9 @@ def _train_together(
             run.begin(first_step)
         whose = f"seed {', '.join(map(str, seeds))}: " if config.seeds is not None else ""
         resumed = f", resumed at {first_step}" if first_step else ""
-        display.say(f"{whose}{trainer.total_steps} steps{resumed}; compiling")
+        is_deep = sum(trainer.classifier.network.stage_depths) > 80 and not config.scan_blocks
+        hint = ", which --scan-blocks makes shorter" if is_deep else ""
+        display.say(f"{whose}{trainer.total_steps} steps{resumed}; compiling{hint}")
         display.begin(trainer.total_steps, first_step)
         watch = Watch(config, seeds, display.say)
         state = _train_steps(trainer, runs, states, watch, display, signals, start_time)
