@@ -11,7 +11,6 @@ from train.errors import DivergedError, StoppedError
 from train.folder import SEEDS, saved_config
 from train.results.groups import computed_fields
 from train.results.runs import Run, find_runs
-from train.signals import StopSignals
 from train.table.plan import Wish, cheapest_first, configure
 from train.table.protocol import expected, protocol_of
 
@@ -38,6 +37,8 @@ def train_missing(plan: Plan, say: Callable[[str], None], after_each: Callable[[
         DivergedError: a run was not finite; the others have been trained.
         StoppedError: a signal came; all is saved, and the same call goes on.
     """
+    from train.signals import StopSignals  # JAX comes along, which a page of results can do without
+
     label = expected(plan.wish.protocol, plan.wish.data, plan.wish.data_dir)
     diverged: list[DivergedError] = []
     with StopSignals() as signals:
