@@ -37,9 +37,15 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any
     (n, h, w, in) and (k, k, in, out) to (n, h2, w2, out). In a loop it has no forward-mode
     derivative (`jax.jvp`), as no JAX function has whose gradient is written out.
     """
-    is_plain = options.get("feature_group_count", 1) == 1 and not isinstance(padding, str)
     dilations = {*options.get("lhs_dilation", ()), *options.get("rhs_dilation", ())}
-    if _is_in_loop.get() and is_plain and dilations <= {1}:
+    is_plain = (
+        dilations <= {1}
+        and not isinstance(padding, str)
+        and options.get("feature_group_count", 1) == 1
+        and options.get("out_sharding") is None
+        and options.get("preferred_element_type") is None
+    )
+    if _is_in_loop.get() and is_plain:
         edges = tuple((int(low), int(high)) for low, high in padding)
         return _convolve(tuple(strides), edges, options.get("precision"), x, kernel)
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
