@@ -38,13 +38,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--tiny", action="store_true", help="only show that the code works")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results; default: benchmarks/results"
+    )
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(
             f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}"
         )
+    if options.tiny and not options.out and not options.rows:
+        parser.error("--tiny measures nothing that is worth keeping: give --out FOLDER")
     if options.rows:
         _run_here(options.names[0], options.tiny, options.rows)
         return
@@ -58,7 +62,7 @@ def main() -> None:
         for row in rows:
             print(f"  {row}")
         seconds = time.perf_counter() - started
-        path = write_results(options.out, machine, name, BENCHMARKS, rows, seconds)
+        path = write_results(options.out or RESULTS, machine, name, BENCHMARKS, rows, seconds)
         print(f"  {seconds:.0f} s; {path}", flush=True)
 
 

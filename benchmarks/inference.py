@@ -104,7 +104,9 @@ def _torch_rows(case: Case, seconds: Mapping[str, list[float]], count: int) -> l
         runs = [name for name in seconds if name.startswith(f"{network}, ")]
         if runs:
             fastest[network] = min(runs, key=lambda name: median(seconds[name]))
-    ours = fastest.pop(_TORCH)
+    ours = fastest.pop(_TORCH, None)
+    if ours is None:  # a row of its own says why
+        return []
     return _rows(case, seconds, ours, set(fastest.values()), count)
 
 
@@ -196,6 +198,8 @@ def _torch(make_model: Callable[[Case], Any], setting: str) -> Maker:
         def forward() -> None:
             with torch.inference_mode():
                 model(placed)
+            if case.batch_size == 1:  # latency, and not the rate of a queue
+                synchronise()
 
         return forward
 

@@ -21,7 +21,7 @@ def run(size: Size) -> list[Row]:
     """Images a second of real runs, from the first step that is compiled to the last."""
     is_gpu = jax.default_backend() == "gpu"
     precision = ["--precision", "bf16"] if is_gpu else []
-    digits = ["digits", "--eval-every-epochs", "1000", *precision]
+    digits = ["digits", "--epochs", "1000", "--eval-every-epochs", "1000", *precision]
     if size == "tiny":
         small = ["--model", "WideResNet16-1-0.0", "--global-batch-size", "16"]
         return [_measure([*digits, *small], steps=4, log_every=2, repetitions=1)]

@@ -48,6 +48,7 @@ def run(size: Size) -> list[Row]:
     config = parse(arguments)
     # tiny, as many as in `loop`, whose compiled step this one then is
     steps = {"tiny": 4, "full": 3_910 if is_gpu else 24}[size]
+    steps = min(steps, count_steps(config, _TRAIN_IMAGES[config.data]))
     arguments += ["--max-steps", str(steps)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -34,7 +34,7 @@ def in_loop() -> Iterator[None]:
 def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
     """`jax.lax.conv_general_dilated`; in a loop with gradients of the form that is fast on CPU.
 
-    (n, h, w, in) and (k, k, in, out) to (n, h2, w2, out). In a loop it has no forward-mode
+    (n, h, w, in) and (k, k, in, out) to (n, h2, w2, out). In a loop on CPU it has no forward-mode
     derivative (`jax.jvp`), as no JAX function has whose gradient is written out.
     """
     dilations = {*options.get("lhs_dilation", ()), *options.get("rhs_dilation", ())}
@@ -44,11 +44,20 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any
         and options.get("feature_group_count", 1) == 1
         and options.get("out_sharding") is None
         and options.get("preferred_element_type") is None
+        and _is_spread(x) == _is_spread(kernel)
     )
-    if _is_in_loop.get() and is_plain:
+    if _is_in_loop.get() and is_plain and jax.default_backend() == "cpu":
         edges = tuple((int(low), int(high)) for low, high in padding)
-        return _convolve(tuple(strides), edges, options.get("precision"), x, kernel)
+        # asked for now: the gradients may be traced where another default holds
+        default = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        precision = options.get("precision") or default
+        return _convolve(tuple(strides), edges, precision, x, kernel)
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def _is_spread(x: Array) -> Any:
+    """Over which axes of a `jax.shard_map`: JAX's own gradients know how to sum over them."""
+    return getattr(jax.typeof(x), "manual_axis_type", None)
 
 
 def _plain(
@@ -75,7 +84,7 @@ def _backward(
     residuals: tuple[Array, Array],
     gradient: Array,
 ) -> tuple[Array, Array]:
-    """XLA's own gradients on TPU and GPU, where loops are as fast as the rest."""
+    """JAX's own gradients in a program for TPU or GPU that is lowered on a CPU."""
     x, kernel = residuals
 
     def stock(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:

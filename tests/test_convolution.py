@@ -54,3 +54,41 @@ def test_every_convolution_of_a_scanned_step_has_the_form_that_is_fast_on_cpu(na
     forms = re.findall(r" convolution\(.*dim_labels=(\S+?)[, ]", f"{compiled} ")
     assert len(forms) >= 20
     assert set(forms) == {"b01f_01io->b01f"}
+
+
+def test_gradients_have_the_precision_of_the_forward_pass():
+    """Also where they are traced after its context has ended, as jax.grad does."""
+    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+
+    def loss(kernel):
+        with in_loop(), jax.default_matmul_precision("highest"):
+            y = convolve(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=FORM)
+        return jnp.sum(y**2)
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(kernel))
+    precisions = re.findall(r"precision=(.*)", text)
+    assert len(precisions) >= 3
+    assert all("HIGHEST" in precision for precision in precisions), precisions
+
+
+def test_a_kernel_that_devices_share_gets_the_sum_of_their_gradients():
+    """Inside `jax.shard_map`, which checks what is spread and what is not."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
+    x, kernel = jnp.ones((4, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+
+    def gradient(x, kernel):
+        def loss(kernel):
+            with in_loop():
+                y = convolve(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=FORM)
+            return jax.lax.psum(jnp.sum(y), "d")
+
+        return jax.grad(loss)(kernel)
+
+    spec = jax.sharding.PartitionSpec
+    over = jax.shard_map(gradient, mesh=mesh, in_specs=(spec("d"), spec()), out_specs=spec())
+    whole = jax.grad(
+        lambda k: jnp.sum(
+            jax.lax.conv_general_dilated(x, k, (1, 1), ((1, 1), (1, 1)), dimension_numbers=FORM)
+        )
+    )(kernel)
+    np.testing.assert_allclose(over(x, kernel), whole, rtol=1e-5)

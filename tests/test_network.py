@@ -11,6 +11,7 @@ from flax import nnx
 
 import convert
 import flax_resnet
+import torch_resnet
 from convert import leaves
 from flax_resnet import BatchNorm
 from flax_resnet.layers import no_values
@@ -149,3 +150,21 @@ def test_statistics_over_devices_are_those_of_the_global_batch():
     for name, statistic in statistics.items():
         expected = state[leaves.torch_name(name)].numpy()
         assert relative_error(statistic, expected) <= 1e-12, name
+
+
+@pytest.mark.parametrize("name", ["ResNet20", "PreActResNet20", "ResNet50-small"])
+def test_what_a_torch_layer_returned_is_not_changed_behind_its_hooks(name):
+    """Recorders of activations, attribution and patching hold what a layer has returned."""
+    model = torch_resnet.create(name, 10).eval()
+    outputs, copies = [], []
+
+    def record(module: Any, inputs: Any, output: Any) -> None:
+        outputs.append(output)
+        copies.append(output.detach().clone())
+
+    for module in model.modules():
+        module.register_forward_hook(record)
+        module.register_full_backward_hook(lambda *_: None)
+    model(torch.randn(2, 3, 16, 16, requires_grad=True)).sum().backward()
+    assert len(outputs) > 50
+    assert all(torch.equal(a, b) for a, b in zip(outputs, copies, strict=True))

@@ -52,11 +52,10 @@ class BasicBlock(nn.Module):
             self.shortcut_bn = batch_norm(self.out_planes)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
-        y = relu(self.bn1(self.conv1(x)), inplace=True)
+        y = relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(self.dropout(y)))
-        y = self.stochastic_depth(y)
-        y += _normalised_shortcut(self, x)
-        return relu(y, inplace=True)
+        y = self.stochastic_depth(y) + _normalised_shortcut(self, x)
+        return relu(y, inplace=True)  # of the sum, which nobody else has seen
 
 
 class Bottleneck(nn.Module):
@@ -96,12 +95,11 @@ class Bottleneck(nn.Module):
             self.shortcut_bn = batch_norm(self.out_planes)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
-        y = relu(self.bn1(self.conv1(x)), inplace=True)
-        y = relu(self.bn2(self.conv2(y)), inplace=True)
+        y = relu(self.bn1(self.conv1(x)))
+        y = relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        y = self.stochastic_depth(y)
-        y += _normalised_shortcut(self, x)
-        return relu(y, inplace=True)
+        y = self.stochastic_depth(y) + _normalised_shortcut(self, x)
+        return relu(y, inplace=True)  # of the sum, which nobody else has seen
 
 
 class PreActBlock(nn.Module):

@@ -63,7 +63,7 @@ class Stem(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
         x = self.conv(x)
         if not self.preact:
-            x = relu(self.bn(x), inplace=True)
+            x = relu(self.bn(x))
         return self.pool(x)
 
 

@@ -101,7 +101,11 @@ class _Lines:
     def __init__(self, folder: Path, start_step: int, is_tested: bool):
         path = folder / FILE
         last = {"train": start_step, "test": start_step if is_tested else start_step - 1}
-        kept = [line for line in read_metrics(path) if line["step"] <= last[line["kind"]]]
+        kept = [
+            line
+            for line in read_metrics(path)
+            if line["step"] <= last.get(line["kind"], start_step)
+        ]
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(path)

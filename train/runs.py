@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from train import export, parallel
 from train.checkpoint import Checkpoints
 from train.data import image_dtype
 from train.errors import UserError
 from train.folder import RESULT, locked, own_config, write_json
 from train.metrics import MetricsLog
+from train.retention import list_steps
 from train.step import TrainState, averaged
 from train.trainer import Score, Trainer
 
@@ -86,6 +89,14 @@ class Run:
             return self.checkpoints.restore(fresh)
 
         return parallel.from_first_process(read)
+
+    def holds(self, step: int) -> bool:
+        """Whether a checkpoint of this step is there."""
+
+        def look() -> np.ndarray:
+            return np.array(self.checkpoints is None or step in list_steps(self.checkpoints.folder))
+
+        return bool(parallel.from_first_process(look))
 
     def go_back(self, fresh: TrainState, step: int) -> TrainState:
         """The checkpoint of an earlier step; the newer ones are deleted."""
@@ -162,6 +173,12 @@ def common_states(runs: Sequence[Run], trainer: Trainer) -> list[TrainState]:
         raise UserError(
             f"the seeds' runs are at the steps {steps}: go on with --seeds-mode turns, which "
             "brings each to its end by itself"
+        )
+    if lacking := [run.seed for run in runs if step and not run.holds(step)]:
+        raise UserError(
+            f"the seeds' runs are at the steps {steps}, and of seed {lacking[0]} no checkpoint of "
+            f"step {step} is left, as one that diverged stays behind: go on with --seeds-mode "
+            "turns, which brings each to its end by itself"
         )
     return [
         state if int(state.step) == step else run.go_back(first, step)

@@ -21,6 +21,7 @@ from train.errors import DivergedError, StoppedError, exit_code
 _FAILURE = "flax-resnet/failure"
 _GLANCE = 1.0  # seconds between two looks for it
 _GRACE = 3.0  # seconds for all to see it, or to end by themselves
+_GRACE_OF_FIRST = 30.0  # seconds for the first one, which may be writing a checkpoint
 
 
 @contextlib.contextmanager
@@ -40,9 +41,11 @@ def ending_together() -> Iterator[None]:
     except BaseException as error:
         line = " ".join(str(error).split()) or type(error).__name__
         told = f"process {jax.process_index()} failed: {line}"
-        client.key_value_set(_FAILURE, told, allow_overwrite=True)
         # before JAX's own, which would wait for the others
         atexit.register(_leave, exit_code(error))
+        # another's failure, which may be the cause of this one, is left; nobody may listen any more
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            client.key_value_set(_FAILURE, told)
         raise
     finally:
         is_over.set()
@@ -56,7 +59,7 @@ def _listen(client: Any, is_over: threading.Event) -> None:
         except jax.errors.JaxRuntimeError:  # nothing was told
             continue
         # the first one has the message: it ends after the others
-        if not is_over.wait(_GRACE if jax.process_index() else 2 * _GRACE):
+        if not is_over.wait(_GRACE if jax.process_index() else _GRACE_OF_FIRST):
             print(f"resnet-train: {told}; this process ends, too", file=sys.stderr, flush=True)
             os._exit(1)  # the main thread waits in a step, where no exception reaches it
 

@@ -8,8 +8,21 @@ from torch.nn.functional import cross_entropy
 
 
 def device() -> torch.device:
-    """The accelerator where torch has one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The accelerator where torch has one, which then tries its convolutions out.
+
+    Raises:
+        RuntimeError: JAX has one and torch has none, or the other way round: no fair comparison.
+    """
+    import jax
+
+    has_gpu = torch.cuda.is_available()
+    if has_gpu != (jax.default_backend() == "gpu"):
+        raise RuntimeError(
+            "JAX and torch are on different devices: install flax-resnet[cuda] and torch for CUDA, "
+            "or neither"
+        )
+    torch.backends.cudnn.benchmark = has_gpu
+    return torch.device("cuda" if has_gpu else "cpu")
 
 
 def synchronise() -> None:

@@ -15,7 +15,7 @@ from train.results.groups import Group, computed_fields, group_key, group_runs
 from train.results.record import group_fields
 from train.results.runs import Outcome, Run
 from train.table.plan import find_origin, image_cost
-from train.table.protocol import protocol_of
+from train.table.protocol import HELD_OUT, PART, protocol_of
 
 _ALWAYS = ("model", "data", "epochs", "precision")  # said even where they are the usual ones
 _FRACTIONS = ("error", "best_error", "torch_error")
@@ -61,6 +61,8 @@ def collect(found: Iterable[Run], before: Content, protocol: str, models: Iterab
     present = {(find_spec(g.first.config.model), protocol_of(g.first)) for g in groups}
     asked = [Missing(name, protocol) for name in [*models, *published_models(data)]]
     rows = {(find_spec(row.model), row.protocol): row for row in [*before.missing, *asked]}
+    # asked for as a part, the test set was whole, or a part of another size
+    present |= {(spec, PART) for spec, label in present if not label.startswith(HELD_OUT)}
     missing = [row for key, row in rows.items() if key not in present]
     missing.sort(key=lambda row: (row.protocol, image_cost(row.model, data)))
     return Content(data, groups, missing, before.weights)

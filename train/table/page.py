@@ -52,7 +52,8 @@ def commands(groups: Iterable[Group]) -> list[str]:
     for group in groups:
         origin = find_origin(group.first)
         if origin is not None and group.finished:
-            wish, precision = origin.wish, group.first.config.precision
+            wish, config = origin.wish, group.first.config
+            precision = config.precision
             whole = protocol_of(group.first) == WHOLE
             options = {
                 "data": None if wish.data == "cifar10" else wish.data,
@@ -61,9 +62,12 @@ def commands(groups: Iterable[Group]) -> list[str]:
                 "epochs": wish.epochs,
                 "max-steps": wish.max_steps,
                 "precision": None if precision == "f32" else precision,
+                "parallel": None if config.parallel == "pmap" else config.parallel,
                 "seeds": ",".join(str(run.seed) for run in group.finished),
             }
-            said = " ".join(f"--{k} {v}" for k, v in options.items() if v is not None)
+            words = [f"--{k} {v}" for k, v in options.items() if v is not None]
+            words += ["--scan-blocks"] * config.scan_blocks + ["--remat"] * config.remat
+            said = " ".join(words)
             models[said].append(group.first.config.model)
     return [f"resnet-train table {said} --models {','.join(m)}" for said, m in models.items()]
 
@@ -143,12 +147,12 @@ def _empty(content: Content, rows: Iterable[Missing]) -> list[dict[str, str]]:
 def remarks(content: Content) -> list[str]:
     """What a reader of the table must know, one line each."""
     lines = [
-        "error: of the last weights, in Flax, mean ± sample standard deviation over the seeds; "
-        "[±]: the standard error of an error on so many images, sqrt(p (1 - p) / n), which more "
-        "seeds do not lessen.",
-        "torch twin: the exported files in PyTorch, in float32; differ: images that they put in "
-        "another class, of all seeds together. time: wall time of a run, mean over the seeds; of "
-        "runs that were trained at once, that of all of them.",
+        "error: of the last weights, in Flax and in the precision of training, mean ± sample "
+        "standard deviation over the seeds; [±]: the standard error of an error on so many images, "
+        "sqrt(p (1 - p) / n), which more seeds do not lessen.",
+        "torch twin: the exported files in PyTorch, in float32; differ: images that they and Flax "
+        "in float32 put into different classes, of all seeds together. time: wall time of a run, "
+        "mean over the seeds; of runs that were trained at once, that of all of them.",
         "published: on the whole test set, after training on all images for the whole schedule.",
     ]
     groups = content.groups

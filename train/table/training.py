@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from resnet_spec import find_spec
 from train.config import Config
 from train.errors import DivergedError, StoppedError
 from train.folder import SEEDS, saved_config
@@ -72,7 +73,9 @@ def is_run_of(run: Run, config: Config, label: str) -> bool:
     """Whether a run computes what a configuration says, on the images of a protocol."""
     if run.config.data != config.data or protocol_of(run) != label:
         return False
-    return computed_fields(run.config) == computed_fields(config)
+    same = dataclasses.replace(run.config, model=config.model)  # it may have two names
+    is_same_network = find_spec(run.config.model) == find_spec(config.model)
+    return is_same_network and computed_fields(same) == computed_fields(config)
 
 
 def starts(plan: Plan, config: Config, found: Iterable[Run], label: str) -> Iterator[Config]:
