@@ -1,4 +1,4 @@
-"""A convolution whose gradients are fast inside a loop on CPU, too.
+"""Convolutions as XLA's CPU backend computes them fast; on TPU and GPU they are JAX's own.
 
 XLA's CPU backend has a fast library for convolutions of one form, images (n, h, w, c) and kernels
 (h, w, in, out). It brings all others into that form, but not those inside a loop: the gradients
@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
@@ -32,7 +33,7 @@ def in_loop() -> Iterator[None]:
 
 
 def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
-    """`jax.lax.conv_general_dilated`; in a loop with gradients of the form that is fast on CPU.
+    """`jax.lax.conv_general_dilated`, on CPU in a form that is fast there.
 
     (n, h, w, in) and (k, k, in, out) to (n, h2, w2, out). In a loop on CPU it has no forward-mode
     derivative (`jax.jvp`), as no JAX function has whose gradient is written out.
@@ -46,13 +47,25 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any
         and options.get("preferred_element_type") is None
         and _is_spread(x) == _is_spread(kernel)
     )
-    if _is_in_loop.get() and is_plain and jax.default_backend() == "cpu":
+    if is_plain and jax.default_backend() == "cpu":
         edges = tuple((int(low), int(high)) for low, high in padding)
-        # asked for now: the gradients may be traced where another default holds
-        default = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-        precision = options.get("precision") or default
-        return _convolve(tuple(strides), edges, precision, x, kernel)
+        if kernel.shape[:2] == (1, 1) and edges == ((0, 0), (0, 0)):
+            return _product(x, kernel, strides, options.get("precision"))
+        if _is_in_loop.get():
+            # asked for now: the gradients may be traced where another default holds
+            default = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+            precision = options.get("precision") or default
+            return _convolve(tuple(strides), edges, precision, x, kernel)
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def _product(x: Array, kernel: Array, strides: Any, precision: Any) -> Array:
+    """A 1x1 convolution as a product of two matrices, whose gradients XLA's CPU backend computes
+    in a half to a fifth of the time.
+    """
+    x = x[:, :: strides[0], :: strides[1]]
+    pixels = x.reshape(-1, x.shape[-1])
+    return jnp.matmul(pixels, kernel[0, 0], precision=precision).reshape(*x.shape[:3], -1)
 
 
 def _is_spread(x: Array) -> Any:
