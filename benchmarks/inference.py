@@ -14,11 +14,10 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Row, Size, Task, speed_rows, take_turns
+from benchmarks.peers.networks import OURS, PACKAGE, TIMM, TORCHVISION, create
 from benchmarks.peers.torch_step import device, synchronise
 
 _FLAX, _LINEN = "our Flax twin, jitted", "linen, jitted"
-_TORCH, _PACKAGE = "our torch twin", "torch-resnet 0.0.4"
-_TORCHVISION, _TIMM = "torchvision", "timm"
 _ONNX = "our ONNX export, onnxruntime"
 _EAGER, _COMPILED = "eager", "compiled"
 
@@ -53,8 +52,8 @@ def run(size: Size) -> list[Row]:
 
 
 def _cases(size: Size) -> list[Case]:
-    cifar = (_TORCH, _PACKAGE)
-    imagenet = (*cifar, _TORCHVISION, _TIMM)
+    cifar = (OURS, PACKAGE)
+    imagenet = (*cifar, TORCHVISION, TIMM)
     if size == "tiny":
         return [Case("ResNet20", 2, 8, 10, 1, 1, cifar)]
     if jax.default_backend() == "gpu":
@@ -67,7 +66,7 @@ def _cases(size: Size) -> list[Case]:
         ]
     return [
         Case("ResNet50", 1, 224, 1000, 2, 7, imagenet),
-        Case("ResNet50", 16, 224, 1000, 1, 3, imagenet, (_TORCH, _TORCHVISION)),
+        Case("ResNet50", 16, 224, 1000, 1, 3, imagenet, (OURS, TORCHVISION)),
         Case("ResNet20", 1, 32, 10, 20, 7, cifar),
         Case("ResNet20", 16, 32, 10, 5, 7, cifar, cifar),
         Case("ResNet110", 16, 32, 10, 1, 7, cifar),
@@ -104,7 +103,7 @@ def _torch_rows(case: Case, seconds: Mapping[str, list[float]], count: int) -> l
         runs = [name for name in seconds if name.startswith(f"{network}, ")]
         if runs:
             fastest[network] = min(runs, key=lambda name: median(seconds[name]))
-    ours = fastest.pop(_TORCH, None)
+    ours = fastest.pop(OURS, None)
     if ours is None:  # a row of its own says why
         return []
     return _rows(case, seconds, ours, set(fastest.values()), count)
@@ -145,7 +144,7 @@ def _makers(case: Case) -> dict[str, Maker]:
     makers: dict[str, Maker] = {_FLAX: _flax, _LINEN: _linen}
     for setting, networks in ((_EAGER, case.networks), (_COMPILED, case.compiled)):
         for network in networks:
-            makers[f"{network}, {setting}"] = _torch(_NETWORKS[network], setting)
+            makers[f"{network}, {setting}"] = _torch(network, setting)
     if not torch.cuda.is_available():
         makers[_ONNX] = _onnx
     return makers
@@ -186,11 +185,11 @@ def _jax(apply: Callable[..., Any], variables: Any, images: np.ndarray) -> Task:
     return lambda: jax.block_until_ready(compiled(variables, placed))
 
 
-def _torch(make_model: Callable[[Case], Any], setting: str) -> Maker:
+def _torch(network: str, setting: str) -> Maker:
     def make(case: Case, images: np.ndarray) -> Task:
         where: Any = {"device": device(), "dtype": getattr(torch, case.precision)}
         where["memory_format"] = torch.channels_last
-        model = make_model(case).eval().to(**where)
+        model = create(network, case.model, case.num_classes).eval().to(**where)
         if setting == _COMPILED:
             model = torch.compile(model)
         placed = torch.from_numpy(images).permute(0, 3, 1, 2).to(**where)
@@ -204,38 +203,6 @@ def _torch(make_model: Callable[[Case], Any], setting: str) -> Maker:
         return forward
 
     return make
-
-
-def _twin(case: Case) -> Any:
-    import torch_resnet
-
-    return torch_resnet.create(case.model, case.num_classes)
-
-
-def _package(case: Case) -> Any:
-    from benchmarks.peers import torch_resnet_package
-
-    return torch_resnet_package.create(case.model, case.num_classes)
-
-
-def _torchvision(case: Case) -> Any:
-    from tests.peers import import_torchvision
-
-    return getattr(import_torchvision().models, case.model.lower())(num_classes=case.num_classes)
-
-
-def _timm(case: Case) -> Any:
-    from tests.peers import import_timm
-
-    return import_timm().create_model(case.model.lower(), num_classes=case.num_classes)
-
-
-_NETWORKS: dict[str, Callable[[Case], Any]] = {
-    _TORCH: _twin,
-    _PACKAGE: _package,
-    _TORCHVISION: _torchvision,
-    _TIMM: _timm,
-}
 
 
 def _onnx(case: Case, images: np.ndarray) -> Task:

@@ -9,17 +9,14 @@ import numpy as np
 
 from benchmarks.bare_step import BareStep, make_trainer, random_dataset
 from benchmarks.measure import Row, Size, Task, speed_rows, take_turns
+from benchmarks.peers.networks import OURS, PACKAGE, TIMM, TORCHVISION, create
 from train.config import Config
 from train.data import Dataset, normalise
 from train.fields import Precision
 
 _OURS = "ours"
 _LINEN = "linen, pmap"
-_COMPILED = "our torch twin, compiled"
-_EAGER = "our torch twin"
-_PACKAGE = "torch-resnet 0.0.4"
-_TORCHVISION = "torchvision"
-_TIMM = "timm"
+_COMPILED = f"{OURS}, compiled"
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,10 @@ def run(size: Size) -> list[Row]:
 
 
 def _cases(size: Size) -> list[Case]:
-    everyone = (_COMPILED, _EAGER, _PACKAGE, _LINEN)
-    imagenet = (*everyone, _TORCHVISION, _TIMM)
+    everyone = (_COMPILED, OURS, PACKAGE, _LINEN)
+    imagenet = (*everyone, TORCHVISION, TIMM)
     if size == "tiny":
-        return [Case("WideResNet16-1-0.0", 4, 8, 10, "f32", 1, 1, (_EAGER, _PACKAGE, _LINEN))]
+        return [Case("WideResNet16-1-0.0", 4, 8, 10, "f32", 1, 1, (OURS, PACKAGE, _LINEN))]
     if jax.default_backend() == "gpu":
         return [
             Case("ResNet50", 256, 224, 1000, "bf16", 10, 10, imagenet),
@@ -58,14 +55,14 @@ def _cases(size: Size) -> list[Case]:
             Case("ResNet20", 1024, 32, 10, "bf16", 50, 10, (_COMPILED, _LINEN)),
             Case("ResNet110", 128, 32, 10, "bf16", 20, 10, everyone),
             Case("ResNet164", 128, 32, 10, "bf16", 20, 10, everyone),
-            Case("WideResNet28-10-0.0", 128, 32, 10, "bf16", 10, 10, (_COMPILED, _EAGER, _PACKAGE)),
+            Case("WideResNet28-10-0.0", 128, 32, 10, "bf16", 10, 10, (_COMPILED, OURS, PACKAGE)),
         ]
     return [
         Case("ResNet50", 16, 224, 1000, "f32", 1, 2, imagenet),
         Case("ResNet20", 128, 32, 10, "f32", 1, 7, everyone),
-        Case("ResNet110", 32, 32, 10, "f32", 1, 3, (_EAGER,)),
-        Case("ResNet164", 32, 32, 10, "f32", 1, 3, (_EAGER,)),
-        Case("WideResNet28-10-0.0", 8, 32, 10, "f32", 1, 3, (_EAGER, _PACKAGE)),
+        Case("ResNet110", 32, 32, 10, "f32", 1, 3, (OURS,)),
+        Case("ResNet164", 32, 32, 10, "f32", 1, 3, (OURS,)),
+        Case("WideResNet28-10-0.0", 8, 32, 10, "f32", 1, 3, (OURS, PACKAGE)),
     ]
 
 
@@ -113,13 +110,13 @@ def _ours(case: Case, dataset: Dataset) -> Task:
     return BareStep(make_trainer(config, dataset), [config.seed], case.steps)
 
 
-def _torch(make_model: Callable[[Case], Any], is_compiled: bool = False) -> Callable[..., Task]:
+def _torch(network: str, is_compiled: bool = False) -> Callable[..., Task]:
     def make(case: Case, images: np.ndarray, labels: np.ndarray) -> Task:
         from benchmarks.peers.torch_step import TorchStep
 
         precision, steps = case.precision, case.steps
         return TorchStep(
-            make_model(case),
+            create(network, case.model, case.num_classes),
             images,
             labels,
             precision=precision,
@@ -128,30 +125,6 @@ def _torch(make_model: Callable[[Case], Any], is_compiled: bool = False) -> Call
         )
 
     return make
-
-
-def _twin(case: Case) -> Any:
-    import torch_resnet
-
-    return torch_resnet.create(case.model, case.num_classes)
-
-
-def _package(case: Case) -> Any:
-    from benchmarks.peers import torch_resnet_package
-
-    return torch_resnet_package.create(case.model, case.num_classes)
-
-
-def _torchvision(case: Case) -> Any:
-    from tests.peers import import_torchvision
-
-    return getattr(import_torchvision().models, case.model.lower())(num_classes=case.num_classes)
-
-
-def _timm(case: Case) -> Any:
-    from tests.peers import import_timm
-
-    return import_timm().create_model(case.model.lower(), num_classes=case.num_classes)
 
 
 def _linen(case: Case, images: np.ndarray, labels: np.ndarray) -> Task:
@@ -163,9 +136,6 @@ def _linen(case: Case, images: np.ndarray, labels: np.ndarray) -> Task:
 
 _PEERS: dict[str, Callable[..., Task]] = {
     _LINEN: _linen,
-    _COMPILED: _torch(_twin, is_compiled=True),
-    _EAGER: _torch(_twin),
-    _PACKAGE: _torch(_package),
-    _TORCHVISION: _torch(_torchvision),
-    _TIMM: _torch(_timm),
+    _COMPILED: _torch(OURS, is_compiled=True),
+    **{whose: _torch(whose) for whose in (OURS, PACKAGE, TORCHVISION, TIMM)},
 }

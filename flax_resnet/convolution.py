@@ -52,7 +52,8 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any
         if kernel.shape[:2] == (1, 1) and edges == ((0, 0), (0, 0)):
             return _product(x, kernel, strides, options.get("precision"))
         if _is_in_loop.get():
-            # asked for now: the gradients may be traced where another default holds
+            # asked for now: the gradients may be traced where another default holds (JAX adds its
+            # options to its configuration as it is imported, which pyright does not see)
             default = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
             precision = options.get("precision") or default
             return _convolve(tuple(strides), edges, precision, x, kernel)

@@ -9,18 +9,16 @@ import pytest
 from resnet_spec import PREPROCESSINGS
 from tests.kept_networks import errors_in_both
 from tests.readme_results import DATA, RESULTS, ROOT, lines, results
-from tests.test_data import CIFAR10
+from tests.test_data import CIFAR10, needs_cifar10
 from train.input.sources import open_tfds
 from train.table.page import as_markdown
 
 RECORD = RESULTS / f"{DATA}.json"
-ROWS: list[dict[str, Any]] = json.loads(RECORD.read_text())["rows"] if RECORD.exists() else []
+ROWS: list[dict[str, Any]] = json.loads(RECORD.read_text())["rows"]
 KEPT = [row for row in ROWS if row.get("weights")]
 FLIPS = 2  # images on the edge between two classes, which another processor's rounding may move
-has_results = pytest.mark.skipif(not RECORD.exists(), reason="results/cifar10.json is not there")
 
 
-@has_results
 def test_the_page_shows_what_the_record_says():
     page = (RESULTS / f"{DATA}.md").read_text()
     assert page.partition("\n![")[0] == as_markdown(results())
@@ -29,12 +27,10 @@ def test_the_page_shows_what_the_record_says():
             assert (RESULTS / line.rpartition("(")[2].rstrip(")")).is_file()
 
 
-@has_results
 def test_the_readme_shows_what_was_measured():
     assert "\n".join(lines()) in (ROOT / "README.md").read_text()
 
 
-@has_results
 def test_every_network_that_is_listed_is_there_and_no_other():
     there = {path.relative_to(RESULTS).as_posix() for path in (RESULTS / "weights").glob("*")}
     assert there == {row["weights"]["file"] for row in KEPT}
@@ -45,8 +41,7 @@ def test_every_network_that_is_listed_is_there_and_no_other():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not KEPT, reason="results/cifar10.json lists no weights")
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
+@needs_cifar10
 @pytest.mark.parametrize("row", KEPT, ids=lambda row: f"{row['model']}-{row['protocol']}")
 def test_the_error_of_a_committed_network_is_found_again_in_both_frameworks(row):
     """Read, normalised and counted here, beside the trainer's own way."""

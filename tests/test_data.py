@@ -12,6 +12,7 @@ from train.errors import UserError
 from train.recipes import RECIPES
 
 CIFAR10 = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")) / "cifar10"
+needs_cifar10 = pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
 
 
 def test_digits_are_normalised_and_split_without_overlap():
@@ -40,7 +41,7 @@ def test_a_held_out_part_is_the_end_of_the_training_set():
         load_dataset(dataclasses.replace(config, validation_size=1437))
 
 
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
+@needs_cifar10
 def test_cifar10_is_read_whole_and_in_order():
     dataset = load_dataset(RECIPES["cifar10-45k"].config)
     assert len(dataset.train) == 45_000

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.pictures import encode, make_pixels
-from tests.test_data import CIFAR10
+from tests.test_data import CIFAR10, needs_cifar10
 from train.__main__ import main
 from train.config import Config
 from train.data import load_dataset
@@ -53,7 +53,7 @@ def test_all_that_is_missing_is_said_at_once(tmp_path, capsys):
     assert "img_val.tar" not in said
 
 
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
+@needs_cifar10
 def test_a_data_set_that_is_prepared_already_needs_neither_tensorflow_nor_a_writable_folder(
     tmp_path, capsys
 ):

@@ -47,12 +47,14 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
+def start_two(folder: Path, *arguments: str, devices: int) -> list[subprocess.Popen[str]]:
+    port = free_port()
+    return [start(folder, *arguments, process=n, port=port, devices=devices) for n in (0, 1)]
+
+
 def in_two(folder: Path, *arguments: str, devices: int = 4) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each of two processes."""
-    port = free_port()
-    return outcomes(
-        start(folder, *arguments, process=n, port=port, devices=devices) for n in (0, 1)
-    )
+    return outcomes(start_two(folder, *arguments, devices=devices))
 
 
 def outcomes(processes: Iterable[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
@@ -92,9 +94,7 @@ def test_two_processes_of_four_devices_are_one_of_eight_and_one_device(
 @pytest.mark.slow
 def test_two_processes_stop_after_the_same_step_and_go_on(tmp_path):
     arguments = (*SHORT, "--max-steps", "60", "--log-every-steps", "1")
-    port = free_port()
-    command = (*arguments, "--run-dir", "two")
-    both = [start(tmp_path, *command, process=n, port=port, devices=1) for n in (0, 1)]
+    both = start_two(tmp_path, *arguments, "--run-dir", "two", devices=1)
     log = tmp_path / "two" / "metrics.jsonl"
     until(lambda: log.exists() and len(log.read_text().splitlines()) > 5)
     both[1].send_signal(signal.SIGTERM)  # the one that writes nothing
@@ -113,9 +113,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on(tmp_path):
 @pytest.mark.slow
 def test_an_error_of_one_process_alone_ends_the_others_and_they_say_it(tmp_path):
     arguments = (*SHORT, "--max-steps", "2000", "--checkpoint-every-steps", "5")
-    port = free_port()
-    command = (*arguments, "--run-dir", "two")
-    both = [start(tmp_path, *command, process=n, port=port, devices=1) for n in (0, 1)]
+    both = start_two(tmp_path, *arguments, "--run-dir", "two", devices=1)
     checkpoints = tmp_path / "two" / "checkpoints"
     until(lambda: any(checkpoints.glob("5")))
     shutil.rmtree(checkpoints)

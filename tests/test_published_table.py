@@ -15,7 +15,7 @@ import pytest
 from tests.commands import assert_refused, run
 from tests.conftest import DIGITS_RUNS
 from tests.kept_networks import errors_in_both
-from tests.test_data import CIFAR10
+from tests.test_data import needs_cifar10
 from tests.test_processes import until
 from tests.test_results import change, change_config
 from tests.test_stopping import start
@@ -329,7 +329,7 @@ def test_mistakes_are_refused_before_anything_is_trained(arguments, said, made, 
     assert (made / "results" / "digits.json").read_text() == "{}"
 
 
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
+@needs_cifar10
 def test_a_part_of_the_test_set_is_not_taken_for_the_whole(tmp_path):
     result = run("train", "table", "--protocol", "full", cwd=tmp_path)
     assert_refused(result, "--protocol full", "1,000 images here, not 10,000")

@@ -14,13 +14,12 @@ import torch_resnet
 from tests.commands import assert_refused, run
 from tests.peers import import_torchvision
 from tests.run_folders import assert_same, metrics
-from tests.test_data import CIFAR10
+from tests.test_data import needs_cifar10
 from tests.test_run import train
 from tests.twins import randomise
 from train.folder import locked
 
 IMAGENET = Path(os.environ.get("TFDS_DATA_DIR", "")) / "imagenet2012"
-has_cifar = pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
 has_imagenet = pytest.mark.skipif(
     not IMAGENET.is_dir(), reason="TFDS_DATA_DIR holds no imagenet2012"
 )
@@ -32,18 +31,18 @@ SMALL = (*SMALL_IMAGES, "--model", "WideResNet16-1-0.0")  # which compiles soone
 @pytest.mark.parametrize(
     ("recipe", "changes", "images"),
     [
-        pytest.param("cifar10-he2015", ("--global-batch-size", "32"), 1000, marks=has_cifar),
+        pytest.param("cifar10-he2015", ("--global-batch-size", "32"), 1000, marks=needs_cifar10),
         pytest.param(
             "cifar10-preact",
             ("--model", "PreActResNet20", "--global-batch-size", "32", "--precision", "bf16"),
             1000,
-            marks=has_cifar,
+            marks=needs_cifar10,
         ),
         pytest.param(
             "cifar10-wide",
             ("--model", "PreActWideResNet16-1", "--global-batch-size", "32"),
             1000,
-            marks=has_cifar,
+            marks=needs_cifar10,
         ),
         pytest.param("imagenet", (*SMALL_IMAGES, "--model", "ResNet18"), 60, marks=has_imagenet),
         pytest.param("imagenet-modern", SMALL, 60, marks=has_imagenet),
@@ -65,7 +64,7 @@ def test_a_recipe_trains_for_twenty_steps_and_its_export_is_the_same_in_torch(
 
 
 @pytest.mark.slow
-@has_cifar
+@needs_cifar10
 def test_torchvisions_weights_are_tuned_on_cifar10_from_end_to_end(tmp_path):
     peer = import_torchvision().models.resnet18(num_classes=1000)
     randomise(peer)

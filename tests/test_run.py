@@ -14,7 +14,7 @@ from convert.checkpoints import read_run
 from resnet_spec import find_spec
 from tests.commands import assert_refused, run
 from tests.run_folders import assert_same, metrics
-from tests.test_data import CIFAR10
+from tests.test_data import needs_cifar10
 from train.data import load_dataset, normalise
 from train.recipes import RECIPES
 
@@ -203,7 +203,7 @@ def test_the_default_recipe_reaches_97_percent(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
+@needs_cifar10
 def test_cifar10_trains_from_its_files(tmp_path):
     output = train(tmp_path, "cifar10-45k", "--max-steps", "20", "--run-dir", "a")
     assert "45000 images to train, 5000 of train[45000:]" in output

@@ -173,7 +173,6 @@ def make_step(
         axis_name=axis_name,
         ema_decay=ema_decay,
         skips_nonfinite=skips_nonfinite,
-        unroll_parts=True,
     )
     return step, state, augment, network
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
+from flax_resnet.convolution import in_loop
 from train.augment import Augment, draw_keys
 from train.network import Arrays, Network
 
@@ -75,7 +76,6 @@ def make_train_step(
     mix: Mix | None = None,
     ema_decay: float | None = None,
     skips_nonfinite: bool = False,
-    unroll_parts: bool = False,
 ) -> TrainStep:
     """One step of SGD on the images of some indices, (parts, b) on each device of an axis.
 
@@ -85,8 +85,7 @@ def make_train_step(
     devices.
 
     Without `axis_name` one device has the whole batch. With `skips_nonfinite` a step whose loss or
-    gradient is not finite moves nothing but the counters. `unroll_parts` compiles them one by one:
-    XLA's loops on CPU have slow convolutions.
+    gradient is not finite moves nothing but the counters.
     """
 
     def train_step(
@@ -100,7 +99,7 @@ def make_train_step(
         def of_part(part: Int[Array, ""], chosen: Int[Array, " b"]) -> Any:
             return gradients_of(trained, state, Images(*(a[chosen] for a in data)), part)
 
-        (loss, (error, statistics)), gradients = _mean_of_parts(of_part, indices, unroll_parts)
+        (loss, (error, statistics)), gradients = _mean_of_parts(of_part, indices)
         gradients, loss, error = _mean(axis_name, (gradients, loss, error))
         statistics = {**state.statistics, **{n: statistics[n] for n in network.moved}}
         updates, moved = optimizer.update(gradients, state.optimizer, trained)
@@ -146,9 +145,7 @@ def _make_loss(
     return loss_of
 
 
-def _mean_of_parts(
-    of_part: Callable[..., Any], indices: Int[Array, "parts b"], unroll: bool
-) -> Any:
+def _mean_of_parts(of_part: Callable[..., Any], indices: Int[Array, "parts b"]) -> Any:
     """The mean of what `of_part` gives; counters, which all parts move alike, as one has them."""
     count = len(indices)
     first = of_part(jnp.int32(0), indices[0])
@@ -159,7 +156,8 @@ def _mean_of_parts(
         return jax.tree.map(_add, sums, of_part(*part)), None
 
     rest = (jnp.arange(1, count, dtype=jnp.int32), indices[1:])
-    sums, _ = jax.lax.scan(add, first, rest, unroll=count if unroll else 1)
+    with in_loop():
+        sums, _ = jax.lax.scan(add, first, rest)
     return jax.tree.map(lambda a: a / count if jnp.issubdtype(a.dtype, jnp.floating) else a, sums)
 
 

@@ -100,7 +100,6 @@ class Trainer:
                 mix=mixing if mixing.is_needed else None,
                 ema_decay=config.ema_decay,
                 skips_nonfinite=config.skip_nonfinite is not None,
-                unroll_parts=jax.default_backend() == "cpu",
             )
         )
         self._eval_step = self.spread.evaluate(

@@ -18,13 +18,15 @@ from resnet_spec import find_spec
 _AXIS = "batch"
 
 
-class ResNetBlock(linen.Module):
-    """Its class name is part of the layout."""
-
+class _Block(linen.Module):
     planes: int
     stride: int
     conv: Any
     norm: Any
+
+
+class ResNetBlock(_Block):
+    """Its class name is part of the layout."""
 
     @linen.compact
     def __call__(self, x: Any) -> Any:
@@ -33,13 +35,8 @@ class ResNetBlock(linen.Module):
         return _add(self, x, y)
 
 
-class BottleneckResNetBlock(linen.Module):
+class BottleneckResNetBlock(_Block):
     """Its class name is part of the layout."""
-
-    planes: int
-    stride: int
-    conv: Any
-    norm: Any
 
     @linen.compact
     def __call__(self, x: Any) -> Any:

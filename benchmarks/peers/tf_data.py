@@ -26,7 +26,7 @@ class TfData:
     """
 
     def __init__(self, python: str, folder: Path, size: int, batch_size: int):
-        self._log = folder / "tf_data.log"
+        self._python, self._log = python, folder / "tf_data.log"
         command = [python, __file__, str(folder), str(size), str(batch_size)]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -48,7 +48,7 @@ class TfData:
         assert self._process.stdout is not None
         if not self._process.stdout.readline():
             lines = self._log.read_text().strip().splitlines() or ["it said nothing"]
-            raise RuntimeError(f"{self._process.args[0]}: {lines[-1]}")  # type: ignore[index]
+            raise RuntimeError(f"{self._python}: {lines[-1]}")
 
 
 def main(folder: Path, size: int, batch_size: int) -> None:

@@ -5,6 +5,7 @@ recipes and the fields of `resnet-train`; the weights are written to FILE. It sa
 `resnet-train` says: a line with its images/s, its test error, and that it has exported.
 """
 
+import abc
 import sys
 import time
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> None:
     print(f"exported {path}", flush=True)
 
 
-class _Loop:
+class _Loop(abc.ABC):
     """What both loops have: steps, a schedule, a test and a line after each epoch."""
 
     def __init__(self, config: Config, dataset: Dataset, model: Any):
@@ -54,13 +55,13 @@ class _Loop:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
         self.is_gpu = device().type == "cuda"
 
+    @abc.abstractmethod
     def epoch(self) -> Iterator[None]:
         """Trains for an epoch; a step is done whenever it yields."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def errors(self) -> int:
         """Of the test set."""
-        raise NotImplementedError
 
     def train(self) -> None:
         """All steps, or until the first that is one too many."""
