@@ -11,6 +11,7 @@ from flax import nnx
 
 import flax_resnet
 from flax_resnet.convolution import convolve, in_loop
+from flax_resnet.layers import kaiming_normal
 from tests.twins import random_images, relative_error
 
 FORM = ("NHWC", "HWIO", "NHWC")
@@ -115,3 +116,14 @@ def test_a_convolution_of_one_pixel_is_a_product_with_the_same_result_and_gradie
     jaxpr = str(jax.make_jaxpr(lambda x: convolve(x, kernel, *arguments))(x))
     assert "dot_general" in jaxpr
     assert "conv_general" not in jaxpr
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 16, 32), (1, 1, 64, 16), (7, 7, 3, 64)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_kernels_are_drawn_as_jax_draws_them(shape, dtype):
+    """To the bit, though along one axis; the deviation is rounded to the same precision."""
+    key = jax.random.key(0)
+    jaxs = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+    np.testing.assert_array_equal(
+        kaiming_normal(key, shape, dtype), jaxs(key, shape, jnp.dtype(dtype))
+    )
