@@ -120,7 +120,7 @@ def _legend_entries(groups: Sequence[Group]) -> list[Line2D]:
     return [
         *entries,
         Line2D([], [], **grey, linewidth=1.8, label="test, with the range over seeds"),
-        Line2D([], [], **grey, **_TRAINING, label="training, mean of an epoch"),
+        Line2D([], [], **grey, **_TRAINING, label="training, mean of an epoch's logged batches"),
     ]
 
 
