@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from tests.run_folders import assert_same, metrics
+from train import export
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.data import load_dataset
-from train.errors import DivergedError, StoppedError
+from train.errors import DivergedError, StoppedError, UserError
 from train.loop import train
 from train.recipes import RECIPES
 from train.trainer import Trainer
@@ -40,7 +41,7 @@ def result(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_signal_during_a_test_does_not_wait_for_it_and_the_resumed_run_makes_it(
+def test_a_signal_during_a_test_or_the_last_check_does_not_wait_for_it_and_the_resumed_run_makes_it(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr("train.batches._EVAL_BATCH_PER_DEVICE", {False: 5})  # nine batches
@@ -63,6 +64,17 @@ def test_a_signal_during_a_test_does_not_wait_for_it_and_the_resumed_run_makes_i
     assert steps_with_a_test(run) == []
     stop_during_the_test_of(4, resume=True)
     assert steps_with_a_test(run) == [3]
+    check_parity = export.check_parity
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return check_parity(*arguments, **options)
+
+    with monkeypatch.context() as during:
+        during.setattr(export, "check_parity", interrupted)
+        with pytest.raises(StoppedError, match="SIGTERM after step 4"):
+            train(dataclasses.replace(CONFIG, run_dir=run, resume=True))
+    assert not (run / "result.json").exists()
     train(dataclasses.replace(CONFIG, run_dir=run, resume=True))
     assert steps_with_a_test(run) == [3, 4]
     assert_same(run, whole)
@@ -86,6 +98,8 @@ def test_a_seed_that_diverges_beside_others_ends_only_its_own_run(tmp_path, caps
     assert result(tmp_path / "many" / "seed-111") == result(tmp_path / "whole" / "seed-111")
     assert [path.name for path in (tmp_path / "many" / "seed-7" / "checkpoints").iterdir()] == ["2"]
     assert result(tmp_path / "many" / "seed-7")["step"] == 2
+    with pytest.raises(UserError, match="of seed 111 no checkpoint of step 2 is left.* turns"):
+        train(dataclasses.replace(resumed, max_steps=5))
 
 
 def spoil(run: Path, config: Config) -> None:

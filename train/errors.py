@@ -14,7 +14,7 @@ class DivergedError(RuntimeError):
 
 
 class AbandonedError(RuntimeError):
-    """A signal came during a test, which the resumed run will make."""
+    """A signal came during a test or a check, which the resumed run will make."""
 
 
 class StoppedError(RuntimeError):

@@ -4,7 +4,7 @@ The only place of the trainer that knows the converter and torch.
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from convert.sources import Source, read_source
 from resnet_spec import ClassifierSpec, Preprocessing
 from train.config import Config
 from train.data import Dataset, image_dtype, normalise
-from train.errors import UserError
+from train.errors import AbandonedError, UserError
 
 FILE = "model.safetensors"
 OURS = "flax-resnet"
@@ -121,16 +121,22 @@ def export(run_dir: Path, model: Any, preprocessing: Preprocessing) -> Path:
     return path
 
 
-def check_parity(path: Path, model: Any, dataset: Dataset, dtype: Any) -> Parity:
+def check_parity(
+    path: Path, model: Any, dataset: Dataset, dtype: Any, *, stops: Callable[[], bool]
+) -> Parity:
     """Loads the file into the torch twin and runs the test set through both, as `dtype`.
 
     Of streamed images it takes the first thousand.
+
+    Raises:
+        AbandonedError: `stops`, which is asked at each batch, said so.
     """
     run_flax, run_torch = _flax_runner(model), _torch_runner(convert.load(path, backend="torch"))
-    outputs = [
-        (run_flax(images), run_torch(images), labels)
-        for images, labels in _test_images(dataset, dtype)
-    ]
+    outputs = []
+    for images, labels in _test_images(dataset, dtype):
+        if stops():
+            raise AbandonedError(f"the check of {path} was given up")
+        outputs.append((run_flax(images), run_torch(images), labels))
     flax_logits, torch_logits, labels = map(np.concatenate, zip(*outputs, strict=True))
     flax_classes, torch_classes = flax_logits.argmax(1), torch_logits.argmax(1)
     return Parity(

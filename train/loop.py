@@ -184,12 +184,16 @@ def _train_together(
         display.begin(trainer.total_steps, first_step)
         watch = Watch(config, seeds, display.say)
         state = _train_steps(trainer, runs, states, watch, display, signals, start_time)
-        scores = _test_last(trainer, state, signals)
-        results = [
-            finish(run, trainer, host, score, display.say)
-            for run, host, score in zip(runs, trainer.to_host(state), scores, strict=True)
-            if run.seed not in watch.diverged
-        ]
+        try:
+            # of the weights that are exported, whose checkpoint is on disk
+            scores = trainer.test(averaged(state), stops=signals.asker())
+            results = [
+                finish(run, trainer, host, score, display.say, stops=signals.ends_alone)
+                for run, host, score in zip(runs, trainer.to_host(state), scores, strict=True)
+                if run.seed not in watch.diverged
+            ]
+        except AbandonedError as error:
+            raise signals.stopped(f"after step {trainer.total_steps}") from error
         watch.raise_diverged()
         return [result for result in results if result is not None]
 
@@ -233,14 +237,6 @@ def _train_steps(
     for run in runs:
         run.wait()
     return state
-
-
-def _test_last(trainer: Trainer, state: TrainState, signals: StopSignals) -> list[Score]:
-    """Of the weights that are exported, whose checkpoint is on disk."""
-    try:
-        return trainer.test(averaged(state), stops=signals.asker())
-    except AbandonedError as error:
-        raise signals.stopped(f"after step {trainer.total_steps}") from error
 
 
 def _stop(runs: Sequence[Run], signals: StopSignals, step: int) -> NoReturn:

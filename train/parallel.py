@@ -168,6 +168,11 @@ def processes(config: Config) -> Iterator[None]:
     jax.distributed.shutdown()  # not after an error of one: it would wait for the others
 
 
+def is_only_process() -> bool:
+    """Whether no other process trains the same run."""
+    return jax.process_count() == 1
+
+
 def is_first_process() -> bool:
     """Whether this process writes and prints."""
     return jax.process_index() == 0

@@ -186,8 +186,20 @@ def common_states(runs: Sequence[Run], trainer: Trainer) -> list[TrainState]:
     ]
 
 
-def finish(run: Run, trainer: Trainer, state: TrainState, score: Score, say: Say) -> Result | None:
-    """Exports a run's model, checks it in torch, and writes `result.json`."""
+def finish(
+    run: Run,
+    trainer: Trainer,
+    state: TrainState,
+    score: Score,
+    say: Say,
+    *,
+    stops: Callable[[], bool],
+) -> Result | None:
+    """Exports a run's model, checks it in torch, and writes `result.json`.
+
+    Raises:
+        AbandonedError: `stops` said so before the end.
+    """
     if run.checkpoints is None:
         return None
     config, dataset = trainer.config, trainer.dataset
@@ -197,7 +209,7 @@ def finish(run: Run, trainer: Trainer, state: TrainState, score: Score, say: Say
     say(f"exported {exported}{', averaged weights' if weights == 'ema' else ''}")
     parity = None
     if export.has_torch():
-        parity = export.check_parity(exported, model, dataset, image_dtype(config))
+        parity = export.check_parity(exported, model, dataset, image_dtype(config), stops=stops)
         say(str(parity))
     else:
         say("no parity check: install flax-resnet[torch] to run the torch twin")

@@ -37,6 +37,10 @@ class StopSignals:
         ask_all = parallel.any_process()
         return lambda: ask_all(self.received is not None)
 
+    def ends_alone(self) -> bool:
+        """Whether a signal came, and no other process has to know: asked where only one works."""
+        return self.received is not None and parallel.is_only_process()
+
     def stopped(self, when: str) -> StoppedError:
         """What to raise for it."""
         whose = self.received or "another process"
