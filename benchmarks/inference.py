@@ -160,7 +160,12 @@ def _flax(case: Case, images: np.ndarray) -> Task:
     )
     model.eval()
     graph, state = nnx.split(model)
-    return _jax(lambda state, images: nnx.merge(graph, state)(images), state, images)
+    leaves, tree = jax.tree.flatten(state)  # as the README does
+
+    def apply(leaves: Any, images: Any) -> Any:
+        return nnx.merge(graph, jax.tree.unflatten(tree, leaves))(images)
+
+    return _jax(apply, leaves, images)
 
 
 def _linen(case: Case, images: np.ndarray) -> Task:
