@@ -98,7 +98,7 @@ def test_a_seed_that_diverges_beside_others_ends_only_its_own_run(tmp_path, caps
     assert result(tmp_path / "many" / "seed-111") == result(tmp_path / "whole" / "seed-111")
     assert [path.name for path in (tmp_path / "many" / "seed-7" / "checkpoints").iterdir()] == ["2"]
     assert result(tmp_path / "many" / "seed-7")["step"] == 2
-    with pytest.raises(UserError, match="of seed 111 no checkpoint of step 2 is left.* turns"):
+    with pytest.raises(UserError, match=r"of seed 111 no checkpoint of step 2 is left.* turns"):
         train(dataclasses.replace(resumed, max_steps=5))
 
 

@@ -1,6 +1,7 @@
 """Warm-up, clipping and LARS, and the state of every optimizer by name."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from train.config import Config
+from train.errors import UserError
 from train.optimizer import fill_state, make_optimizer, make_schedule, named_state
+from train.recipes import RECIPES
 
 SHAPES = {"conv.kernel": (3, 3, 2, 4), "bn.scale": (4,), "bn.bias": (4,), "head.kernel": (4, 5)}
 OPTIMIZERS: list[dict[str, Any]] = [
@@ -49,6 +52,36 @@ def test_a_linear_warm_up_rises_evenly_and_joins_the_schedule():
         schedule = make_schedule(config, 10)
         found = [float(np.asarray(schedule(step))) for step in range(6)]
         assert found == pytest.approx([0.1, 0.3, 0.5, 0.7, *after])
+
+
+def test_a_warm_up_never_begins_above_the_rate_that_it_leads_to():
+    config = dataclasses.replace(RECIPES["imagenet"].config, global_batch_size=64)
+    resolved = config.resolved(10_000)
+    assert resolved.learning_rate == resolved.warmup_learning_rate == 0.025
+    schedule = make_schedule(resolved, 2000)
+    assert max(float(np.asarray(schedule(step))) for step in range(2000)) == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"warmup_epochs": math.inf}, "--warmup-epochs must be finite"),
+        ({"learning_rate": math.inf}, "--learning-rate must be finite"),
+        ({"drop_epochs": (1.0, math.inf)}, "--drop-epochs must be finite"),
+        ({"drop_epochs": (1.0, math.nan)}, "--drop-epochs must be finite"),
+        ({"drop_steps": (-5, 3)}, "not negative"),
+        ({"seeds": "4000000000"}, "one seed is --seed"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_named(fields, said):
+    with pytest.raises(UserError, match=said):
+        dataclasses.replace(Config(), **fields)
+
+
+def test_drops_that_fall_on_one_step_are_named_as_they_were_given():
+    config = dataclasses.replace(Config(), drop_epochs=(0.1, 0.101))
+    with pytest.raises(UserError, match=r"--drop-epochs \(0.1, 0.101\) are the steps \(1, 1\)"):
+        config.resolved(1437)
 
 
 def test_lars_trusts_weights_by_their_norms_and_leaves_batch_norm_and_biases_to_sgd():

@@ -309,13 +309,14 @@ def test_an_interrupted_table_is_a_table_and_goes_on(tmp_path):
         (("--seeds", "1,1"), ("--seeds",)),
         (("--models", "ResNet21"), ("ResNet20",)),
         (("--models", ""), ("--models",)),
+        (("--max-steps", "0"), ("--epochs and --max-steps must be at least 1",)),
         (("--recipe", "cifar10"), ("--recipe cifar10 is for cifar10",)),
         (
             ("--data", "cifar10", "--models", "ResNet20", "--max-steps", "1"),
             ("--drop-steps must rise",),
         ),
     ],
-    ids=["damaged table", "seeds", "model", "no models", "recipe", "length"],
+    ids=["damaged table", "seeds", "model", "no models", "no epochs", "recipe", "length"],
 )
 def test_mistakes_are_refused_before_anything_is_trained(arguments, said, made, capsys):
     (made / "results").mkdir()

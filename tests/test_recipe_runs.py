@@ -99,9 +99,13 @@ def test_a_run_from_weights_that_saved_nothing_yet_starts_from_them_again(tmp_pa
     body = convert.load(tmp_path / "a" / "model.safetensors", backend="torch").state_dict()
     frozen = [name for name in body if name.startswith(("stem.", "stages.0.", "stages.1."))]
     assert all(torch.equal(body[name], model.state_dict()[name]) for name in frozen)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
+    again = ((*arguments, "--overwrite"), ("--resume", "--max-steps", "4"))
     with locked(tmp_path / "a"):
-        refused = run("train", "--resume", "--run-dir", "a", "--max-steps", "4", cwd=tmp_path)
-    assert_refused(refused, "another process is training this run")
+        for asked in again:
+            refused = run("train", *asked, "--run-dir", "a", cwd=tmp_path)
+            assert_refused(refused, "another process is training this run")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == before
     assert_refused(
         run("train", "--resume", "--run-dir", "a", "--max-steps", "1", cwd=tmp_path), "beyond"
     )

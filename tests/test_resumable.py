@@ -9,7 +9,7 @@ import pytest
 
 from train.config import Config
 from train.errors import UserError
-from train.folder import begin_folder, check_folder
+from train.folder import begin_folder, check_folder, choose_folder, claimed
 from train.resume import FIXED, FREE, check_resumable
 
 CONFIG = Config(run_dir=Path("a"), resume=True)
@@ -123,17 +123,42 @@ def test_whatever_moment_ended_it_a_run_can_begin_anew(began):
 
 def test_the_configuration_is_deleted_last(began, monkeypatch):
     (began / "metrics.jsonl").write_text("")
-    unlinked = []
+    unlink = Path.unlink
 
-    def interrupted(path: str | Path, *_: object, **__: object) -> None:
-        unlinked.append(Path(path).name)
-        if Path(path) == began:
+    def interrupted(path: Path, **options: Any) -> None:
+        if path.name == "config.json":
             raise KeyboardInterrupt
+        unlink(path, **options)
 
-    monkeypatch.setattr("shutil.rmtree", interrupted)
+    monkeypatch.setattr(Path, "unlink", interrupted)
     overwriting = dataclasses.replace(CONFIG, run_dir=began, resume=False, overwrite=True)
     with pytest.raises(KeyboardInterrupt):
         begin_folder(began, overwriting)
-    assert unlinked == ["checkpoints", "run"]
-    assert not (began / "metrics.jsonl").exists()
+    assert [path.name for path in began.iterdir()] == ["config.json"]
     check_folder(began, overwriting)
+
+
+def test_a_link_to_a_folder_is_overwritten_there(began):
+    (began / "metrics.jsonl").write_text("")
+    link = began.parent / "link"
+    link.symlink_to(began)
+    overwriting = dataclasses.replace(CONFIG, run_dir=link, resume=False, overwrite=True)
+    begin_folder(link, overwriting)
+    assert link.is_symlink()
+    assert [path.name for path in began.iterdir()] == ["config.json"]
+
+
+def test_a_folder_is_claimed_before_anything_in_it_is_written_or_deleted(began):
+    """By whichever of two came first; the other looks again at what it finds."""
+    anew = dataclasses.replace(CONFIG, run_dir=began.parent / "new", resume=False)
+    with claimed(anew.run_dir, anew), pytest.raises(UserError, match="another process"):
+        claimed(anew.run_dir, anew).__enter__()
+    begin_folder(anew.run_dir, anew)
+    with pytest.raises(UserError, match="is not empty"):
+        claimed(anew.run_dir, anew).__enter__()
+
+
+def test_runs_that_begin_together_without_a_folder_have_one_each(monkeypatch):
+    folders = [choose_folder(Config())]
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    assert choose_folder(Config()) not in folders

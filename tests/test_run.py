@@ -1,8 +1,10 @@
 """Whole training runs from the command line, their files, and what the converter makes of them."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -306,6 +308,18 @@ def test_weights_are_tested_without_training(finished, tmp_path):
         output = train(tmp_path, "digits", "--eval-only", *weights)
         assert f"test error {error:.2%} of 360 images" in output
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_other_classes_or_another_normalisation_are_not_tested(tmp_path):
+    """As the error would be a wrong one, and nothing would say so."""
+    model = torch_resnet.create("WideResNet16-1-0.0", 10, in_planes=1)
+    here = load_dataset(RECIPES["digits"].config).preprocessing
+    fields: Any = {"class_names": tuple("1234567890")}, {"mean": (0.5,), "std": (0.25,)}
+    for change, said in zip(fields, ("its classes are 1, 2", "of mean [0.5]"), strict=True):
+        path = tmp_path / "w.safetensors"
+        convert.save(path, model, preprocessing=dataclasses.replace(here, **change))
+        arguments = ("digits", "--model", "WideResNet16-1-0.0", "--init-from", path)
+        assert_refused(run("train", *arguments, "--eval-only", cwd=tmp_path), str(path), said)
 
 
 def test_the_configuration_is_printed_and_nothing_trained(tmp_path):

@@ -15,6 +15,7 @@ from tests.commands import run
 from tests.run_folders import assert_same
 from tests.test_processes import until
 from tests.test_run import train
+from train.signals import StopSignals
 
 MODEL = ("digits", "--model", "WideResNet16-1-0.0", "--log-every-steps", "1")
 
@@ -66,6 +67,16 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(number, devices, arguments,
     assert 0 < seconds(tmp_path / "a") - saved < time.monotonic() - start_time
     train(tmp_path, *command, "--run-dir", "b", devices=devices)
     assert_same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_signal_that_comes_as_one_of_many_runs_ends_is_known_to_what_runs_them():
+    with StopSignals() as outer:
+        with StopSignals() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert inner.received == outer.received == "SIGTERM"
+        with StopSignals() as second:
+            assert second.received is None
+        assert outer.received == "SIGTERM"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tests.pictures import encode, make_folder, make_pixels
 from train.config import Config
 from train.data import Dataset, Split, load_dataset
 from train.errors import UserError
+from train.trainer import Trainer
 
 IMAGENET = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")) / "imagenet2012"
 needs_imagenet = pytest.mark.skipif(
@@ -68,7 +70,7 @@ def test_a_held_out_part_of_a_folder_has_all_classes_and_is_the_same_each_time(t
 
 
 def test_a_test_folder_without_classes_is_passed_over(tmp_path):
-    root = make_folder(tmp_path, {"train": {"a": 4}, "val": {"a": 2}})
+    root = make_folder(tmp_path, {"train": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}})
     (root / "test").mkdir()
     (root / "test" / "secret.png").write_bytes(b"")
     assert load_dataset(folder_config(root)).test_name == "val"
@@ -80,6 +82,10 @@ def test_a_test_folder_without_classes_is_passed_over(tmp_path):
         ({}, ["train/ holds no classes", "none of test/, val/, validation/", "--validation-size"]),
         ({"train": {"a": 5}}, ["none of test/"]),
         ({"test": {"a": 5}}, ["train/ holds no classes"]),
+        (
+            {"train": {"images": 5}, "test": {"images": 2}},
+            ["train/ holds one class only, images", "test/ holds one class only"],
+        ),
         (
             {"train": {"a": 5, "b": 5, "c": 0}, "test": {"a": 1, "c": 1, "d": 1}},
             [
@@ -106,9 +112,25 @@ def test_all_that_is_wrong_with_a_folder_is_said_at_once(tmp_path, splits, parts
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         load_dataset(folder_config(tmp_path / "nowhere"))
-    make_folder(tmp_path, {"train": {"a": 3}, "test": {"a": 1}})
+    with pytest.raises(UserError, match=r"~nobody\.here/x: "):
+        load_dataset(folder_config(Path("~nobody.here/x")))
+    make_folder(tmp_path, {"train": {"a": 2, "b": 1}, "test": {"a": 1, "b": 1}})
     with pytest.raises(UserError, match="more than the 3 training images"):
         load_dataset(folder_config(tmp_path))
+    load_dataset(folder_config(tmp_path, eval_only=True, init_from=Path("w.pth")))
+
+
+def test_a_test_set_without_a_readable_image_has_no_error(tmp_path):
+    root = make_folder(tmp_path, {"train": {"a": 4, "b": 4}, "test": {"a": 1, "b": 1}})
+    for path in (root / "test").rglob("*.png"):
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    changes: Any = {"model": "WideResNet16-1-0.0", "image_size": 16, "global_batch_size": 8}
+    config = folder_config(root, **changes)
+    dataset = load_dataset(config)
+    trainer = Trainer(config.resolved(len(dataset.train)), dataset)
+    state = trainer.place(trainer.first_states([config.seed]))
+    with pytest.raises(UserError, match=r"none of the 2 test images can be read; test/a/"):
+        trainer.test(state)
 
 
 def test_imagenet_that_is_not_there_says_how_to_prepare_it(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 
 from resnet_spec import UnknownNameError
 from train.config import FOLDER, Config
-from train.errors import DivergedError, StoppedError, UserError, exit_code
+from train.errors import DeviceError, DivergedError, StoppedError, UserError, exit_code
 from train.folder import saved_config
 from train.recipes import DEFAULT, RECIPES
 
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         sentence on stderr.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    trains = not (arguments and arguments[0] in COMMANDS) and "--eval-only" not in arguments
     try:
         if arguments and arguments[0] in COMMANDS:
             return importlib.import_module(COMMANDS[arguments[0]]).main(arguments[1:])
@@ -46,20 +47,33 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _fail(error, f"this needs the package {error.name}: install flax-resnet[train]")
     except KeyboardInterrupt as error:
-        return _fail(error, "interrupted; --resume --run-dir FOLDER goes on from a checkpoint")
-    except (UserError, UnknownNameError, StoppedError, DivergedError, OSError) as error:
+        way_on = "; --resume --run-dir FOLDER goes on from a checkpoint" if trains else ""
+        return _fail(error, f"interrupted{way_on}")
+    except (
+        *(UserError, UnknownNameError, StoppedError, DivergedError, DeviceError),
+        OSError,
+    ) as error:
         return _fail(error, str(error))
     return 0
 
 
 def _run(config: Config) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from train.loop import evaluate, train  # JAX starts here: help and mistakes need not wait
+    import jax  # here: help and mistakes need not wait
+
+    from train.loop import evaluate, train
     from train.parallel import enable_float64
 
     if config.precision == "f64":
         enable_float64()
-    (evaluate if config.eval_only else train)(config)
+    try:
+        (evaluate if config.eval_only else train)(config)
+    except jax.errors.JaxRuntimeError as error:
+        way_out = ""
+        if "RESOURCE_EXHAUSTED" in str(error):
+            way_out = "; --accumulate-steps, --remat or a smaller --global-batch-size need less"
+        reason = str(error).strip().partition("\n")[0]
+        raise DeviceError(f"the device gave up: {reason}{way_out}") from error
 
 
 def _fail(error: BaseException, sentence: str) -> int:

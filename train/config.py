@@ -38,6 +38,11 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
         changes: dict[str, Any] = {}
         if self.drop_epochs is not None:
             steps = tuple(round(epochs * steps_per_epoch) for epochs in self.drop_epochs)
+            if len(set(steps)) < len(steps):
+                raise UserError(
+                    f"--drop-epochs {self.drop_epochs} are the steps {steps}, of "
+                    f"{steps_per_epoch:.4g} an epoch: two of them are one"
+                )
             changes |= {"drop_epochs": None, "drop_steps": steps}
         if self.warmup_epochs is not None:
             steps = round(self.warmup_epochs * steps_per_epoch)
@@ -45,6 +50,8 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
         if self.learning_rate_batch_size is not None:
             rate = self.learning_rate * self.global_batch_size / self.learning_rate_batch_size
             changes |= {"learning_rate_batch_size": None, "learning_rate": rate}
+        peak = changes.get("learning_rate", self.learning_rate)
+        changes["warmup_learning_rate"] = min(self.warmup_learning_rate, peak)
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
@@ -80,7 +87,7 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
     """`5` -> (111, 222, 333, 444, 555), the seeds of torch-resnet's table; `1,7` -> (1, 7)."""
     numbers = tuple(int(part) for part in text.split(","))
     if len(numbers) == 1 and "," not in text:
-        return tuple(111 * number for number in range(1, numbers[0] + 1))
+        return tuple(111 * number for number in range(1, min(numbers[0], _MANY_SEEDS + 1) + 1))
     return numbers
 
 
@@ -115,12 +122,18 @@ def _wrong_numbers(config: Config) -> list[str]:
             problems.append(f"{option} must be at least {least}, not {value}")
         elif not value <= most:
             problems.append(f"{option} must be at most {most}, not {value}")
+        elif math.isinf(value):
+            problems.append(f"{option} must be finite, not {value}")
     if config.ema_decay is not None and config.ema_decay >= 1:
         problems.append(f"--ema-decay must be below 1, not {config.ema_decay}")
     for name in ("drop_steps", "drop_epochs"):
         drops = getattr(config, name)
-        if drops is not None and sorted(set(drops)) != list(drops):
+        if drops is None:
+            continue
+        if sorted(set(drops)) != list(drops):
             problems.append(f"--{name.replace('_', '-')} must rise, not {drops}")
+        if not all(0 <= drop < math.inf for drop in drops):
+            problems.append(f"--{name.replace('_', '-')} must be finite and not negative: {drops}")
     parts = config.accumulate_steps
     if parts >= 1 and config.global_batch_size % parts:
         problems.append(
@@ -166,7 +179,9 @@ def _wrong_seeds(config: Config) -> list[str]:
         return [f"--seeds is a number, or seeds with commas between them, not {config.seeds!r}"]
     problems = []
     if not seeds or len(seeds) > _MANY_SEEDS:
-        problems.append(f"--seeds: from 1 to {_MANY_SEEDS} runs, not {config.seeds}")
+        problems.append(
+            f"--seeds: from 1 to {_MANY_SEEDS} runs, not {config.seeds}; one seed is --seed"
+        )
     elif len(set(seeds)) < len(seeds):
         problems.append(f"--seeds: one is there twice in {config.seeds}")
     elif min(seeds) < 0 or max(seeds) >= 2**32:

@@ -92,7 +92,7 @@ def load_dataset(config: Config) -> Dataset:
         UserError: it is not where it was looked for, or cannot hold out so many images.
     """
     dataset = _LOADERS.get(config.data, _streamed)(config)
-    if config.global_batch_size > len(dataset.train):
+    if config.global_batch_size > len(dataset.train) and not config.eval_only:
         raise UserError(
             f"--global-batch-size {config.global_batch_size} is more than the "
             f"{len(dataset.train)} training images"

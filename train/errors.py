@@ -13,6 +13,10 @@ class DivergedError(RuntimeError):
     """The loss is no longer finite: exit code 1."""
 
 
+class DeviceError(RuntimeError):
+    """The device gave up, most often for want of memory: exit code 1."""
+
+
 class AbandonedError(RuntimeError):
     """A signal came during a test or a check, which the resumed run will make."""
 

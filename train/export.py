@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,10 +29,16 @@ _BATCH = 250
 _MOST_STREAMED = 1_000  # images that torch on a CPU goes through in a minute
 
 
-def load_weights(config: Config, classifier: ClassifierSpec) -> tuple[dict[str, Any], list[str]]:
-    """The weights of `init_from` by Flax's names, for this model, and what to know about them.
+class Loaded(NamedTuple):
+    """Weights by Flax's names, what to know about them, and what they say of their images."""
 
-    A head of another size is left out.
+    arrays: dict[str, Any]
+    notes: list[str]
+    preprocessing: dict[str, Any] | None
+
+
+def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
+    """The weights of `init_from`, for this model; a head of another size is left out.
 
     Raises:
         UserError: they cannot be read, their names are not known, or they are of a network that
@@ -57,11 +63,12 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> tuple[dict[str, 
         arrays = {name: a for name, a in arrays.items() if not name.startswith("head.")}
         notes.append(f"a new head of {classifier.num_classes} classes, not {found.num_classes}")
     wide = image_dtype(config)
-    flax_arrays = as_flax(arrays)
-    return {
+    flax_arrays = {
         name: array.astype(wide) if np.issubdtype(array.dtype, np.floating) else array
-        for name, array in flax_arrays.items()
-    }, notes
+        for name, array in as_flax(arrays).items()
+    }
+    preprocessing = source.weights.preprocessing
+    return Loaded(flax_arrays, notes, None if preprocessing is None else preprocessing.to_json())
 
 
 def _find_layout(config: Config, source: Source) -> tuple[Any, str]:
@@ -123,10 +130,10 @@ def export(run_dir: Path, model: Any, preprocessing: Preprocessing) -> Path:
 
 def check_parity(
     path: Path, model: Any, dataset: Dataset, dtype: Any, *, stops: Callable[[], bool]
-) -> Parity:
+) -> Parity | None:
     """Loads the file into the torch twin and runs the test set through both, as `dtype`.
 
-    Of streamed images it takes the first thousand.
+    Of streamed images it takes the first thousand; None where none of these can be read.
 
     Raises:
         AbandonedError: `stops`, which is asked at each batch, said so.
@@ -137,6 +144,8 @@ def check_parity(
         if stops():
             raise AbandonedError(f"the check of {path} was given up")
         outputs.append((run_flax(images), run_torch(images), labels))
+    if not outputs:
+        return None
     flax_logits, torch_logits, labels = map(np.concatenate, zip(*outputs, strict=True))
     flax_classes, torch_classes = flax_logits.argmax(1), torch_logits.argmax(1)
     return Parity(

@@ -24,8 +24,8 @@ SEEDS = "seeds.json"  # the same for the runs of several seeds, which have a fol
 
 def choose_folder(config: Config) -> Path:
     """The folder of a run, or of the runs of several seeds."""
-    name = f"{config.model}-{_short(config.data)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return config.run_dir or Path("runs") / name
+    when = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # of several in one second, too
+    return config.run_dir or Path("runs") / f"{config.model}-{_short(config.data)}-{when}"
 
 
 def check_folder(folder: Path, config: Config) -> None:
@@ -61,6 +61,22 @@ def _short(data: str) -> str:
 def seed_folder(folder: Path, config: Config, seed: int) -> Path:
     """Where the run of one seed is: the folder itself, or one of several within."""
     return folder if config.seeds is None else folder / f"seed-{seed}"
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, config: Config) -> Iterator[None]:
+    """The folder, made and checked again, which no second process may begin or go on in.
+
+    Raises:
+        UserError: as `check_folder`; or another one is training there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run-dir {folder}: {error}") from error
+    with locked(folder):
+        check_folder(folder, config)
+        yield
 
 
 @contextlib.contextmanager
@@ -121,9 +137,9 @@ def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
     """
     facts |= this_start(facts.get("devices"))
     try:
-        if config.overwrite and folder.is_dir():
-            _delete(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if config.overwrite:
+            _delete_content(folder)
         if config.seeds is None:
             _write_config(folder / _CONFIG, config, facts)
             return
@@ -203,14 +219,19 @@ def _holds_files(folder: Path) -> bool:
     return any(path not in unfinished for path in files)
 
 
-def _delete(folder: Path) -> None:
-    """Deletes a run, last of all what tells that it is one: whoever is interrupted can go on."""
+def _delete_content(folder: Path) -> None:
+    """Deletes a run, last of all what tells that it is one: whoever is interrupted can go on.
+
+    The folder itself stays: it may be locked, a link, or another file system.
+    """
+    last = [folder / _CONFIG, folder / SEEDS]
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name not in (_CONFIG, SEEDS):
+        elif path not in last:
             path.unlink()
-    shutil.rmtree(folder)
+    for path in last:
+        path.unlink(missing_ok=True)
 
 
 def _is_own(folder: Path) -> bool:

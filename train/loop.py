@@ -16,6 +16,7 @@ from train.folder import (
     check_folder,
     check_same_data,
     choose_folder,
+    claimed,
     has_checkpoint,
     saved_mode,
     seed_folder,
@@ -27,6 +28,7 @@ from train.profile import Profile
 from train.progress import Progress
 from train.report import Display
 from train.runs import Result, Run, common_states, finish
+from train.saved_state import compare_preprocessings
 from train.seeds import arrange
 from train.signals import StopSignals
 from train.step import TrainState, averaged
@@ -47,6 +49,7 @@ def train(config: Config) -> list[Result]:
         parallel.processes(config),
         StopSignals() as signals,  # after JAX's own handler for processes
         Display(enabled=parallel.is_first_process()) as display,
+        contextlib.ExitStack() as claims,
     ):
         start_time = time.perf_counter()
         parallel.check_batch_size(config)
@@ -76,7 +79,7 @@ def train(config: Config) -> list[Result]:
             "devices": devices,
             "mode": mode,
         }
-        parallel.in_first_process(lambda: _begin(folder, config, facts))
+        parallel.in_first_process(lambda: _begin(folder, config, facts, claims))
         groups = [[seed] for seed in seeds] if mode == "turns" else [seeds]
         return _train_groups(trainer, groups, folder, display, signals, start_time)
 
@@ -95,11 +98,14 @@ def evaluate(config: Config) -> list[Score]:
             sources = {s: seed_folder(config.run_dir, config, s) for s in config.seed_list}
         scores = []
         for seed, source in sources.items():
-            found = dataclasses.replace(config, init_from=source)
-            weights, _ = export.load_weights(found, describe(config, dataset))
-            if "head.kernel" not in weights:
+            layout = None if config.resume else config.init_layout  # a run's names are ours
+            found = dataclasses.replace(config, init_from=source, init_layout=layout)
+            weights = export.load_weights(found, describe(config, dataset))
+            if "head.kernel" not in weights.arrays:
                 raise UserError(f"{source} has no head of {dataset.num_classes} classes to test")
-            trainer = Trainer(config, dataset, weights=weights)
+            if problems := compare_preprocessings(weights.preprocessing, dataset.preprocessing):
+                raise UserError(f"{source} does not fit {config.data}: {'; '.join(problems)}")
+            trainer = Trainer(config, dataset, weights=weights.arrays)
             state = trainer.place(trainer.first_states([seed]))
             scores += trainer.test(averaged(state))
             display.say(
@@ -109,7 +115,10 @@ def evaluate(config: Config) -> list[Score]:
         return scores
 
 
-def _begin(folder: Path, config: Config, facts: dict[str, Any]) -> None:
+def _begin(
+    folder: Path, config: Config, facts: dict[str, Any], claims: contextlib.ExitStack
+) -> None:
+    claims.enter_context(claimed(folder, config))
     if config.resume:
         check_same_data(folder, facts["train_images"])
     begin_folder(folder, config, **facts)
@@ -120,10 +129,11 @@ def _first_weights(config: Config, dataset: Dataset, folder: Path, display: Disp
     folders = [seed_folder(folder, config, seed) for seed in config.seed_list]
     if config.init_from is None or (config.resume and all(map(has_checkpoint, folders))):
         return {}
-    weights, notes = export.load_weights(config, describe(config, dataset))
-    for note in notes:
+    weights = export.load_weights(config, describe(config, dataset))
+    differences = compare_preprocessings(weights.preprocessing, dataset.preprocessing)
+    for note in (*weights.notes, *differences):
         display.say(note)
-    return weights
+    return weights.arrays
 
 
 def _train_groups(

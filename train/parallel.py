@@ -149,6 +149,7 @@ def processes(config: Config) -> Iterator[None]:
         UserError: they cannot be found.
     """
     if not config.distributed:
+        _check_devices()
         yield
         return
     try:
@@ -166,6 +167,14 @@ def processes(config: Config) -> Iterator[None]:
         jax.distributed.shutdown()
         raise
     jax.distributed.shutdown()  # not after an error of one: it would wait for the others
+
+
+def _check_devices() -> None:
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where its plugin is not there
+        asked = jax.config.read("jax_platforms")
+        raise UserError(f"JAX finds no device of {asked or 'any kind'}. {error}".strip()) from error
 
 
 def is_only_process() -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from resnet_spec import UnknownNameError
 from train.errors import UserError
+from train.input.sources import at_home, open_tfds
 from train.recipes import RECIPES
 
 # What cannot be downloaded, but must be there: https://image-net.org/download-images
@@ -29,12 +30,12 @@ def main(arguments: list[str]) -> int:
     chosen = _parse(arguments)
     if chosen.name not in NAMES:
         raise UnknownNameError("data set to prepare", chosen.name, NAMES)
-    data_dir = chosen.data_dir.expanduser()
+    data_dir = at_home(chosen.data_dir)
     if found := _find_prepared(chosen.name, data_dir):
         print(f"{chosen.name} is prepared in {data_dir} already: nothing to do", flush=True)
         _tell(chosen.name, data_dir, found)
         return 0
-    manual_dir = (chosen.manual_dir or data_dir / "downloads" / "manual").expanduser()
+    manual_dir = at_home(chosen.manual_dir or data_dir / "downloads" / "manual")
     problems = [
         *_missing_tensorflow(),
         *_unwritable(data_dir),
@@ -102,8 +103,6 @@ def _find_prepared(name: str, data_dir: Path) -> dict[str, int]:
 
 def _read(name: str, data_dir: Path) -> dict[str, int]:
     """As the trainer will, which needs neither TensorFlow nor archives."""
-    from train.input.sources import open_tfds
-
     return {split: len(records) for split, records in open_tfds(name, None, data_dir).items()}
 
 

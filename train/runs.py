@@ -67,7 +67,8 @@ class Run:
 
     def __enter__(self) -> "Run":
         if parallel.is_first_process():
-            self._files.enter_context(locked(self.folder))
+            if self._trainer.config.seeds is not None:  # in the folder that `train` claimed
+                self._files.enter_context(locked(self.folder))
             preprocessing = self._trainer.dataset.preprocessing
             self.checkpoints = self._files.enter_context(
                 Checkpoints(self.folder, self._trainer.classifier, preprocessing, say=self._say)
@@ -210,7 +211,7 @@ def finish(
     parity = None
     if export.has_torch():
         parity = export.check_parity(exported, model, dataset, image_dtype(config), stops=stops)
-        say(str(parity))
+        say(str(parity or "no parity check: none of the first test images can be read"))
     else:
         say("no parity check: install flax-resnet[torch] to run the torch twin")
     best_step, best_error = run.checkpoints.best() or (int(state.step), score.error)

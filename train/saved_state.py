@@ -80,7 +80,7 @@ def find_misfits(
     description = saved.documents.description
     problems = [
         *_compare_models(description, classifier),
-        *_compare_preprocessings(description.get("preprocessing"), preprocessing),
+        *compare_preprocessings(description.get("preprocessing"), preprocessing),
     ]
     seed = saved.documents.progress.get("seed")
     if seed not in (None, int(fresh.seed)):
@@ -155,7 +155,8 @@ def _compare_models(description: Mapping[str, Any], classifier: ClassifierSpec) 
     return [f"it is of another model: {', '.join(different)}"]
 
 
-def _compare_preprocessings(found: Mapping[str, Any] | None, here: Preprocessing) -> list[str]:
+def compare_preprocessings(found: Mapping[str, Any] | None, here: Preprocessing) -> list[str]:
+    """Where what weights say of their images (as JSON, if they do) differs from those here."""
     if found is None:
         return []
     problems = []

@@ -31,6 +31,9 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, StopSignals):  # of many runs, in which this one was
+                outer.received = outer.received or self.received
 
     def asker(self) -> Callable[[], Any]:
         """Whether a signal came to any process; all of them must ask, see `any_process`."""

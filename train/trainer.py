@@ -178,6 +178,7 @@ class Trainer:
 
         Raises:
             AbandonedError: it said so, in all processes at the same batch.
+            UserError: no image could be read.
         """
         sums: list[Any] = []
         answers: list[Any] = []
@@ -191,6 +192,8 @@ class Trainer:
                     if bool(answers[number - _IN_FLIGHT]):
                         raise AbandonedError(f"a test was given up after {number + 1} batches")
         totals = [np.sum(parts, axis=0) for parts in zip(*jax.device_get(sums), strict=True)]
+        if not np.all(totals[2]):
+            raise UserError(_unreadable(self.dataset))
         return [
             Score(float(loss / images), float(errors / images), int(images))
             for loss, errors, images in zip(*map(np.atleast_1d, totals), strict=True)
@@ -213,6 +216,13 @@ class Trainer:
             scan_blocks=self.config.scan_blocks,
             remat=self.config.remat,
         )
+
+
+def _unreadable(dataset: Dataset) -> str:
+    sentence = f"none of the {len(dataset.test)} test images can be read"
+    for name, reason in list(dataset.test.skipped.items())[:1]:  # those of this process
+        sentence += f"; {name}: {reason}"
+    return sentence
 
 
 def describe(config: Config, dataset: Dataset) -> ClassifierSpec:

@@ -96,6 +96,10 @@ def _wrong_classes(split: str, splits: dict[str, dict[str, list[str]]]) -> list[
     if empty := [name for name, images in classes.items() if not images]:
         problems.append(f"no images in {split}/: {_shorten(empty)}")
     others = set().union(*splits.values())
+    if len(classes) == 1:
+        problems.append(
+            f"{split}/ holds one class only, {next(iter(classes))}: each needs a folder"
+        )
     if missing := sorted(others - set(classes)):
         problems.append(f"no folder in {split}/ for the classes {_shorten(missing)}")
     return problems

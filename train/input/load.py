@@ -8,7 +8,7 @@ from resnet_spec import PREPROCESSINGS
 from train.config import FOLDER, Config
 from train.data import Dataset, count_kept
 from train.input.folder import open_folder
-from train.input.sources import Part, Source, TfdsSource
+from train.input.sources import Part, Source, TfdsSource, at_home
 from train.input.stream import Stream
 
 
@@ -37,7 +37,7 @@ def load_folder(config: Config) -> Dataset:
     Raises:
         UserError: what is missing or does not fit; all of it at once.
     """
-    root = Path(config.data.removeprefix(FOLDER)).expanduser()
+    root = at_home(Path(config.data.removeprefix(FOLDER)))
     train, test, name = open_folder(root, needs_test=config.validation_size is None)
     if test is not None:
         return _streamed(config, train, test, name)

@@ -100,7 +100,19 @@ def open_tfds(name: str, split: str | None, data_dir: Path | None, **options: An
 def find_data_dir(data_dir: Path | None) -> Path:
     """Where prepared data sets are: as asked, as the environment says, or tfds' own place."""
     place = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(place).expanduser()
+    return at_home(Path(place))
+
+
+def at_home(path: Path) -> Path:
+    """The path with its `~` written out.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -71,6 +71,8 @@ def scaled(
     config: Config, images: int, *, epochs: int | None = None, max_steps: int | None = None
 ) -> Config:
     """A configuration of another length on `images` images: warm-up and drops in proportion."""
+    if any(number is not None and number < 1 for number in (epochs, max_steps)):
+        raise UserError("--epochs and --max-steps must be at least 1")
     if max_steps is not None:
         length = max_steps * config.global_batch_size / images
     elif epochs is not None:
