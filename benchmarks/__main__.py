@@ -52,18 +52,30 @@ def main() -> None:
     if options.rows:
         _run_here(options.names[0], options.tiny, options.rows)
         return
+    folder = options.out or RESULTS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {folder}: {error}")
     # a GPU's memory is not taken at once: torch, and processes that a benchmark starts, want some
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     machine = call_apart(describe_machine)  # a process that has asked JAX keeps the accelerator
+    failed = []
     for name in options.names or BENCHMARKS:
         started = time.perf_counter()
         print(f"{name}: {BENCHMARKS[name]}", flush=True)
-        rows = _run_apart(name, options.tiny)
+        try:
+            rows = _run_apart(name, options.tiny)
+        except subprocess.CalledProcessError:  # which has said why
+            failed.append(name)
+            continue
         for row in rows:
             print(f"  {row}")
         seconds = time.perf_counter() - started
-        path = write_results(options.out or RESULTS, machine, name, BENCHMARKS, rows, seconds)
+        path = write_results(folder, machine, name, BENCHMARKS, rows, seconds)
         print(f"  {seconds:.0f} s; {path}", flush=True)
+    if failed:
+        sys.exit(f"failed, and nothing written of them: {', '.join(failed)}")
 
 
 def _run_apart(name: str, tiny: bool) -> list[Row]:

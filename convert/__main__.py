@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from convert import checkpoints, files, folders, inference
 from convert.diff import command as diff
 from convert.errors import ConversionError
+from convert.formats import READ_ONLY_FORMS
 from convert.heads import change_head
 from convert.inspection import as_text, inspect
 from convert.layouts import (
@@ -36,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
         return options.command(options) or 0
     except (ConversionError, ValueError, OSError) as error:
         print(f"resnet-convert: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"resnet-convert: not enough memory for this: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(
@@ -127,8 +132,11 @@ def _export(options: argparse.Namespace) -> None:
     output, layout = options.output, options.layout
     find_layout(layout)
     form = inference.choose_format(options)
-    is_folder = layout in folders.LAYOUTS and output.suffix not in files.SUFFIXES
-    _check_output(output, is_folder=is_folder or form is not None)
+    is_folder = layout in folders.LAYOUTS and output.suffix.lower() not in files.SUFFIXES
+    if form is None:
+        _check_output(output, is_folder=is_folder)
+    else:
+        _check_parent(output)
     source = read_source(
         options.source,
         step=options.step,
@@ -249,8 +257,16 @@ def _layouts(_: argparse.Namespace) -> None:
 
 
 def _check_output(output: Path, *, is_folder: bool) -> None:
-    if not is_folder and output.suffix not in files.SUFFIXES:
+    suffix = output.suffix.lower()
+    is_meant_as_file = difflib.get_close_matches(
+        suffix, (*files.SUFFIXES, *READ_ONLY_FORMS), cutoff=0.8
+    )
+    if suffix not in files.SUFFIXES and (not is_folder or is_meant_as_file):
         raise ConversionError(f"{output}: weights are written to {', '.join(files.SUFFIXES)} files")
+    _check_parent(output)
+
+
+def _check_parent(output: Path) -> None:
     if not output.absolute().parent.is_dir():
         raise ConversionError(f"the folder {output.parent} does not exist")
 

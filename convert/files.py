@@ -11,7 +11,7 @@ import numpy as np
 from convert.arrays import same_bits, value_problems
 from convert.atomic import replacing
 from convert.errors import ConversionError
-from convert.formats import FORMS, Form
+from convert.formats import FORMS, READ_ONLY_FORMS, Form
 from convert.models import arrays_of, build_flax, build_torch, check, describe
 from convert.weights import Weights, decode_description, encode_description
 from convert.wrappers import unwrap
@@ -94,7 +94,7 @@ def load(
 def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False) -> None:
     """Writes arrays and their description; see `save`."""
     weights.check_preprocessing()
-    form = _form(path)
+    form = _form(path, reads=False)
     problems = _value_problems(weights.arrays, allow_nonfinite)
     if problems:
         raise ConversionError(f"{path} is not written:", problems)
@@ -175,11 +175,12 @@ def read_weights(
     return Weights(arrays, **description, notes=(*contents.notes, *notes))
 
 
-def _form(path: Path, suffix: str | None = None) -> Form:
-    suffix = path.suffix if suffix is None else suffix
-    if suffix not in FORMS:
-        raise ConversionError(f"{path}: weights are in {', '.join(SUFFIXES)} files")
-    return FORMS[suffix]
+def _form(path: Path, suffix: str | None = None, *, reads: bool = True) -> Form:
+    suffix = (path.suffix if suffix is None else suffix).lower()
+    forms = {**FORMS, **(READ_ONLY_FORMS if reads else {})}
+    if suffix not in forms:
+        raise ConversionError(f"{path}: weights are in {', '.join(forms)} files")
+    return forms[suffix]
 
 
 def _value_problems(arrays: Mapping[str, np.ndarray], allow_nonfinite: bool) -> list[str]:

@@ -23,12 +23,14 @@ _CONFIG = "config.json"
 _JSON_FILES = (_CONFIG, transformers_config.PREPROCESSOR)
 # The file of weights, and the form that it is in; the first that is there counts.
 _WEIGHTS = {"model.safetensors": ".safetensors", "pytorch_model.bin": ".pt"}
+_INDEX = "*.index.json"  # of weights in several files
 _LARGEST_JSON = 2**23  # bytes; the names of 20,000 classes take one hundredth
 
 
 def is_model_folder(path: Path) -> bool:
     """Whether a path is a folder with weights of its own, and no training run's."""
     has_weights = any((path / name).is_file() for name in _WEIGHTS)
+    has_weights |= any(path.glob(_INDEX))  # `read_folder` says that these are not read
     return has_weights and not (path / "checkpoints").is_dir()
 
 
@@ -133,11 +135,17 @@ def _read_description(
     """(layout, classifier, preprocessing) of a folder with these arrays, which bound its size."""
     files = {name: _read_json(folder / name) for name in _JSON_FILES if (folder / name).is_file()}
     if _CONFIG not in files:
-        raise ConversionError(f"{folder} has no {_CONFIG}, and its weights do not describe a model")
+        raise ConversionError(
+            f"{folder} has no {_CONFIG}, and its weights do not describe a model: name the file of "
+            "weights in it, with its --layout and --model"
+        )
     config = files[_CONFIG]
     layout = _layout_of(config)
     if layout is None:
-        raise ConversionError(f"{folder / _CONFIG} is neither of timm nor of transformers")
+        raise ConversionError(
+            f"{folder / _CONFIG} is neither of timm nor of transformers: name the file of weights "
+            "in it, with its --layout and --model"
+        )
     try:
         fields, preprocessing = _CONFIGS[layout].read(files)
         classifier = parse_description(fields, len(weights.arrays))

@@ -89,8 +89,8 @@ def _variants(layout: Layout, name: str) -> Iterator[ResNetSpec]:
 def _other_widths(shapes: Shapes) -> set[str]:
     """Names of Wide ResNets whose widths the table does not list, but the file may have."""
     channels = {shape[0] for shape in shapes.values() if len(shape) == 4}
-    widths = {planes // 16 for planes in channels if planes % 16 == 0 and planes >= 48}
-    bases = [name for name in MODELS if "WideResNet" in name and "-" not in name]
+    widths = {p // first for p in channels for first in (16, 64) if p % first == 0 and p > first}
+    bases = {name.partition("-")[0] for name in MODELS if "WideResNet" in name}
     return {f"{base}-{width}" for base in bases for width in widths} - set(MODELS)
 
 

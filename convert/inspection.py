@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from convert.arrays import value_problems
+from convert.arrays import dtype_problems, value_problems
 from convert.guess import Guess, guess
 from convert.sources import read_source
 from convert.weights import Weights
@@ -93,6 +93,7 @@ def _notes(weights: Weights) -> Iterator[str]:
     yield from weights.notes
     for name, array in weights.arrays.items():
         yield from value_problems(name, array)
+        yield from dtype_problems(name, array)
 
 
 def as_text(found: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -67,7 +68,10 @@ def trace(twin: "torch.nn.Module", image_shape: tuple[int, int, int]) -> Traced:
 def _write_program(program: Traced, path: Path, metadata: Mapping[str, str]) -> None:
     import torch
 
-    torch.export.save(program, path, extra_files=dict(metadata))
+    # Not to the file itself: torch's writer ends the whole process where the disk is full.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files=dict(metadata))
+    path.write_bytes(buffer.getbuffer())
 
 
 def _load_program(path: Path) -> tuple[Run, dict[str, str]]:

@@ -3,14 +3,19 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-# What torch's DataParallel and torch.compile put before every name.
-_PREFIXES = ("module.", "_orig_mod.")
+# What torch's DataParallel and torch.compile put before every name, and what people call the
+# network in a module around it (a Lightning module, most often). No layout of ours begins so.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
+_COUNT = "n_averaged"  # of torch's AveragedModel, which calls the network `module`
 Value = TypeVar("Value")
 
 
 def unwrap(arrays: dict[str, Value]) -> tuple[dict[str, Value], list[str]]:
     """The arrays without the prefixes that all their names share, and notes on what was taken."""
     notes = []
+    if _COUNT in arrays and all(n.startswith(_PREFIXES[0]) for n in arrays if n != _COUNT):
+        arrays = {name: array for name, array in arrays.items() if name != _COUNT}
+        notes.append(f"left out: {_COUNT!r}, of how many weights these are the average")
     while arrays and (
         prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in arrays)), None)
     ):
@@ -20,10 +25,13 @@ def unwrap(arrays: dict[str, Value]) -> tuple[dict[str, Value], list[str]]:
 
 
 def only_state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict in a training script's dictionary, where there is exactly one."""
+    """The state dict in a training script's dictionary, where there is exactly one.
+
+    Other entries may be arrays of one number: PyTorch's own example keeps the best accuracy so.
+    """
     found = [entry for entry in content.values() if _is_state_dict(entry)]
-    is_wrapped = len(found) == 1 and not any(hasattr(e, "shape") for e in content.values())
-    return found[0] if is_wrapped else content
+    has_weights = any(tuple(getattr(entry, "shape", ())) != () for entry in content.values())
+    return found[0] if len(found) == 1 and not has_weights else content
 
 
 def _is_state_dict(entry: Any) -> bool:

@@ -49,7 +49,8 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any
     )
     if is_plain and jax.default_backend() == "cpu":
         edges = tuple((int(low), int(high)) for low, high in padding)
-        if kernel.shape[:2] == (1, 1) and edges == ((0, 0), (0, 0)):
+        is_known = all(isinstance(size, int) for size in x.shape[1:3])  # no symbols of an export
+        if kernel.shape[:2] == (1, 1) and edges == ((0, 0), (0, 0)) and is_known:
             return _product(x, kernel, strides, options.get("precision"))
         if _is_in_loop.get():
             # asked for now: the gradients may be traced where another default holds (JAX adds its
@@ -66,7 +67,9 @@ def _product(x: Array, kernel: Array, strides: Any, precision: Any) -> Array:
     """
     x = x[:, :: strides[0], :: strides[1]]
     pixels = x.reshape(-1, x.shape[-1])
-    return jnp.matmul(pixels, kernel[0, 0], precision=precision).reshape(*x.shape[:3], -1)
+    return jnp.matmul(pixels, kernel[0, 0], precision=precision).reshape(
+        *x.shape[:3], kernel.shape[3]
+    )
 
 
 def _is_spread(x: Array) -> Any:

@@ -106,14 +106,25 @@ def _groups(blocks: Sequence[Any]) -> Iterator[tuple[Any, list[_Split]]]:
 
 
 def _pure(graph: Any) -> Pure:
-    """One block's call as a function of its arrays; returns what the call changed in them."""
+    """One block's call as a function of its arrays; returns what the call changed in them.
+
+    Nothing in evaluation, where a model may be a constant of a compiled function: JAX refuses to
+    change such a model, be it to the values that it has.
+    """
 
     def run(x: Array, state: Any) -> tuple[Array, Any]:
         block = nnx.merge(graph, state, copy=True)
+        before = {path: variable.get_value() for path, variable in _mutable(block)}
         y = block(x)
-        return y, nnx.state(block, nnx.Not(nnx.Param))
+        changed = [(path, v) for path, v in _mutable(block) if v.get_value() is not before[path]]
+        return y, nnx.from_flat_state(changed)
 
     return run
+
+
+def _mutable(block: Any) -> Any:
+    """By path, what a call may change: statistics, and counts of random draws."""
+    return nnx.to_flat_state(nnx.state(block, nnx.Not(nnx.Param)))
 
 
 def _rematerialised(graph: Any) -> Pure:

@@ -25,7 +25,7 @@ from resnet_spec import (
     ResNetSpec,
     RunningVariance,
     ShortcutKind,
-    check_no_dialect,
+    check_own_classes,
     plan_stages,
     stem_conv,
 )
@@ -185,7 +185,13 @@ class ResidualNetwork(nnx.Module):
             zero_residual_branches(self)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
-        """Pooled features (n, out_planes), or what the head makes of them."""
+        """Pooled features (n, out_planes), or what the head makes of them.
+
+        Raises:
+            ValueError: the images are not a batch of four axes.
+        """
+        if x.ndim != 4:
+            raise ValueError(f"images are (n, h, w, c), not {x.shape}")
         x = self.stem(x)
         for blocks in self.stages:
             x = run_blocks(blocks, x, scan=self.scan_blocks, remat=self.remat)
@@ -207,7 +213,7 @@ class ResidualNetwork(nnx.Module):
         shortcut_kinds: dict[Any, ShortcutKind] = {known: kind for kind, known in SHORTCUTS.items()}
         shortcut_kind = shortcut_kinds.get(shortcut)
         if kind is None or shortcut_kind is None:
-            check_no_dialect(fields)  # it is for the table's own blocks and shortcuts
+            check_own_classes(fields)
             return None
         return ResNetSpec(
             block=kind,

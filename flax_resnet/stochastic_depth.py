@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from resnet_spec import branch_drop_rates
+from resnet_spec import branch_drop_rates, check_probability
 
 
 class BranchDropRate(nnx.Variable[Array]):
@@ -26,10 +26,11 @@ class StochasticDepth(nnx.Module):
         deterministic: set by `model.train()` and `model.eval()`.
 
     Raises:
-        ValueError: there is a rate and no random stream.
+        ValueError: the rate is no probability, or there is one and no random stream.
     """
 
     def __init__(self, rate: float = 0.0, *, rngs: nnx.Rngs | None = None):
+        check_probability("rate", rate)
         self.deterministic = False
         self.is_used = rate > 0
         if self.is_used:

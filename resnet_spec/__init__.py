@@ -13,6 +13,7 @@ from resnet_spec.blocks import (
     bottleneck,
     branch_drop_rates,
     check_identity_shortcut,
+    check_probability,
     same_padding,
     shortcut_conv,
     stem_conv,
@@ -27,7 +28,7 @@ from resnet_spec.spec import (
     Dialect,
     Dimensions,
     ResNetSpec,
-    check_no_dialect,
+    check_own_classes,
     plan_stages,
 )
 from resnet_spec.table import MODELS, UnknownNameError, find_spec, list_models, nearest_names
@@ -56,7 +57,8 @@ __all__ = [
     "bottleneck",
     "branch_drop_rates",
     "check_identity_shortcut",
-    "check_no_dialect",
+    "check_own_classes",
+    "check_probability",
     "count_multiplications",
     "find_spec",
     "list_models",

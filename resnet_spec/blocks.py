@@ -41,8 +41,7 @@ def basic_block(
     Raises:
         ValueError: `drop_rate` is outside [0, 1].
     """
-    if not 0 <= drop_rate <= 1:
-        raise ValueError(f"drop_rate is a probability in [0, 1], not {drop_rate}")
+    check_probability("drop_rate", drop_rate)
     out_planes = planes * width
     return Conv(in_planes, out_planes, 3, stride), Conv(out_planes, out_planes, 3)
 
@@ -119,6 +118,12 @@ def _convolution(in_planes: int, out_planes: int, stride: int) -> Conv | None:
     return Conv(in_planes, out_planes, 3, stride) if changes_shape else None
 
 
+def check_probability(name: str, value: float) -> None:
+    """Raises a ValueError with the name of a value outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is a probability in [0, 1], not {value}")
+
+
 def branch_drop_rates(stochastic_depth: float, num_blocks: int) -> tuple[float, ...]:
     """How often training drops the residual branch of each block of a network.
 
@@ -128,8 +133,7 @@ def branch_drop_rates(stochastic_depth: float, num_blocks: int) -> tuple[float, 
     Raises:
         ValueError: `stochastic_depth` is outside [0, 1].
     """
-    if not 0 <= stochastic_depth <= 1:
-        raise ValueError(f"stochastic_depth is a probability in [0, 1], not {stochastic_depth}")
+    check_probability("stochastic_depth", stochastic_depth)
     return tuple(stochastic_depth * number / num_blocks for number in range(1, num_blocks + 1))
 
 

@@ -1,6 +1,7 @@
 """One residual network as a row of numbers, and every layer that follows from it."""
 
 import dataclasses
+import numbers
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, TypedDict
@@ -18,6 +19,7 @@ from resnet_spec.blocks import (
     RunningVariance,
     ShortcutKind,
     branch_drop_rates,
+    check_probability,
     move_stride,
 )
 from resnet_spec.blocks import shortcut_conv as make_shortcut_conv
@@ -168,12 +170,14 @@ class ResNetSpec:
                 problems.append(f"{name} is True or False, not {getattr(self, name)!r}")
         for name in ("drop_rate", "stochastic_depth"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 problems.append(f"{name} must be a number, not {value!r}")
         if problems:
             raise ValueError("; ".join(problems))
-        for name in ("stem_planes", "in_planes", "width"):  # NumPy's integers to Python's
+        for name in ("stem_planes", "in_planes", "width"):  # NumPy's numbers to Python's
             object.__setattr__(self, name, int(getattr(self, name)))
+        for name in ("drop_rate", "stochastic_depth"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("stage_depths", "stage_planes"):
             object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
         # The blocks' own rules: dropout, channels that may not shrink. From the second on a
@@ -312,12 +316,24 @@ class ResNetSpec:
             raise ValueError(f"incomplete spec of a ResNet: {error}") from error
 
 
-def check_no_dialect(fields: Mapping[str, Any]) -> None:
-    """Blocks and shortcuts of one's own speak no dialect but the usual one.
+def check_own_classes(fields: Mapping[str, Any]) -> None:
+    """The fields of a network with blocks or shortcuts of one's own: no dialect but the usual one.
 
     Raises:
-        ValueError: the fields have another; the message names them.
+        TypeError: there are no such fields; the message names them.
+        ValueError: a value is another than such a network can have.
     """
+    known = [field.name for field in dataclasses.fields(ResNetSpec)]
+    if unknown := [name for name in fields if name not in known]:
+        raise TypeError(f"no keyword arguments of a network: {', '.join(unknown)}")
+    problems = [
+        f"{name} must be a positive integer, not {fields[name]!r}"
+        for name in ("in_planes", "width")
+        if not is_positive_integer(fields.get(name, 1))
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+    check_probability("drop_rate", fields.get("drop_rate", 0))
     usual = {name: getattr(ResNetSpec, name) for name in DIALECT}
     if dialect := [name for name, value in usual.items() if fields.get(name, value) != value]:
         raise ValueError(f"{', '.join(dialect)}: not for blocks or shortcuts of your own")

@@ -1,7 +1,10 @@
 """Several CPU devices, float64, and a single thread of torch's for all tests."""
 
+import ctypes
+import gc
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,24 @@ jax.config.update("jax_enable_x64", True)
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+_MOST_MEMORY = 4 * 2**30  # bytes: two workers, and what they start, fit a machine of 16 GB
+
+
+@pytest.fixture(autouse=True)
+def _frugal() -> Iterator[None]:
+    """Programs compiled for earlier tests, hundreds of deep networks', go before memory is full."""
+    yield
+    if _resident() > _MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 DIGITS_RUNS = ("WideResNet16-1-0.0", (111, 222), 24)  # two epochs of digits and a batch

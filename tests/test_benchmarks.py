@@ -46,3 +46,11 @@ def test_an_unknown_benchmark_is_refused_and_the_known_ones_are_named(tmp_path):
     assert "speed" in result.stderr
     assert all(name in result.stderr for name in BENCHMARKS)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("")
+    found = run("benchmarks", "loop", "--tiny", "--out", tmp_path / "file", cwd=_ROOT)
+    assert found.returncode == 2
+    assert f"--out {tmp_path / 'file'}" in found.stderr
+    assert "loop:" not in found.stdout

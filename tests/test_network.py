@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,6 +59,51 @@ def test_scan_and_remat_keep_outputs_statistics_and_gradients(name, options, sta
         assert expected.keys() == actual.keys()
         for key in expected:
             assert relative_error(actual[key], expected[key]) <= 1e-10, key
+
+
+@pytest.mark.parametrize("options", [{"scan_blocks": True}, {"remat": True}], ids=str)
+def test_a_network_can_be_a_constant_of_compiled_functions_in_evaluation(options):
+    plain, _ = make_twins("ResNet20")
+    with no_values():
+        other = flax_resnet.create(
+            "ResNet20", NUM_CLASSES, rngs=nnx.Rngs(0), param_dtype="float64", **options
+        )
+    convert.torch_to_flax(convert.flax_to_torch(plain), other)
+    images = jnp.asarray(random_images(2, 16))
+
+    def results(model: Any) -> list[Any]:
+        model.eval()
+        assert jax.eval_shape(model, images).shape == (2, NUM_CLASSES)
+        gradient = jax.jit(jax.grad(lambda x: jnp.sum(model(x) ** 2)))(images)
+        return [jax.jit(model)(images), gradient, jax.vmap(model)(images[:, None])]
+
+    for actual, expected in zip(results(other), results(plain), strict=True):
+        assert relative_error(actual, expected) <= 1e-12
+
+
+def test_what_is_no_batch_of_images_is_refused():
+    model = flax_resnet.create("ResNet20", 10, rngs=nnx.Rngs(0))
+    for shape in ((16, 16, 3), (1, 2, 16, 16, 3)):
+        with pytest.raises(ValueError, match="images are"):
+            model(jnp.ones(shape))
+
+
+def test_a_batch_without_images_has_no_logits_in_either_twin():
+    flax_model, torch_model = make_twins("ResNet20")
+    flax_model.eval()
+    torch_model.eval()
+    images = np.zeros((0, 16, 16, 3))
+    assert flax_model(jnp.asarray(images)).shape == (0, NUM_CLASSES)
+    assert run_torch(torch_model, images).shape == (0, NUM_CLASSES)
+
+
+def test_a_program_can_be_exported_for_images_of_any_size():
+    model = flax_resnet.create("ResNet20", 10, rngs=nnx.Rngs(0))
+    model.eval()
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, h, w, 3"), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda x: model(x)))(shape)
+    images = jnp.asarray(random_images(2, 15, "float32"))
+    assert relative_error(exported.call(images), model(images)) <= 1e-5
 
 
 @pytest.mark.parametrize("scan_blocks", [False, True])

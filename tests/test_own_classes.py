@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import pytest
 import torch
 from flax import nnx
 
 import convert
+import flax_resnet
+import torch_resnet
 from tests.twins import random_images, randomise, relative_error, run_torch
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -46,7 +49,7 @@ def test_the_worked_example_agrees_in_both_twins():
     )
     randomise(torch_model)
     convert.torch_to_flax(torch_model.state_dict(), flax_model)
-    images = random_images(2, 16)
+    images = random_images(2, 15)
     flax_model.train()
     torch_model.train()
     assert relative_error(flax_model(jnp.asarray(images)), run_torch(torch_model, images)) <= 1e-12
@@ -56,3 +59,40 @@ def test_the_worked_example_agrees_in_both_twins():
         assert relative_error(tensor.numpy(), state[name].numpy()) <= 1e-12, name
     assert torch_model.spec is None
     assert isinstance(torch_model.stages[0][0], torch.nn.Module)
+
+
+class Plain(torch_resnet.BasicBlock):
+    """A block of one's own."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"zero_init_residuals": True, "stochastic_dept": 0.3}, TypeError),
+        ({"padding": "same"}, ValueError),
+        ({"width": 0, "in_planes": 0}, ValueError),
+        ({"drop_rate": 7.0}, ValueError),
+    ],
+    ids=str,
+)
+def test_every_argument_that_a_network_of_own_blocks_cannot_have_is_named(arguments, error):
+    class FlaxPlain(flax_resnet.BasicBlock):
+        pass
+
+    for package, block, more in (
+        (torch_resnet, Plain, {}),
+        (flax_resnet, FlaxPlain, {"rngs": nnx.Rngs(0)}),
+    ):
+        with pytest.raises(error) as caught:
+            package.ResNet([(1, 8), (1, 8)], block, **arguments, **more)
+        assert all(name in str(caught.value) for name in arguments)
+
+
+def test_a_normalisation_without_weights_is_left_as_it_is():
+    class Bare(torch_resnet.BasicBlock):
+        def __init__(self, *arguments: Any, **options: Any):
+            super().__init__(*arguments, **options)
+            self.bn2 = torch.nn.BatchNorm2d(self.out_planes, affine=False)
+
+    model = torch_resnet.ResNet([(1, 8), (1, 8)], Bare, small_images=True)
+    assert model(torch.ones(2, 3, 8, 8)).shape == (2, 8)

@@ -150,12 +150,13 @@ def test_a_link_to_a_folder_is_overwritten_there(began):
 
 def test_a_folder_is_claimed_before_anything_in_it_is_written_or_deleted(began):
     """By whichever of two came first; the other looks again at what it finds."""
-    anew = dataclasses.replace(CONFIG, run_dir=began.parent / "new", resume=False)
-    with claimed(anew.run_dir, anew), pytest.raises(UserError, match="another process"):
-        claimed(anew.run_dir, anew).__enter__()
-    begin_folder(anew.run_dir, anew)
+    new = began.parent / "new"
+    anew = dataclasses.replace(CONFIG, run_dir=new, resume=False)
+    with claimed(new, anew), pytest.raises(UserError, match="another process"):
+        claimed(new, anew).__enter__()
+    begin_folder(new, anew)
     with pytest.raises(UserError, match="is not empty"):
-        claimed(anew.run_dir, anew).__enter__()
+        claimed(new, anew).__enter__()
 
 
 def test_runs_that_begin_together_without_a_folder_have_one_each(monkeypatch):

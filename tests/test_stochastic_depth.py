@@ -281,3 +281,16 @@ def test_what_is_no_probability_or_has_no_layer_for_it_is_refused(package):
 def rate_of(block: Any) -> Any:
     rate = block.stochastic_depth.rate
     return float(rate.get_value()) if isinstance(rate, BranchDropRate) else rate
+
+
+@pytest.mark.parametrize("rate", [-1.0, 1.5, float("nan")])
+def test_a_rate_that_is_no_probability_is_refused(rate):
+    for make in (torch_resnet.StochasticDepth, flax_resnet.StochasticDepth):
+        with pytest.raises(ValueError, match="rate is a probability"):
+            make(rate)
+
+
+def test_numbers_of_numpy_are_numbers():
+    spec = small(stochastic_depth=np.float32(0.5))
+    assert spec == small(stochastic_depth=0.5)
+    assert ResNetSpec.from_json(spec.to_json()) == spec

@@ -18,7 +18,7 @@ from resnet_spec import (
     ResNetSpec,
     RunningVariance,
     ShortcutKind,
-    check_no_dialect,
+    check_own_classes,
     plan_stages,
     stem_conv,
 )
@@ -176,7 +176,7 @@ class ResidualNetwork(nn.Module):
         shortcut_kinds: dict[Any, ShortcutKind] = {known: kind for kind, known in SHORTCUTS.items()}
         shortcut_kind = shortcut_kinds.get(shortcut)
         if kind is None or shortcut_kind is None:
-            check_no_dialect(fields)  # it is for the table's own blocks and shortcuts
+            check_own_classes(fields)
             return None
         return ResNetSpec(
             block=kind,

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from resnet_spec import branch_drop_rates
+from resnet_spec import branch_drop_rates, check_probability
 
 
 class StochasticDepth(nn.Module):
@@ -16,10 +16,14 @@ class StochasticDepth(nn.Module):
     so that its mean is the branch itself and evaluation changes nothing (as torchvision's mode
     "row" and timm's drop path); the paper multiplies by 1 - rate in evaluation instead, and draws
     once for the whole batch. It has no weights.
+
+    Raises:
+        ValueError: the rate is no probability.
     """
 
     def __init__(self, rate: float = 0.0):
         super().__init__()
+        check_probability("rate", rate)
         self.rate = rate
 
     def forward(self, y: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

@@ -1,6 +1,8 @@
 """`resnet-convert diff`: two files or runs, or one as both twins, and where they part."""
 
 import argparse
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,10 +14,10 @@ from convert.diff.page import as_page
 from convert.diff.precision import DEVICES, FRAMEWORKS, PRECISIONS, raise_defaults
 from convert.diff.report import as_json, write_whole
 from convert.errors import ConversionError
-from convert.layouts import find_layout, layout_spec, read_layout
+from convert.layouts import find_layout, layout_spec, read_layout, with_channels
 from convert.models import build_flax, build_torch
 from convert.options import add_stated, stated
-from convert.sources import read_source
+from convert.sources import Source, read_source
 from resnet_spec import ClassifierSpec
 
 _DESCRIPTION = """\
@@ -72,7 +74,10 @@ def _run(options: argparse.Namespace) -> int:
         jax.config.update("jax_enable_x64", True)  # float64 tells rounding from error
     raise_defaults(backends, options.device)
     sides = _sides(options)
-    weights = [_read(side, options) for side in sides]
+    sources = [_open(side, options) for side in sides]
+    if all(source.weights.classifier is not None for source in sources):
+        _check_stated(sources, options)
+    weights = [_read(*pair, options) for pair in zip(sides, sources, strict=True)]
     images = _images(options, weights[0][0])  # its mistakes come to light before the work
     models = [
         (build_torch if side.backend == "torch" else build_flax)(classifier, arrays)
@@ -148,10 +153,29 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ConversionError("this comparison cannot be made:", problems)
 
 
-def _read(side: _Side, options: argparse.Namespace) -> tuple[ClassifierSpec, dict[str, np.ndarray]]:
-    """The description and the arrays, under our names, of a file, a run or a folder."""
+def _open(side: _Side, options: argparse.Namespace) -> Source:
     counters = options.reset_counters
-    source = read_source(side.source, step=side.step, average=side.weights, reset_counters=counters)
+    return read_source(side.source, step=side.step, average=side.weights, reset_counters=counters)
+
+
+def _check_stated(sources: Iterable[Source], options: argparse.Namespace) -> None:
+    """What is said of files that say it themselves must be true: nobody else would look at it."""
+    problems: list[str] = []
+    for source in sources:
+        assert source.weights.classifier is not None
+        spec = source.weights.classifier.network
+        asked = layout_spec(options.model, "flax-resnet") if options.model else spec
+        asked = dataclasses.replace(asked, in_planes=spec.in_planes, **stated(options))
+        problems += asked.differences(spec)
+    if problems:
+        problems = list(dict.fromkeys(problems))
+        raise ConversionError("the files say which model they hold, and it is another:", problems)
+
+
+def _read(
+    side: _Side, source: Source, options: argparse.Namespace
+) -> tuple[ClassifierSpec, dict[str, np.ndarray]]:
+    """The description and the arrays, under our names, of a file, a run or a folder."""
     arrays, classifier = dict(source.weights.arrays), source.weights.classifier
     if classifier is not None:
         return classifier, arrays
@@ -161,8 +185,8 @@ def _read(side: _Side, options: argparse.Namespace) -> tuple[ClassifierSpec, dic
             "where its names are not ours"
         )
     layout = side.layout or "flax-resnet"
-    spec = layout_spec(options.model, layout, **stated(options))
-    arrays, classifier = read_layout(arrays, spec, layout, reset_counters=counters)
+    spec = with_channels(layout_spec(options.model, layout, **stated(options)), arrays, layout)
+    arrays, classifier = read_layout(arrays, spec, layout, reset_counters=options.reset_counters)
     return classifier, arrays
 
 

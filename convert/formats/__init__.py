@@ -33,3 +33,5 @@ FORMS: dict[str, Form] = {
     ".th": pytorch,
     ".npz": npz,
 }
+# Read, but not written: other people's names for what `torch.save` writes.
+READ_ONLY_FORMS: dict[str, Form] = dict.fromkeys((".bin", ".ckpt", ".tar"), pytorch)

@@ -105,6 +105,8 @@ def read(files: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing]:
     num_classes = config.get("num_classes", pretrained["num_classes"])
     num_classes = arguments.get("num_classes", num_classes)
     labels = config.get("label_names", pretrained.get("label_names"))
+    if isinstance(labels, dict) and set(labels) == {str(n) for n in range(len(labels))}:
+        labels = [labels[str(number)] for number in range(len(labels))]
     mean, std = pretrained["mean"], pretrained["std"]
     preprocessing = Preprocessing(
         mean=mean * channels if len(mean) == 1 else mean,  # timm repeats a single number

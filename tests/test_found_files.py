@@ -1,0 +1,126 @@
+"""Files as other people leave them: wrapped, renamed, in parts, and asked for wrongly."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import convert
+import torch_resnet
+from convert.__main__ import main
+from convert.inspection import as_text, inspect
+from tests.twins import randomise
+
+IMPORT = ("--layout", "cifar", "--model", "ResNet20")
+
+
+@pytest.fixture
+def ours() -> dict[str, torch.Tensor]:
+    model = torch_resnet.create("ResNet20", 10, shortcut="centred_identity")
+    randomise(model)
+    return dict(model.state_dict())
+
+
+@pytest.fixture
+def theirs(ours) -> dict[str, torch.Tensor]:
+    return convert.to_layout(ours, "ResNet20", "cifar")
+
+
+def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def as_pytorchs_example(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    accuracy = torch.tensor(3.0)
+    return {
+        "epoch": 3,
+        "arch": "x",
+        "state_dict": prefixed("module.", state),
+        "best_acc1": accuracy,
+    }
+
+
+def as_lightning(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {"state_dict": prefixed("model.", state), "hyper_parameters": {"lr": 0.1}, "loops": {}}
+
+
+def as_average(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {"n_averaged": torch.tensor(5), **prefixed("module.", state)}
+
+
+@pytest.mark.parametrize(
+    "name", ["best.pth.tar", "last.ckpt", "m.PTH", "pytorch_model.bin", "m.pt"]
+)
+@pytest.mark.parametrize("wrap", [as_pytorchs_example, as_lightning, as_average])
+def test_what_is_around_a_state_dict_and_its_files_name_do_not_matter(
+    wrap, name, ours, theirs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    torch.save(wrap(theirs), name)
+    assert main(["import", name, *IMPORT, "-o", "ours.safetensors"]) == 0
+    assert "note: " in capsys.readouterr().out
+    read = convert.load("ours.safetensors", backend="torch").state_dict()
+    assert all(torch.equal(read[key], tensor) for key, tensor in ours.items())
+    from_api = convert.from_layout(torch.load(name), "ResNet20", "cifar")
+    assert all(torch.equal(from_api[key], tensor) for key, tensor in ours.items())
+
+
+def test_files_are_written_by_the_names_that_say_their_form(ours, tmp_path, capsys):
+    model = torch_resnet.create("ResNet18", 4)
+    with pytest.raises(convert.ConversionError, match="weights are in"):
+        convert.save(tmp_path / "m.ckpt", model)
+    convert.save(tmp_path / "m.safetensors", model)
+    for name in ("pytorch_model.bin", "model.safetensor"):
+        arguments = ("--layout", "timm", "--preprocessing", "imagenet", "-o", str(tmp_path / name))
+        assert main(["export", str(tmp_path / "m.safetensors"), *arguments]) == 2
+        assert f"{name}: weights are written to .safetensors" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+
+
+def test_weights_in_several_files_are_not_taken_for_a_run(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    assert main(["import", str(tmp_path), "-o", str(tmp_path / "x.safetensors")]) == 2
+    assert "weights in several files are not read" in capsys.readouterr().err
+
+
+def test_what_is_said_of_files_that_say_it_themselves_must_be_true(tmp_path, capsys):
+    path = tmp_path / "m.safetensors"
+    convert.save(path, torch_resnet.create("ResNet20", 10))
+    for option, value in (("--padding", "same"), ("--model", "ResNet32")):
+        assert main(["diff", str(path), option, value]) == 2
+        assert option.strip("-").replace("model", "stage_depths") in capsys.readouterr().err
+
+
+def test_a_peers_file_of_one_channel_is_compared(theirs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    theirs["conv1.weight"] = theirs["conv1.weight"][:, :1].clone()
+    torch.save(theirs, "gray.pt")
+    options = ("--backend-b", "torch", "--precision", "f64", "--batch", "2", "--size", "8")
+    assert main(["diff", "gray.pt", *IMPORT, *options]) == 0
+    assert "verdict: the same" in capsys.readouterr().out
+
+
+def test_inspect_says_what_import_would_refuse_and_knows_any_width(theirs, tmp_path):
+    torch.save({name: tensor.half() for name, tensor in theirs.items()}, tmp_path / "half.pt")
+    assert "num_batches_tracked should be int64, is float16" in as_text(
+        inspect(tmp_path / "half.pt")
+    )
+    wide = torch_resnet.create("WideResNet50-3", 5)
+    torch.save(dict(wide.state_dict()), tmp_path / "wide.pt")
+    found = [match["model"] for match in inspect(tmp_path / "wide.pt")["matches"]]
+    assert "WideResNet50-3" in found
+
+
+def test_a_program_on_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path):
+    path = tmp_path / "m.safetensors"
+    convert.save(path, torch_resnet.create("ResNet20", 10))
+    command = f"ulimit -f 300; exec {sys.executable} -m convert export {path} -o {tmp_path}/m.pt2"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert found.returncode == 2, found.stderr
+    assert "File too large" in found.stderr
+    assert "terminate" not in found.stderr
+    assert {p.name for p in Path(tmp_path).iterdir()} == {"m.safetensors"}
