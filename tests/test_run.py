@@ -320,6 +320,11 @@ def test_weights_of_other_classes_or_another_normalisation_are_not_tested(tmp_pa
         convert.save(path, model, preprocessing=dataclasses.replace(here, **change))
         arguments = ("digits", "--model", "WideResNet16-1-0.0", "--init-from", path)
         assert_refused(run("train", *arguments, "--eval-only", cwd=tmp_path), str(path), said)
+    words = dataclasses.replace(here, class_names=tuple("abcdefghij"))  # as of ImageNet's synsets
+    convert.save(path, model, preprocessing=words)
+    output = train(tmp_path, *arguments, "--eval-only")
+    assert "calls its classes otherwise (a, ...)" in output
+    assert "test error" in output
 
 
 def test_the_configuration_is_printed_and_nothing_trained(tmp_path):

@@ -103,8 +103,7 @@ def evaluate(config: Config) -> list[Score]:
             weights = export.load_weights(found, describe(config, dataset))
             if "head.kernel" not in weights.arrays:
                 raise UserError(f"{source} has no head of {dataset.num_classes} classes to test")
-            if problems := compare_preprocessings(weights.preprocessing, dataset.preprocessing):
-                raise UserError(f"{source} does not fit {config.data}: {'; '.join(problems)}")
+            _check_images(f"{source}", weights.preprocessing, dataset, display)
             trainer = Trainer(config, dataset, weights=weights.arrays)
             state = trainer.place(trainer.first_states([seed]))
             scores += trainer.test(averaged(state))
@@ -113,6 +112,21 @@ def evaluate(config: Config) -> list[Score]:
                 f"of {scores[-1].images} images of {dataset.test_name}{dataset.missing()}"
             )
         return scores
+
+
+def _check_images(
+    source: str, found: dict[str, Any] | None, dataset: Dataset, display: Display
+) -> None:
+    """Weights of other classes or of images normalised otherwise would have a wrong error."""
+    names = (found or {}).get("class_names") or ()
+    if names and not {*names} & {*(dataset.class_names or ())}:  # words, say, beside synsets
+        display.say(
+            f"{source} calls its classes otherwise ({names[0]}, ...): they are taken to be in the "
+            "order of the data set's"
+        )
+        found = {**(found or {}), "class_names": None}
+    if problems := compare_preprocessings(found, dataset.preprocessing):
+        raise UserError(f"{source} does not fit the data set: {'; '.join(problems)}")
 
 
 def _begin(
