@@ -29,6 +29,7 @@ from convert.weights import Weights
 from resnet_spec import PREPROCESSINGS
 
 OURS = "flax-resnet"
+READABLE = (*files.SUFFIXES, *READ_ONLY_FORMS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     suffixes = ", ".join(files.SUFFIXES)
-    parser.add_argument("source", type=Path, help=f"folder of a training run, or {suffixes}")
+    parser.add_argument(
+        "source", type=Path, help=f"folder of a training run, or {', '.join(READABLE)}"
+    )
     parser.add_argument(
         *("-o", "--output"),
         type=Path,
@@ -95,7 +98,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
     suffixes = ", ".join(files.SUFFIXES)
-    parser.add_argument("source", type=Path, help=f"{suffixes}, or a Hugging Face folder")
+    parser.add_argument(
+        "source", type=Path, help=f"{', '.join(READABLE)}, or a Hugging Face folder"
+    )
     parser.add_argument(
         *("-o", "--output"),
         type=Path,
@@ -258,9 +263,7 @@ def _layouts(_: argparse.Namespace) -> None:
 
 def _check_output(output: Path, *, is_folder: bool) -> None:
     suffix = output.suffix.lower()
-    is_meant_as_file = difflib.get_close_matches(
-        suffix, (*files.SUFFIXES, *READ_ONLY_FORMS), cutoff=0.8
-    )
+    is_meant_as_file = difflib.get_close_matches(suffix, READABLE, cutoff=0.8)
     if suffix not in files.SUFFIXES and (not is_folder or is_meant_as_file):
         raise ConversionError(f"{output}: weights are written to {', '.join(files.SUFFIXES)} files")
     _check_parent(output)

@@ -102,7 +102,7 @@ def choose_format(options: argparse.Namespace) -> str | None:
     """
     output, chosen = options.output, options.format
     by_suffix = {form.suffix: name for name, form in FORMS.items()}
-    format = chosen or by_suffix.get(output.suffix)
+    format = chosen or by_suffix.get(output.suffix.lower())
     if format is None:
         if options.image_size is not None:
             raise ConversionError(f"--image-size is of a model for inference, not of {output}")
@@ -162,7 +162,7 @@ def _export(
 
 def _check_suffix(path: Path, format: str) -> None:
     suffix = FORMS[format].suffix
-    if path.suffix != suffix:
+    if path.suffix.lower() != suffix:
         raise ConversionError(f"{path}: the format {format} is written to {suffix} files")
 
 

@@ -1,5 +1,6 @@
 """What is put around a state dict: a prefix before every name, a dictionary with other entries."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ def only_state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:
     Other entries may be arrays of one number: PyTorch's own example keeps the best accuracy so.
     """
     found = [entry for entry in content.values() if _is_state_dict(entry)]
-    has_weights = any(tuple(getattr(entry, "shape", ())) != () for entry in content.values())
+    has_weights = any(math.prod(getattr(entry, "shape", ())) != 1 for entry in content.values())
     return found[0] if len(found) == 1 and not has_weights else content
 
 

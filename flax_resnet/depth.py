@@ -116,7 +116,11 @@ def _pure(graph: Any) -> Pure:
         block = nnx.merge(graph, state, copy=True)
         before = {path: variable.get_value() for path, variable in _mutable(block)}
         y = block(x)
-        changed = [(path, v) for path, v in _mutable(block) if v.get_value() is not before[path]]
+        changed = [  # or made by the call
+            (path, variable)
+            for path, variable in _mutable(block)
+            if path not in before or variable.get_value() is not before[path]
+        ]
         return y, nnx.from_flat_state(changed)
 
     return run

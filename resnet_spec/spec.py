@@ -316,6 +316,13 @@ class ResNetSpec:
             raise ValueError(f"incomplete spec of a ResNet: {error}") from error
 
 
+# What a network of any blocks and shortcuts is told beside its dimensions.
+_OF_ALL_NETWORKS = (
+    *("in_planes", "width", "drop_rate", "stochastic_depth"),
+    *("small_images", "zero_init_residual"),
+)
+
+
 def check_own_classes(fields: Mapping[str, Any]) -> None:
     """The fields of a network with blocks or shortcuts of one's own: no dialect but the usual one.
 
@@ -323,8 +330,7 @@ def check_own_classes(fields: Mapping[str, Any]) -> None:
         TypeError: there are no such fields; the message names them.
         ValueError: a value is another than such a network can have.
     """
-    known = [field.name for field in dataclasses.fields(ResNetSpec)]
-    if unknown := [name for name in fields if name not in known]:
+    if unknown := [name for name in fields if name not in (*_OF_ALL_NETWORKS, *DIALECT)]:
         raise TypeError(f"no keyword arguments of a network: {', '.join(unknown)}")
     problems = [
         f"{name} must be a positive integer, not {fields[name]!r}"

@@ -90,9 +90,13 @@ def test_weights_in_several_files_are_not_taken_for_a_run(tmp_path, capsys):
 def test_what_is_said_of_files_that_say_it_themselves_must_be_true(tmp_path, capsys):
     path = tmp_path / "m.safetensors"
     convert.save(path, torch_resnet.create("ResNet20", 10))
-    for option, value in (("--padding", "same"), ("--model", "ResNet32")):
+    for option, value, field in (
+        ("--padding", "same", "padding"),
+        ("--running-variance", "biased", "running_variance"),
+        ("--model", "ResNet32", "stage_depths"),
+    ):
         assert main(["diff", str(path), option, value]) == 2
-        assert option.strip("-").replace("model", "stage_depths") in capsys.readouterr().err
+        assert field in capsys.readouterr().err
 
 
 def test_a_peers_file_of_one_channel_is_compared(theirs, tmp_path, monkeypatch, capsys):

@@ -81,6 +81,23 @@ def test_a_network_can_be_a_constant_of_compiled_functions_in_evaluation(options
         assert relative_error(actual, expected) <= 1e-12
 
 
+@pytest.mark.parametrize("options", [{"scan_blocks": True}, {"remat": True}], ids=str)
+def test_what_a_block_of_ones_own_notes_down_is_in_the_model(options):
+    class Note(nnx.Variable):
+        pass
+
+    class Noting(flax_resnet.BasicBlock):
+        def __call__(self, x: Any) -> Any:
+            y = super().__call__(x)
+            self.seen = Note(jnp.mean(y))
+            return y
+
+    dimensions = [(1, 4), (3, 4)]
+    model = flax_resnet.ResNet(dimensions, Noting, small_images=True, rngs=nnx.Rngs(0), **options)
+    model(jnp.asarray(random_images(2, 8, "float32")))
+    assert len(jax.tree.leaves(nnx.state(model, Note))) == 3
+
+
 def test_what_is_no_batch_of_images_is_refused():
     model = flax_resnet.create("ResNet20", 10, rngs=nnx.Rngs(0))
     for shape in ((16, 16, 3), (1, 2, 16, 16, 3)):

@@ -69,6 +69,7 @@ class Plain(torch_resnet.BasicBlock):
     ("arguments", "error"),
     [
         ({"zero_init_residuals": True, "stochastic_dept": 0.3}, TypeError),
+        ({"preact": True, "stem_planes": 7}, TypeError),
         ({"padding": "same"}, ValueError),
         ({"width": 0, "in_planes": 0}, ValueError),
         ({"drop_rate": 7.0}, ValueError),

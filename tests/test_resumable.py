@@ -9,7 +9,14 @@ import pytest
 
 from train.config import Config
 from train.errors import UserError
-from train.folder import begin_folder, check_folder, choose_folder, claimed
+from train.folder import (
+    begin_folder,
+    check_folder,
+    choose_folder,
+    claimed,
+    locked,
+    seeds_locked,
+)
 from train.resume import FIXED, FREE, check_resumable
 
 CONFIG = Config(run_dir=Path("a"), resume=True)
@@ -157,6 +164,22 @@ def test_a_folder_is_claimed_before_anything_in_it_is_written_or_deleted(began):
     begin_folder(new, anew)
     with pytest.raises(UserError, match="is not empty"):
         claimed(new, anew).__enter__()
+
+
+def test_seeds_are_not_begun_while_one_of_them_is_trained_by_itself(tmp_path):
+    many = dataclasses.replace(CONFIG, run_dir=tmp_path, resume=False, seeds="7,111")
+    begin_folder(tmp_path, many)
+    with seeds_locked(tmp_path), pytest.raises(UserError, match="seed-111: another process"):
+        locked(tmp_path / "seed-111").__enter__()
+    with locked(tmp_path / "seed-111"), pytest.raises(UserError, match="seed-111: another process"):
+        seeds_locked(tmp_path).__enter__()
+
+
+def test_a_folder_that_vanished_is_not_made_by_resuming(tmp_path):
+    gone = dataclasses.replace(CONFIG, run_dir=tmp_path / "gone")
+    with pytest.raises(UserError, match="does not exist"):
+        claimed(tmp_path / "gone", gone).__enter__()
+    assert not (tmp_path / "gone").exists()
 
 
 def test_runs_that_begin_together_without_a_folder_have_one_each(monkeypatch):

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.commands import assert_refused, run
 from tests.run_folders import assert_same, metrics
 from tests.test_data import needs_cifar10
 from train.data import load_dataset, normalise
+from train.errors import DeviceError, device_errors
 from train.recipes import RECIPES
 
 SHORT = ("digits", "--schedule", "drops", "--drop-steps", "8", "--log-every-steps", "4")
@@ -314,16 +316,16 @@ def test_weights_of_other_classes_or_another_normalisation_are_not_tested(tmp_pa
     """As the error would be a wrong one, and nothing would say so."""
     model = torch_resnet.create("WideResNet16-1-0.0", 10, in_planes=1)
     here = load_dataset(RECIPES["digits"].config).preprocessing
-    fields: Any = {"class_names": tuple("1234567890")}, {"mean": (0.5,), "std": (0.25,)}
-    for change, said in zip(fields, ("its classes are 1, 2", "of mean [0.5]"), strict=True):
-        path = tmp_path / "w.safetensors"
+    fields: Any = {"class_names": tuple("abcdefghij")}, {"mean": (0.5,), "std": (0.25,)}
+    path = tmp_path / "w.safetensors"
+    arguments = ("digits", "--model", "WideResNet16-1-0.0", "--init-from", path)
+    for change, said in zip(fields, ("has the classes a, b", "of mean [0.5]"), strict=True):
         convert.save(path, model, preprocessing=dataclasses.replace(here, **change))
-        arguments = ("digits", "--model", "WideResNet16-1-0.0", "--init-from", path)
         assert_refused(run("train", *arguments, "--eval-only", cwd=tmp_path), str(path), said)
-    words = dataclasses.replace(here, class_names=tuple("abcdefghij"))  # as of ImageNet's synsets
-    convert.save(path, model, preprocessing=words)
+    synsets = dataclasses.replace(here, class_names=tuple(f"n0144076{n}" for n in range(10)))
+    convert.save(path, model, preprocessing=synsets)
     output = train(tmp_path, *arguments, "--eval-only")
-    assert "calls its classes otherwise (a, ...)" in output
+    assert "taken to be the same, in the same order" in output
     assert "test error" in output
 
 
@@ -337,6 +339,17 @@ def test_a_batch_of_one_image_that_shrinks_to_one_pixel_is_refused(tmp_path):
     arguments = ("--model", "ResNet18", "--global-batch-size", "1", "--run-dir", "a")
     assert_refused(run("train", *arguments, cwd=tmp_path), "single value")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path):
+    refused = run("train", "digits", "--run-dir", "a", cwd=tmp_path, JAX_PLATFORMS="nonsense")
+    assert_refused(refused, "JAX finds no device of nonsense")
+
+
+def test_an_error_of_the_device_is_a_sentence_with_a_way_out():
+    said = "gave up: RESOURCE_EXHAUSTED: Out of memory; --acc"
+    with pytest.raises(DeviceError, match=said), device_errors():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore")
 
 
 def test_help_names_recipes_and_fields(tmp_path):

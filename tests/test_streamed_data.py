@@ -117,7 +117,11 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
     make_folder(tmp_path, {"train": {"a": 2, "b": 1}, "test": {"a": 1, "b": 1}})
     with pytest.raises(UserError, match="more than the 3 training images"):
         load_dataset(folder_config(tmp_path))
-    load_dataset(folder_config(tmp_path, eval_only=True, init_from=Path("w.pth")))
+    config = folder_config(
+        tmp_path, eval_only=True, init_from=Path("w.pth"), drop_epochs=(3.0, 6.0)
+    )
+    dataset = load_dataset(config)  # too few for a batch and its schedule, enough to test on
+    config.resolved(len(dataset.train))
 
 
 def test_a_test_set_without_a_readable_image_has_no_error(tmp_path):

@@ -9,7 +9,14 @@ from typing import Any
 
 from resnet_spec import UnknownNameError
 from train.config import FOLDER, Config
-from train.errors import DeviceError, DivergedError, StoppedError, UserError, exit_code
+from train.errors import (
+    DeviceError,
+    DivergedError,
+    StoppedError,
+    UserError,
+    device_errors,
+    exit_code,
+)
 from train.folder import saved_config
 from train.recipes import DEFAULT, RECIPES
 
@@ -59,21 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(config: Config) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import jax  # here: help and mistakes need not wait
-
-    from train.loop import evaluate, train
+    from train.loop import evaluate, train  # JAX starts here: help and mistakes need not wait
     from train.parallel import enable_float64
 
     if config.precision == "f64":
         enable_float64()
-    try:
+    with device_errors():
         (evaluate if config.eval_only else train)(config)
-    except jax.errors.JaxRuntimeError as error:
-        way_out = ""
-        if "RESOURCE_EXHAUSTED" in str(error):
-            way_out = "; --accumulate-steps, --remat or a smaller --global-batch-size need less"
-        reason = str(error).strip().partition("\n")[0]
-        raise DeviceError(f"the device gave up: {reason}{way_out}") from error
 
 
 def _fail(error: BaseException, sentence: str) -> int:

@@ -37,13 +37,9 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
         steps_per_epoch = train_images / self.global_batch_size
         changes: dict[str, Any] = {}
         if self.drop_epochs is not None:
-            steps = tuple(round(epochs * steps_per_epoch) for epochs in self.drop_epochs)
-            if len(set(steps)) < len(steps):
-                raise UserError(
-                    f"--drop-epochs {self.drop_epochs} are the steps {steps}, of "
-                    f"{steps_per_epoch:.4g} an epoch: two of them are one"
-                )
-            changes |= {"drop_epochs": None, "drop_steps": steps}
+            changes["drop_epochs"] = None
+            if self.schedule == "drops" and not self.eval_only:
+                changes["drop_steps"] = self._drop_steps(self.drop_epochs, steps_per_epoch)
         if self.warmup_epochs is not None:
             steps = round(self.warmup_epochs * steps_per_epoch)
             changes |= {"warmup_epochs": None, "warmup_steps": steps}
@@ -53,6 +49,15 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
         peak = changes.get("learning_rate", self.learning_rate)
         changes["warmup_learning_rate"] = min(self.warmup_learning_rate, peak)
         return dataclasses.replace(self, **changes)
+
+    def _drop_steps(self, epochs: tuple[float, ...], steps_per_epoch: float) -> tuple[int, ...]:
+        steps = tuple(round(epoch * steps_per_epoch) for epoch in epochs)
+        if len(set(steps)) < len(steps):
+            raise UserError(
+                f"--drop-epochs {epochs} are the steps {steps}, of {steps_per_epoch:.4g} an epoch: "
+                "two of them are one"
+            )
+        return steps
 
     def to_json(self) -> dict[str, Any]:
         """The fields as values that `json.dumps` takes."""

@@ -1,6 +1,8 @@
 """The errors that end a run, each with its own exit code of the command line."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from resnet_spec import UnknownNameError
 
@@ -35,3 +37,18 @@ def exit_code(error: BaseException) -> int:
         case KeyboardInterrupt():
             return 130
     return 1
+
+
+@contextlib.contextmanager
+def device_errors() -> Iterator[None]:
+    """JAX's error of a device as a DeviceError of one line."""
+    import jax  # a command line that only helps need not wait
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        way_out = ""
+        if "RESOURCE_EXHAUSTED" in str(error):
+            way_out = "; --accumulate-steps, --remat or a smaller --global-batch-size need less"
+        reason = str(error).strip().partition("\n")[0]
+        raise DeviceError(f"the device gave up: {reason}{way_out}") from error

@@ -70,12 +70,29 @@ def claimed(folder: Path, config: Config) -> Iterator[None]:
     Raises:
         UserError: as `check_folder`; or another one is training there.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--run-dir {folder}: {error}") from error
+    if config.resume:
+        check_folder(folder, config)
+    else:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--run-dir {folder}: {error}") from error
     with locked(folder):
         check_folder(folder, config)
+        yield
+
+
+@contextlib.contextmanager
+def seeds_locked(folder: Path) -> Iterator[None]:
+    """Keeps out whoever trains one of several seeds by itself, while all of them are begun.
+
+    Raises:
+        UserError: as `locked`.
+    """
+    with contextlib.ExitStack() as stack:
+        for place in sorted(folder.glob("seed-*")):
+            if place.is_dir():
+                stack.enter_context(locked(place))
         yield
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from train.folder import (
     has_checkpoint,
     saved_mode,
     seed_folder,
+    seeds_locked,
     unfinished_seeds,
 )
 from train.milestones import Milestones
@@ -28,7 +30,7 @@ from train.profile import Profile
 from train.progress import Progress
 from train.report import Display
 from train.runs import Result, Run, common_states, finish
-from train.saved_state import compare_preprocessings
+from train.saved_state import compare_classes, compare_normalisations
 from train.seeds import arrange
 from train.signals import StopSignals
 from train.step import TrainState, averaged
@@ -117,16 +119,22 @@ def evaluate(config: Config) -> list[Score]:
 def _check_images(
     source: str, found: dict[str, Any] | None, dataset: Dataset, display: Display
 ) -> None:
-    """Weights of other classes or of images normalised otherwise would have a wrong error."""
+    """Weights of other classes, or of images normalised otherwise, would have a wrong error.
+
+    Words and the numbers of WordNet's synsets are two ways to call ImageNet's classes.
+    """
+    here = dataset.preprocessing
+    problems, classes = compare_normalisations(found, here), compare_classes(found, here)
     names = (found or {}).get("class_names") or ()
-    if names and not {*names} & {*(dataset.class_names or ())}:  # words, say, beside synsets
-        display.say(
-            f"{source} calls its classes otherwise ({names[0]}, ...): they are taken to be in the "
-            "order of the data set's"
-        )
-        found = {**(found or {}), "class_names": None}
-    if problems := compare_preprocessings(found, dataset.preprocessing):
-        raise UserError(f"{source} does not fit the data set: {'; '.join(problems)}")
+    if classes and _are_synsets(names) != _are_synsets(here.class_names or ()):
+        display.say(f"{source} {classes[0]}: they are taken to be the same, in the same order")
+        classes = []
+    if problems := [*problems, *classes]:
+        raise UserError("; ".join(f"{source} {problem}" for problem in problems))
+
+
+def _are_synsets(names: Sequence[str]) -> bool:
+    return all(re.fullmatch(r"n\d{8}", name) for name in names)
 
 
 def _begin(
@@ -135,7 +143,8 @@ def _begin(
     claims.enter_context(claimed(folder, config))
     if config.resume:
         check_same_data(folder, facts["train_images"])
-    begin_folder(folder, config, **facts)
+    with seeds_locked(folder):
+        begin_folder(folder, config, **facts)
 
 
 def _first_weights(config: Config, dataset: Dataset, folder: Path, display: Display) -> Arrays:
@@ -144,8 +153,10 @@ def _first_weights(config: Config, dataset: Dataset, folder: Path, display: Disp
     if config.init_from is None or (config.resume and all(map(has_checkpoint, folders))):
         return {}
     weights = export.load_weights(config, describe(config, dataset))
-    differences = compare_preprocessings(weights.preprocessing, dataset.preprocessing)
-    for note in (*weights.notes, *differences):
+    differences = compare_normalisations(weights.preprocessing, dataset.preprocessing)
+    if "head.kernel" in weights.arrays:
+        differences += compare_classes(weights.preprocessing, dataset.preprocessing)
+    for note in (*weights.notes, *(f"{config.init_from} {text}" for text in differences)):
         display.say(note)
     return weights.arrays
 

@@ -173,7 +173,7 @@ def _check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where its plugin is not there
-        asked = jax.config.read("jax_platforms")
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]  # made at JAX's import
         raise UserError(f"JAX finds no device of {asked or 'any kind'}. {error}".strip()) from error
 
 

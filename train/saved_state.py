@@ -80,7 +80,14 @@ def find_misfits(
     description = saved.documents.description
     problems = [
         *_compare_models(description, classifier),
-        *compare_preprocessings(description.get("preprocessing"), preprocessing),
+        *(
+            f"it {problem}: import the weights with --preprocessing none to go on with these"
+            for problem in compare_normalisations(description.get("preprocessing"), preprocessing)
+        ),
+        *(
+            f"it {problem}"
+            for problem in compare_classes(description.get("preprocessing"), preprocessing)
+        ),
     ]
     seed = saved.documents.progress.get("seed")
     if seed not in (None, int(fresh.seed)):
@@ -155,23 +162,22 @@ def _compare_models(description: Mapping[str, Any], classifier: ClassifierSpec) 
     return [f"it is of another model: {', '.join(different)}"]
 
 
-def compare_preprocessings(found: Mapping[str, Any] | None, here: Preprocessing) -> list[str]:
+def compare_normalisations(found: Mapping[str, Any] | None, here: Preprocessing) -> list[str]:
     """Where what weights say of their images (as JSON, if they do) differs from those here."""
-    if found is None:
+    if found is None or (found["mean"], found["std"]) == (list(here.mean), list(here.std)):
         return []
-    problems = []
-    if (found["mean"], found["std"]) != (list(here.mean), list(here.std)):
-        problems.append(
-            f"it was trained on images of mean {found['mean']} and standard deviation "
-            f"{found['std']}, this data set is normalised by {list(here.mean)} and "
-            f"{list(here.std)}: import the weights with --preprocessing none to go on with these"
-        )
-    names = found.get("class_names")
-    if None not in (names, here.class_names) and tuple(names or ()) != here.class_names:
-        problems.append(
-            f"its classes are {_list(names or ())}, not {_list(here.class_names or ())}"
-        )
-    return problems
+    return [
+        f"was trained on images of mean {found['mean']} and standard deviation {found['std']}, "
+        f"this data set is normalised by {list(here.mean)} and {list(here.std)}"
+    ]
+
+
+def compare_classes(found: Mapping[str, Any] | None, here: Preprocessing) -> list[str]:
+    """Where the classes that weights say they have (as JSON, if they do) differ from those here."""
+    names = (found or {}).get("class_names")
+    if None in (names, here.class_names) or tuple(names or ()) == here.class_names:
+        return []
+    return [f"has the classes {_list(names or ())}, not {_list(here.class_names or ())}"]
 
 
 def _compare_arrays(

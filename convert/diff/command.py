@@ -159,7 +159,7 @@ def _open(side: _Side, options: argparse.Namespace) -> Source:
 
 
 def _check_stated(sources: Iterable[Source], options: argparse.Namespace) -> None:
-    """What is said of files that say it themselves must be true: nobody else would look at it."""
+    """What is said of files that all say it themselves must be true: nobody would look at it."""
     problems: list[str] = []
     for source in sources:
         assert source.weights.classifier is not None
@@ -167,6 +167,8 @@ def _check_stated(sources: Iterable[Source], options: argparse.Namespace) -> Non
         asked = layout_spec(options.model, "flax-resnet") if options.model else spec
         asked = dataclasses.replace(asked, in_planes=spec.in_planes, **stated(options))
         problems += asked.differences(spec)
+        if asked.running_variance != spec.running_variance:  # of training, where it is compared
+            problems.append(f"running_variance: {spec.running_variance}")
     if problems:
         problems = list(dict.fromkeys(problems))
         raise ConversionError("the files say which model they hold, and it is another:", problems)

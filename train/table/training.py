@@ -8,7 +8,7 @@ from typing import Any
 
 from resnet_spec import find_spec
 from train.config import Config
-from train.errors import DivergedError, StoppedError
+from train.errors import DivergedError, StoppedError, device_errors
 from train.folder import SEEDS, saved_config
 from train.results.groups import computed_fields
 from train.results.runs import Run, find_runs
@@ -126,4 +126,5 @@ def _stopped(how: str) -> str:
 def _train(config: Config) -> None:
     from train.loop import train  # JAX starts here: a finished table need not wait
 
-    train(config)
+    with device_errors():
+        train(config)
