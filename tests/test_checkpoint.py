@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_listed_at_once_and_never_falls_back(run):
         "another model: num_classes 10, not 9",
         "mean [0.5, 0.4, 0.3]",
         "--preprocessing none",
-        "classes are 0, 1, 2, ... 7 more, not a, a, a",
+        "it has the classes 0, 1, 2, ... 7 more, not a, a, a",
         "the seed is 111, not 7",
         "model: 1 of another shape (head.kernel (64, 10), not (64, 9))",
         "model: 1 of another dtype (head.kernel bfloat16, not float32)",
