@@ -11,7 +11,6 @@ from typing import Any
 from convert import checkpoints, files, folders, inference
 from convert.diff import command as diff
 from convert.errors import ConversionError
-from convert.formats import READ_ONLY_FORMS
 from convert.heads import change_head
 from convert.inspection import as_text, inspect
 from convert.layouts import (
@@ -29,7 +28,6 @@ from convert.weights import Weights
 from resnet_spec import PREPROCESSINGS
 
 OURS = "flax-resnet"
-READABLE = (*files.SUFFIXES, *READ_ONLY_FORMS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     suffixes = ", ".join(files.SUFFIXES)
     parser.add_argument(
-        "source", type=Path, help=f"folder of a training run, or {', '.join(READABLE)}"
+        "source", type=Path, help=f"folder of a training run, or {', '.join(files.READABLE)}"
     )
     parser.add_argument(
         *("-o", "--output"),
@@ -99,7 +97,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 def _add_import(parser: argparse.ArgumentParser) -> None:
     suffixes = ", ".join(files.SUFFIXES)
     parser.add_argument(
-        "source", type=Path, help=f"{', '.join(READABLE)}, or a Hugging Face folder"
+        "source", type=Path, help=f"{', '.join(files.READABLE)}, or a Hugging Face folder"
     )
     parser.add_argument(
         *("-o", "--output"),
@@ -263,7 +261,7 @@ def _layouts(_: argparse.Namespace) -> None:
 
 def _check_output(output: Path, *, is_folder: bool) -> None:
     suffix = output.suffix.lower()
-    is_meant_as_file = difflib.get_close_matches(suffix, READABLE, cutoff=0.8)
+    is_meant_as_file = difflib.get_close_matches(suffix, files.READABLE, cutoff=0.8)
     if suffix not in files.SUFFIXES and (not is_folder or is_meant_as_file):
         raise ConversionError(f"{output}: weights are written to {', '.join(files.SUFFIXES)} files")
     _check_parent(output)

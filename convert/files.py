@@ -18,6 +18,7 @@ from convert.wrappers import unwrap
 from resnet_spec import Preprocessing
 
 __all__ = [
+    "READABLE",
     "SUFFIXES",
     "Weights",
     "load",
@@ -28,7 +29,8 @@ __all__ = [
     "write_weights",
 ]
 
-SUFFIXES = tuple(FORMS)
+SUFFIXES = tuple(FORMS)  # written and read
+READABLE = (*SUFFIXES, *READ_ONLY_FORMS)
 
 
 def save(

@@ -1,6 +1,7 @@
 """One step over the devices of one or many processes; the only place that names `pmap`."""
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,8 +174,8 @@ def _check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where its plugin is not there
-        asked = jax.config.jax_platforms  # type: ignore[attr-defined]  # made at JAX's import
-        raise UserError(f"JAX finds no device of {asked or 'any kind'}. {error}".strip()) from error
+        asked = os.environ.get("JAX_PLATFORMS") or "any kind"
+        raise UserError(f"JAX finds no device of {asked}. {error}".strip()) from error
 
 
 def is_only_process() -> bool:
