@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _COLUMNS = 16
+_ALIGNMENT = 64  # bytes
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -63,6 +64,18 @@ def copy_into(target: np.ndarray, source: np.ndarray) -> None:
         return
     for start in range(0, source.shape[1], _COLUMNS):
         target[:, start : start + _COLUMNS] = source[:, start : start + _COLUMNS]
+
+
+def lay_out(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Copies in C order, in one piece of memory: of many small ones, some would stay."""
+    starts = np.cumsum([0, *(-(-a.nbytes // _ALIGNMENT) * _ALIGNMENT for a in arrays.values())])
+    memory = np.empty(starts[-1], np.uint8)
+    copies = {}
+    for start, (name, array) in zip(starts[:-1], arrays.items(), strict=True):
+        copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        copy_into(copy, array)
+        copies[name] = copy
+    return copies
 
 
 def same_bits(one: np.ndarray, other: np.ndarray) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from convert.arrays import same_bits, value_problems
+from convert.arrays import lay_out, same_bits, value_problems
 from convert.atomic import replacing
 from convert.errors import ConversionError
 from convert.formats import FORMS, READ_ONLY_FORMS, Form
@@ -101,21 +101,22 @@ def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False
     if problems:
         raise ConversionError(f"{path} is not written:", problems)
     metadata = encode_description(weights)
+    arrays = lay_out(weights.arrays)
     same: set[str] = set()
 
     def compare(name: str, array: np.ndarray) -> None:
-        if name in weights.arrays and same_bits(array, weights.arrays[name]):
+        if name in arrays and same_bits(array, arrays[name]):
             same.add(name)
 
     with replacing(path) as temporary:
         try:
-            form.write(temporary, weights.arrays, metadata)
+            form.write(temporary, arrays, metadata)
         except OSError as error:  # which a writer to an open file raises without a name
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         except Exception as error:  # the libraries have errors of their own for a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
         written = form.read(temporary, compare)
-        wrong = sorted(set(weights.arrays) - same)
+        wrong = sorted(set(arrays) - same)
         is_told = all(written.metadata.get(name) == text for name, text in metadata.items())
         if wrong or not is_told:
             raise ConversionError(f"{path} reads back otherwise than written:", wrong)

@@ -1,9 +1,9 @@
 """The forms a file of weights can have, one module each.
 
-A form is a module with `write(path, arrays, metadata)`, which stores arrays by name and a mapping
-of text to text, and `read(path, visit)`, which hands each array in turn to `visit` and returns
-the `Contents`. A new form is a module and its suffix in `FORMS`. Reading never runs what a file
-holds, takes no more memory than three times the file and 200 MB, and raises a ConversionError.
+A form is a module with `write(path, arrays, metadata)`, which stores arrays in C order by name and
+a mapping of text to text, and `read(path, visit)`, which hands each array in turn to `visit` and
+returns the `Contents`. A new form is a module and its suffix in `FORMS`. Reading never runs what a
+file holds, takes no more memory than three times the file and 200 MB, and raises a ConversionError.
 """
 
 from collections.abc import Mapping

@@ -1,122 +1,342 @@
-"""What a pickle would call, read off its opcodes: nothing is imported, nothing is run."""
+"""Pickles of plain tensors, read without `pickle`: nothing is imported, nothing is called.
 
+What a pickle asks for stays a name. Of the functions and classes that it names, those that tensors
+and their containers need are carried out here, on descriptions of tensors; the others are listed.
+"""
+
+import io
 import pickletools
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 # An object may take 20 times the opcodes that make it; 50,000 tensors fit.
 LARGEST_PICKLE = 2**23
+_MOST_OBJECTS = 2**20  # containers, tensors and remembered values: some 100 bytes each
 
-# All that tensors, their containers and the counters of schedules need. Shorter than torch's own
-# list: bytearray(n) and _codecs.encode(x, "hex"), repeated, take any amount of memory.
-_CONTAINERS = frozenset(
-    ("collections.OrderedDict", "collections.Counter", "builtins.set", "torch.Size")
-)
-_HARMLESS = _CONTAINERS | {
+_KINDS = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexDouble ComplexFloat"
+_DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex128 complex64"
+_STORAGES = {
+    **{f"torch.{k}Storage": d for k, d in zip(_KINDS.split(), _DTYPES.split(), strict=True)},
+    "torch.storage.UntypedStorage": "uint8",
+}
+# Without effect on the tensors: a file may name them.
+_HARMLESS = {
+    "builtins.set",
+    "torch.Size",
     "torch.device",
     "torch.nn.parameter.Parameter",
     "torch.storage.TypedStorage",
-    "torch.storage.UntypedStorage",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
+    *(f"torch.{dtype}" for dtype in _DTYPES.split()),
 }
-_KINDS = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexDouble ComplexFloat"
-_DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex128 complex64"
-_TORCH_NAMES = frozenset(
-    [f"torch.{kind}Storage" for kind in _KINDS.split()]
-    + [f"torch.{dtype}" for dtype in _DTYPES.split()]
-)
-_MARK = object()
-# By the standard library's table: (values popped, whether all down to the mark are, pushed).
-_EFFECTS = {
-    opcode.name: (
-        opcode.stack_before.index(pickletools.markobject)
-        if pickletools.markobject in opcode.stack_before
-        else len(opcode.stack_before),
-        pickletools.markobject in opcode.stack_before,
-        len(opcode.stack_after),
-    )
-    for opcode in pickletools.opcodes
-}
-# The most frequent of those that need no care.
-_ORDINARY = frozenset(
-    "BININT BININT1 BININT2 BINUNICODE MARK TUPLE TUPLE1 TUPLE2 BINPERSID NEWFALSE".split()  # noqa: SIM905
-)
+_CONJUGATED = "a tensor is stored conjugated or negated: call .resolve_conj() or .resolve_neg()"
 
 
-@dataclass(frozen=True)
-class _Global:
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A function or a class, which is not looked up."""
+
     name: str
 
 
-@dataclass(frozen=True)
-class Scan:
-    """Attributes:
-    names: every function and class that the pickle asks for.
-    copies: how often it fills a container by a call, which copies another one.
-    """
+@dataclass(frozen=True, slots=True, eq=False)
+class Unknown:
+    """A value that only pickle would know: of a class, or the result of a call, of this name."""
 
-    names: frozenset[str]
-    copies: int
-
-    @property
-    def unsafe(self) -> list[str]:
-        """The names that a file of plain tensors does not need."""
-        return sorted(self.names - _HARMLESS - _TORCH_NAMES)
+    name: str
 
 
-def scan(pickle: IO[bytes]) -> Scan:
-    """Follows one pickle, which ends at its STOP, with names for values.
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Memory of the file: `numel` values from value `start` on of what it calls `key`."""
+
+    dtype: str
+    key: str
+    numel: int
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A view of a storage; all in numbers of values."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class StateDict(dict[Any, Any]):
+    """An ordered dictionary, and the attribute that a module's state dict has."""
+
+    metadata: Any = None
+
+
+def read_pickle(
+    content: bytes,
+    unsafe: set[str],
+    position: int = 0,
+    storages: dict[str, Storage] | None = None,
+) -> tuple[Any, int]:
+    """What one pickle holds, and where it ends: at its STOP.
+
+    Args:
+        content: the pickle, and what may follow.
+        unsafe: takes up the name of every function and class that plain tensors do not need, also
+            where the pickle turns out to be damaged.
+        position: where it begins.
+        storages: takes up the storages by their keys, whole ones, not views of them.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, or would take memory out of all proportion.
     """
-    names: set[str] = set()
-    stack: list[Any] = []
-    memo: dict[Any, Any] = {}
-    copies = 0
-    argument: Any
-    for opcode, argument, _ in pickletools.genops(pickle):
-        pushed: Any = argument if type(argument) is str else None
-        if opcode.name in _ORDINARY:
-            pass
-        elif opcode.name in ("GLOBAL", "INST"):
-            pushed = _Global(_dotted(*argument.split(" ", 1)))
-        elif opcode.name == "STACK_GLOBAL":
-            pushed = _Global(_dotted(*stack[-2:]))
-        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
-            pushed = memo.get(argument)
-        elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if argument is None else argument] = stack[-1] if stack else None
-            continue
-        elif opcode.name in ("REDUCE", "BUILD"):
-            called = stack[-2] if len(stack) > 1 else None
-            is_cheap = type(called) is _Global and called.name not in _CONTAINERS
-            copies += not (is_cheap or stack[-1] == ())
-        elif opcode.name == "EMPTY_TUPLE":
-            pushed = ()
-        if type(pushed) is _Global:
-            names.add(pushed.name)
-        _apply(opcode, stack, pushed)
-    return Scan(frozenset(names), copies)
+    machine = _Machine(content, unsafe, position, {} if storages is None else storages)
+    try:
+        return machine.run(), machine.position
+    except (IndexError, KeyError, struct.error) as error:
+        raise ValueError(f"the pickle is damaged at byte {machine.position}") from error
 
 
-def _dotted(module: Any = None, name: Any = None) -> str:
-    if not isinstance(module, str) or not isinstance(name, str):
-        return "(a name that is computed)"
-    return f"{'builtins' if module == '__builtin__' else module}.{name}"
+class _Machine:
+    """Follows the opcodes of a pickle over its own stack and memo."""
+
+    def __init__(
+        self, content: bytes, unsafe: set[str], position: int, storages: dict[str, Storage]
+    ):
+        self.content, self.unsafe, self.position = content, unsafe, position
+        self.storages = storages
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.num_objects = 0
+
+    def run(self) -> Any:
+        while (code := self.content[self.position]) != _STOP:
+            self.position += 1
+            if step := _STEPS.get(code):
+                step(self)
+            else:
+                self.follow(_OPCODES[code])
+        self.position += 1
+        return self.stack.pop()
+
+    def take(self, size: int) -> bytes:
+        """The next bytes."""
+        start, self.position = self.position, self.position + size
+        if self.position > len(self.content):
+            raise IndexError
+        return self.content[start : self.position]
+
+    def number(self, form: struct.Struct) -> Any:
+        value = form.unpack_from(self.content, self.position)[0]
+        self.position += form.size
+        return value
+
+    def byte(self) -> int:
+        self.position += 1
+        return self.content[self.position - 1]
+
+    def count(self, num_objects: int = 1) -> None:
+        self.num_objects += num_objects
+        if self.num_objects > _MOST_OBJECTS:
+            raise ValueError(f"it makes more than {_MOST_OBJECTS} objects")
+
+    def push_new(self, value: Any) -> None:
+        self.count()
+        self.stack.append(value)
+
+    def pop_to_mark(self) -> list[Any]:
+        start = len(self.stack) - 1
+        while self.stack[start] is not _MARK:
+            start -= 1
+            if start < 0:
+                raise IndexError
+        values = self.stack[start + 1 :]
+        del self.stack[start:]
+        return values
+
+    def push_last(self, count: int) -> None:
+        """A tuple of so many values."""
+        if len(self.stack) < count:
+            raise IndexError
+        values = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        self.push_new(values)
+
+    def remember(self, number: int) -> None:
+        self.count()
+        self.memo[number] = self.stack[-1]
+
+    def push_string(self, length: int) -> None:
+        self.stack.append(str(self.take(length), "utf-8", "surrogatepass"))
+
+    def push_global(self, module: Any, name: Any) -> None:
+        if isinstance(module, str) and isinstance(name, str):
+            dotted = f"{'builtins' if module == '__builtin__' else module}.{name}"
+        else:
+            dotted = "(a name that is computed)"
+        if not (dotted in _CALLS or dotted in _STORAGES or dotted in _HARMLESS):
+            self.unsafe.add(dotted)
+        self.push_new(Global(dotted))
+
+    def read_global(self) -> None:
+        end = self.content.index(b"\n", self.content.index(b"\n", self.position) + 1)
+        module, name = str(self.take(end - self.position), "utf-8").split("\n")
+        self.position += 1
+        self.push_global(module, name)
+
+    def append(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is list:
+            target.extend(values)
+        elif type(target) is not Unknown:
+            raise ValueError(f"it appends to a {type(target).__name__}")
+
+    def set_items(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) in (dict, StateDict):
+            for key, value in zip(values[::2], values[1::2], strict=True):
+                # of others the hash may take forever
+                target[key if type(key) in _KEYS else Unknown(type(key).__name__)] = value
+        elif type(target) is not Unknown:
+            raise ValueError(f"it sets items of a {type(target).__name__}")
+
+    def call(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if type(function) is not Global:
+            self.push_new(Unknown("a call"))
+        elif function.name not in _CALLS:
+            self.push_new(Unknown(function.name))
+        elif type(arguments) is tuple:
+            self.push_new(_CALLS[function.name](self, *arguments))
+        else:
+            raise ValueError(f"it calls {function.name} with a {type(arguments).__name__}")
+
+    def build(self) -> None:
+        """`__setstate__`, which a state dict has for its attribute."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if type(target) is StateDict and type(state) in (dict, StateDict):
+            target.metadata = state.get("_metadata")
+        elif type(target) is not Unknown:
+            raise ValueError(f"it sets the state of a {type(target).__name__}")
+
+    def load_storage(self) -> None:
+        match self.stack.pop():
+            case ("storage" | b"storage", Global(kind), key, _, int(numel), *view) if (
+                kind in _STORAGES and type(key) is str and numel >= 0
+            ):
+                whole = Storage(_STORAGES[kind], key, numel)
+                if self.storages.setdefault(key, whole) != whole:
+                    raise ValueError(f"the memory {key[:50]!r} is of two kinds")
+                if view and view[0] is not None:  # a part of it, as torch wrote before 1.6
+                    _, start, numel = view[0]
+                    if type(start) is not int or type(numel) is not int or min(start, numel) < 0:
+                        raise ValueError("a part of a tensor's memory is not described as one")
+                    self.push_new(Storage(whole.dtype, key, numel, start))
+                else:
+                    self.push_new(whole)
+            case _:
+                self.push_new(Unknown("a persistent object"))
+
+    def follow(self, opcode: pickletools.OpcodeInfo) -> None:
+        """An opcode that torch does not write: by the standard library's table, with names."""
+        argument: Any = None
+        if opcode.arg is not None:
+            stream = io.BytesIO(self.content)
+            stream.seek(self.position)
+            argument = opcode.arg.reader(stream)
+            self.position = stream.tell()
+        num_popped = len(opcode.stack_before)
+        if pickletools.markobject in opcode.stack_before:
+            self.pop_to_mark()
+            num_popped = opcode.stack_before.index(pickletools.markobject)
+        for _ in range(num_popped):
+            self.stack.pop()
+        if opcode.name == "INST":
+            self.push_global(*argument.split(" ", 1))
+            self.stack.pop()
+        for _ in opcode.stack_after:
+            is_plain = type(argument) in (str, int, float, bool)
+            self.push_new(argument if is_plain else Unknown(f"made by {opcode.name}"))
 
 
-def _apply(opcode: pickletools.OpcodeInfo, stack: list[Any], pushed: Any) -> None:
-    """What an opcode does to the stack."""
-    num_popped, to_mark, num_pushed = _EFFECTS[opcode.name]
-    if to_mark or (opcode.name == "POP" and stack and stack[-1] is _MARK):
-        while stack and stack.pop() is not _MARK:
-            pass
-        num_popped = num_popped if to_mark else 0
-    if num_popped:
-        if len(stack) < num_popped:
-            raise ValueError(f"{opcode.name} has nothing to work on")
-        del stack[-num_popped:]
-    stack.extend([_MARK if opcode.name == "MARK" else pushed] * num_pushed)
+def _tensor(
+    machine: _Machine, storage: Any, offset: Any, shape: Any, strides: Any, *more: Any
+) -> Tensor:
+    """`torch._utils._rebuild_tensor` and `_v2`: ..., requires_grad, hooks, metadata."""
+    is_shaped = type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides)
+    if type(storage) is not Storage or not is_shaped:
+        raise ValueError("a tensor is not described as one")
+    if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
+        raise ValueError("a tensor has a size that is none")
+    if len(more) > 2 and more[2]:
+        raise ValueError(_CONJUGATED)
+    return Tensor(storage, offset, shape, strides)
+
+
+def _parameter(machine: _Machine, data: Any, *more: Any) -> Any:
+    """`torch._utils._rebuild_parameter`: data, requires_grad, hooks."""
+    return data
+
+
+def _dictionary(machine: _Machine, pairs: Any = ()) -> StateDict:
+    """`collections.OrderedDict`, and the `Counter` of a schedule's milestones."""
+    made = StateDict()
+    if type(pairs) not in (list, tuple, dict, StateDict):
+        raise ValueError(f"a dictionary is made of a {type(pairs).__name__}")
+    machine.count(len(pairs))  # a call for each of many may ask for copies of copies
+    for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
+        made[key if type(key) in _KEYS else Unknown(type(key).__name__)] = value
+    return made
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "collections.Counter": _dictionary,
+    "collections.OrderedDict": _dictionary,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+}
+_KEYS = (str, int, float, bool, type(None))
+_MARK = object()
+_STOP = ord(".")
+_OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
+_TWO, _FOUR, _EIGHT = (struct.Struct(f"<{letter}") for letter in "HIQ")
+_SIGNED, _DOUBLE = struct.Struct("<i"), struct.Struct(">d")
+# What torch's files are made of, in any protocol; by pickle's own letters.
+_STEPS: dict[int, Callable[[_Machine], Any]] = {
+    ord("("): lambda m: m.stack.append(_MARK),
+    ord(")"): lambda m: m.stack.append(()),
+    ord("]"): lambda m: m.push_new([]),
+    ord("}"): lambda m: m.push_new({}),
+    ord("N"): lambda m: m.stack.append(None),
+    0x88: lambda m: m.stack.append(True),
+    0x89: lambda m: m.stack.append(False),
+    ord("K"): lambda m: m.stack.append(m.byte()),
+    ord("M"): lambda m: m.stack.append(m.number(_TWO)),
+    ord("J"): lambda m: m.stack.append(m.number(_SIGNED)),
+    0x8A: lambda m: m.stack.append(int.from_bytes(m.take(m.byte()), "little", signed=True)),
+    ord("G"): lambda m: m.stack.append(m.number(_DOUBLE)),
+    ord("X"): lambda m: m.push_string(m.number(_FOUR)),
+    0x8C: lambda m: m.push_string(m.byte()),
+    0x8D: lambda m: m.push_string(m.number(_EIGHT)),
+    0x85: lambda m: m.push_last(1),
+    0x86: lambda m: m.push_last(2),
+    0x87: lambda m: m.push_last(3),
+    ord("t"): lambda m: m.push_new(tuple(m.pop_to_mark())),
+    ord("a"): lambda m: m.append([m.stack.pop()]),
+    ord("e"): lambda m: m.append(m.pop_to_mark()),
+    ord("s"): lambda m: m.set_items([m.stack.pop(), m.stack.pop()][::-1]),
+    ord("u"): lambda m: m.set_items(m.pop_to_mark()),
+    ord("q"): lambda m: m.remember(m.byte()),
+    ord("r"): lambda m: m.remember(m.number(_FOUR)),
+    0x94: lambda m: m.remember(len(m.memo)),
+    ord("h"): lambda m: m.stack.append(m.memo[m.byte()]),
+    ord("j"): lambda m: m.stack.append(m.memo[m.number(_FOUR)]),
+    ord("c"): _Machine.read_global,
+    0x93: lambda m: m.push_global(*[m.stack.pop(), m.stack.pop()][::-1]),
+    ord("R"): _Machine.call,
+    0x81: _Machine.call,  # NEWOBJ
+    ord("b"): _Machine.build,
+    ord("Q"): _Machine.load_storage,
+}

@@ -1,138 +1,241 @@
 """`.pt`, `.pth` and `.th`: what `torch.save` wrote, its state dict, and nothing that needs code."""
 
 import collections
-import io
-import mmap
+import itertools
+import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from convert.arrays import copy_into, share_tensor, to_numpy
+from convert.arrays import BFLOAT16, share_tensor
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
 from convert.formats.contents import Contents, Visitor
-from convert.formats.pickles import LARGEST_PICKLE, scan
-
-if TYPE_CHECKING:
-    import torch
+from convert.formats.pickles import LARGEST_PICKLE, Storage, Tensor, Unknown, read_pickle
 
 _ZIP = b"PK\x03\x04"
-_LEGACY_PICKLES = 5  # magic number, version, system, content, keys of the storages
-_ALIGNMENT = 64  # bytes
-_MOST_COPIED = 2**23  # calls that copy a container, times the length of the pickle
+_LOCAL_HEADER = 30  # bytes of a zip's member before its name; the last four are two lengths
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_READ_AT_ONCE, _LARGEST_GAP = 2**22, 2**16  # bytes
+StartOf = Callable[[Storage], int]  # where the memory of a storage begins in its file
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes a state dict, and text where a module's state dict has the versions of its layers."""
     import torch
 
-    state_dict: Any = collections.OrderedDict(_tensors(arrays))
+    tensors = ((name, share_tensor(array)) for name, array in arrays.items())
+    state_dict: Any = collections.OrderedDict(tensors)
     state_dict._metadata = {"": dict(metadata)}
     torch.save(state_dict, path)
-
-
-def _tensors(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, "torch.Tensor"]]:
-    """Copies in one piece of memory, which is given back at once; of many, some would stay."""
-    starts = np.cumsum(
-        [0, *(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays.values())]
-    )
-    memory = np.empty(starts[-1], np.uint8)
-    for start, (name, array) in zip(starts[:-1], arrays.items(), strict=True):
-        copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-        copy_into(copy, array)
-        yield name, share_tensor(copy)
 
 
 def read(path: Path, visit: Visitor) -> Contents:
     """Visits every tensor of the state dict, which may be an entry of a larger dictionary.
 
+    torch is not asked. Its own reader takes the whole file into memory, other entries too, and from
+    a small file that is made for it any amount; half of this time it spends on fresh memory.
+
     Raises:
         ConversionError: the file is damaged, needs code to load (all that it asks for is listed),
             or holds no state dict or several.
     """
-    import torch
-
     try:
-        _check_pickles(path)
-        # Read, not mapped: a tensor's memory is free again as soon as a model has taken it over.
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state_dict, notes = _find_state_dict(path, content)
-        left = path.stat().st_size
-        for name, tensor in state_dict.items():
-            array = to_numpy(tensor)
-            left -= array.nbytes
-            if left < 0:
-                raise ValueError(f"tensors up to {name} are larger than the file: they overlap")
-            visit(name, array)
+        with path.open("rb", buffering=0) as file:
+            content, start_of = _open(path, file)
+            state_dict, notes = _find_state_dict(path, content)
+            places = [_Place(name, tensor, start_of) for name, tensor in state_dict.items()]
+            # of their memory, too, at most as much again: views of one another take it twice
+            if sum(max(p.num_bytes, p.end - p.start) for p in places) > 2 * path.stat().st_size:
+                raise ValueError("its tensors are larger than the file: they overlap")
+            places_read = _read_in_pieces(file, places)
+            if any(a.start > b.start for a, b in itertools.pairwise(places)):
+                arrays = dict(places_read)
+                places_read = ((place, arrays.pop(place)) for place in places)
+            for place, array in places_read:
+                visit(place.name, array)
     except ConversionError:
         raise
     except Exception as error:  # of a dozen kinds for damaged, hostile and unusual files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConversionError(f"{path} is not a whole file of plain tensors: {reason}") from error
-    metadata: Any = getattr(state_dict, "_metadata", None)
+    metadata: Any = getattr(state_dict, "metadata", None)
     own = metadata.get("") if isinstance(metadata, Mapping) else None
     return Contents(own if isinstance(own, Mapping) else {}, notes=notes)
 
 
-def _check_pickles(path: Path) -> None:
-    """Refuses what asks for code, or for memory out of proportion, before torch reads it."""
+def _open(path: Path, file: FileIO) -> tuple[Any, StartOf]:
+    """What was saved, with descriptions of tensors for tensors."""
     unsafe: set[str] = set()
-    for pickle in _pickles(path):
-        try:
-            result = scan(pickle)
-        except ValueError:
-            if unsafe:  # what was found says more than what is missing
-                break
+    opened: tuple[Any, StartOf] | None = None
+    try:
+        is_zip = file.read(len(_ZIP)) == _ZIP
+        opened = _open_zip(path, file, unsafe) if is_zip else _open_legacy(file, unsafe)
+    except ValueError:
+        if not unsafe:  # what was found says more than what is missing
             raise
-        unsafe |= set(result.unsafe)
-        if result.copies * pickle.tell() > _MOST_COPIED:
-            raise ValueError(f"it copies containers {result.copies} times")
-    if unsafe:
+    if unsafe or opened is None:
         raise ConversionError(
             f"{path} needs code to load, which is not run here:", _advice(path, unsafe)
         )
+    return opened
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_ZIP)) == _ZIP
-
-
-def _pickles(path: Path) -> Iterator[io.BytesIO]:
-    return _pickles_in_zip(path) if _is_zip(path) else _legacy_pickles(path)
-
-
-def _legacy_pickles(path: Path) -> Iterator[io.BytesIO]:
-    with path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    with content:
-        start = 0
-        for _ in range(_LEGACY_PICKLES):
-            window = io.BytesIO(content[start : start + LARGEST_PICKLE])
-            yield window
-            start += window.tell()
-
-
-def _pickles_in_zip(path: Path) -> Iterator[io.BytesIO]:
+def _open_zip(path: Path, file: FileIO, unsafe: set[str]) -> tuple[Any, StartOf]:
+    """Since torch 1.6: a pickle and, as a member of its own, the memory of each storage."""
     with open_archive(path) as archive:
-        members = archive.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise ValueError("its members are compressed, which torch.save never does")
-        if unpacked_size(archive) > path.stat().st_size:
-            raise ValueError("its members overlap")
-        if any(member.filename.endswith("/constants.pkl") for member in members):
-            raise ConversionError(
-                f"{path} holds a TorchScript program: re-save its weights, where you trust it, by",
-                [f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')"],
-            )
-        for member in members:
-            if member.filename.endswith(".pkl"):
-                if member.file_size > LARGEST_PICKLE:
-                    raise ValueError(f"a pickle of {member.file_size} bytes is too long")
-                yield io.BytesIO(archive.read(member))
+        _check_members(path, archive)
+        members = {member.filename: member for member in archive.infolist()}
+    pickles = [name for name in members if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError(f"it has {len(pickles)} members data.pkl")
+    if members[pickles[0]].file_size > LARGEST_PICKLE:
+        raise ValueError(f"a pickle of {members[pickles[0]].file_size} bytes is too long")
+    folder = pickles[0].removesuffix("data.pkl")
+
+    def read(name: str) -> bytes:
+        file.seek(_start(file, members[name]))
+        return file.read(members[name].file_size)
+
+    def start_of(storage: Storage) -> int:
+        member = members.get(f"{folder}data/{storage.key}")
+        if member is None:
+            raise ValueError(f"the memory of a tensor is not there: {storage.key!r}"[:100])
+        if (storage.start + storage.numel) * _dtype(storage).itemsize > member.file_size:
+            raise ValueError("a tensor is larger than its memory")
+        return _start(file, member)
+
+    if f"{folder}byteorder" in members and read(f"{folder}byteorder") != b"little":
+        raise ValueError("its numbers do not begin with their lowest byte")
+    content, _ = read_pickle(read(pickles[0]), unsafe)
+    return content, start_of
+
+
+def _start(file: FileIO, member: zipfile.ZipInfo) -> int:
+    """Where the content of a member begins: behind a header that has names of its own length."""
+    file.seek(member.header_offset)
+    header = file.read(_LOCAL_HEADER)
+    if header[: len(_ZIP)] != _ZIP or len(header) < _LOCAL_HEADER:
+        raise ValueError("its directory is not that of its members")
+    name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    return member.header_offset + _LOCAL_HEADER + name + extra
+
+
+def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("its members are compressed, which torch.save never does")
+    if any(member.flag_bits & 1 for member in members):
+        raise ValueError("its members are encrypted")
+    if len({member.filename for member in members}) < len(members):
+        raise ValueError("it has a member twice")
+    if unpacked_size(archive) > path.stat().st_size:
+        raise ValueError("its members overlap")
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise ConversionError(
+            f"{path} holds a TorchScript program: re-save its weights, where you trust it, by",
+            [f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')"],
+        )
+
+
+def _open_legacy(file: FileIO, unsafe: set[str]) -> tuple[Any, StartOf]:
+    """Before torch 1.6: magic number, version, system, content, keys; then storage by storage."""
+    file.seek(0)
+    head = file.read(2 * LARGEST_PICKLE)
+    end, storages, values = 0, dict[str, Storage](), []
+    for _ in range(5):
+        value, end = read_pickle(head, unsafe, end, storages)
+        values.append(value)
+    magic, version, _, content, keys = values
+    if magic != _LEGACY_MAGIC or version != _LEGACY_PROTOCOL:
+        raise ValueError("it is neither of the two forms that torch.save writes")
+    starts: dict[str, int] = {}
+    for key in keys:
+        size = storages[key].numel * _dtype(storages[key]).itemsize
+        file.seek(end)
+        if int.from_bytes(file.read(8), "little") != storages[key].numel:
+            raise ValueError("the memory of a tensor has not its size")
+        starts[key] = end + 8
+        end += 8 + size
+    if end > file.seek(0, 2):
+        raise ValueError("it ends early")
+    return content, lambda storage: starts[storage.key]
+
+
+class _Place:
+    """A tensor, and where in the file its memory is.
+
+    Raises:
+        ValueError: the tensor is not within its storage.
+    """
+
+    def __init__(self, name: str, tensor: Tensor, start_of: StartOf):
+        self.name, self.tensor, self.dtype = name, tensor, _dtype(tensor.storage)
+        self.num_bytes = math.prod(tensor.shape) * self.dtype.itemsize
+        last = sum(
+            (size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True)
+        )
+        num_spanned = last + 1 if self.num_bytes else 0
+        if tensor.offset + num_spanned > tensor.storage.numel:
+            raise ValueError(f"{name} is larger than its memory"[:200])
+        first = tensor.storage.start + tensor.offset
+        self.start = start_of(tensor.storage) + first * self.dtype.itemsize
+        self.end = self.start + num_spanned * self.dtype.itemsize
+
+    def view(self, memory: np.ndarray, start: int) -> np.ndarray:
+        """The tensor in bytes of the file that begin at `start`."""
+        values = memory[self.start - start : self.end - start].view(self.dtype)
+        if self.num_bytes == values.nbytes and _is_in_order(self.tensor):
+            return values.reshape(self.tensor.shape)
+        strides = [step * self.dtype.itemsize for step in self.tensor.strides]
+        return np.lib.stride_tricks.as_strided(values, self.tensor.shape, strides)
+
+
+def _read_in_pieces(file: FileIO, places: list[_Place]) -> Iterator[tuple[_Place, np.ndarray]]:
+    """The tensors in the order of their memory, neighbours in one piece of it.
+
+    Fresh memory costs more than what is read into it, and least in large pieces. Each is free again
+    when all of its tensors have been taken over.
+    """
+    places = sorted(places, key=lambda place: place.start)
+    first = 0
+    while first < len(places):
+        start, end, after = places[first].start, places[first].end, first + 1
+        while (
+            after < len(places)
+            and places[after].start <= end + _LARGEST_GAP
+            and places[after].end <= start + _READ_AT_ONCE
+        ):
+            end, after = max(end, places[after].end), after + 1
+        memory = np.empty(end - start, np.uint8)
+        file.seek(start)
+        left = memory.data
+        while left:
+            if not (count := file.readinto(left)):
+                raise ValueError("it ends early")
+            left = left[count:]
+        for place in places[first:after]:
+            yield place, place.view(memory, start)
+        first = after
+
+
+def _is_in_order(tensor: Tensor) -> bool:
+    """Whether the last axis varies fastest and nothing is left out."""
+    expected = 1
+    for size, step in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
+        if size != 1 and step != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _dtype(storage: Storage) -> np.dtype:
+    return BFLOAT16 if storage.dtype == "bfloat16" else np.dtype(storage.dtype)
 
 
 def _advice(path: Path, unsafe: set[str]) -> list[str]:
@@ -171,13 +274,11 @@ def _find_state_dict(path: Path, content: Any) -> tuple[Mapping[str, Any], tuple
 
 
 def _is_state_dict(content: Any) -> bool:
-    import torch
-
     return (
         isinstance(content, Mapping)
         and len(content) > 0
         and all(isinstance(name, str) for name in content)
-        and all(map(torch.is_tensor, content.values()))
+        and all(isinstance(value, Tensor) for value in content.values())
     )
 
 
@@ -188,4 +289,4 @@ def _describe(value: Any) -> str:
         return f"a mapping of {len(value)} entries ({names}{', ...' if len(value) > 8 else ''})"
     if isinstance(value, bool | int | float | str):
         return repr(value)[:60]
-    return f"of type {type(value).__name__}"
+    return f"of type {value.name if isinstance(value, Unknown) else type(value).__name__}"

@@ -20,9 +20,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
     """Writes arrays, and text as the header's `__metadata__`."""
     from safetensors.numpy import save_file
 
-    # save_file writes the memory of an array as it lies, whatever its strides are
-    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    save_file(arrays, path, metadata={"format": "pt", **metadata})
+    save_file(dict(arrays), path, metadata={"format": "pt", **metadata})
 
 
 def read(path: Path, visit: Visitor) -> Contents:
