@@ -215,7 +215,7 @@ def check_values(what: str, arrays: Arrays, allow_nonfinite: bool = False) -> No
 def _naming_damage(folder: Path) -> Iterator[None]:
     try:
         yield
-    except ConversionError:
+    except (ConversionError, ImportError):
         raise
     except Exception as error:  # Orbax raises bare Exception, among others, for damaged files
         raise ConversionError(f"{folder} is not a whole checkpoint: {shorten(error)}") from error

@@ -113,6 +113,8 @@ def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False
             form.write(temporary, arrays, metadata)
         except OSError as error:  # which a writer to an open file raises without a name
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        except ImportError:
+            raise
         except Exception as error:  # the libraries have errors of their own for a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
         written = form.read(temporary, compare)

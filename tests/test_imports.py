@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.commands import assert_refused
+
 TORCH, JAX = ("torch",), ("jax", "jaxlib", "flax", "optax", "orbax")
 ALLOWED = {
     "resnet_spec": {"forbidden": (*TORCH, *JAX, "numpy", "jaxtyping"), "ours": {"resnet_spec"}},
@@ -58,6 +60,37 @@ def test_a_file_loads_with_one_framework_installed(backend, tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "ResNet", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("absent", "arguments"),
+    [
+        ("orbax", ["export", "run", "-o", "new.safetensors"]),
+        ("torch", ["export", "m.safetensors", "-o", "new.pt"]),
+    ],
+)
+def test_a_package_that_is_absent_is_named_and_what_needs_it_is_called_whole(
+    absent, arguments, tmp_path
+):
+    import convert
+    from convert.checkpoints import write_run
+    from convert.files import read_weights
+    from tests.twins import make_twins
+
+    path = tmp_path / "m.safetensors"
+    convert.save(path, make_twins("WideResNet16-1-0.0")[1])
+    write_run(tmp_path / "run", read_weights(path))
+    code = (
+        "import sys\n"
+        f"sys.modules[{absent!r}] = None\n"
+        "from convert.__main__ import main\n"
+        f"sys.exit(main({arguments!r}))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert_refused(run, f"this needs the package {absent}", "install it")
+    assert not list(tmp_path.glob("new.*"))
 
 
 def test_only_one_file_names_pmap_and_one_hands_over_to_convert():
