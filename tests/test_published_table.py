@@ -112,6 +112,16 @@ def test_what_is_done_is_not_done_again_whoever_did_it(made, capsys):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [("--seeds 2", "2 of 2"), ("--seeds 111,222", "2 of 2"), ("--seed 222", "1 of 1")],
+)
+def test_seeds_are_a_number_of_them_or_their_names_and_seed_is_one(seeds, said, made, capsys):
+    command = " ".join(("table", *TABLE)).replace("--seeds 111,222", seeds)
+    assert main(command.split()) == 0
+    assert f"{said} runs are done" in capsys.readouterr().out
+
+
 def test_a_changed_configuration_has_a_folder_of_its_own(made):
     runs = Path("runs")
     place = f"{MODEL}-full-f32-24steps"
@@ -275,6 +285,14 @@ def test_a_half_done_run_is_a_row_without_a_figure(made, table):
     assert "unfinished, step 24 of 24" in content["page"]
 
 
+def test_the_command_for_a_row_of_one_seed_names_it(made, table):
+    (made / "runs" / "seed-111" / "result.json").unlink()
+    (command,) = [line for line in table()["page"].splitlines() if line.startswith("resnet-train")]
+    words = command.split()
+    assert words[words.index("--seed") + 1] == "222"
+    assert main([*words[1:], "--runs", "runs", "--out", "again"]) == 0
+
+
 @pytest.mark.slow
 def test_an_interrupted_table_is_a_table_and_goes_on(tmp_path):
     command = ("table", *OF_DIGITS, "--protocol", "V")
@@ -307,6 +325,7 @@ def test_an_interrupted_table_is_a_table_and_goes_on(tmp_path):
     [
         ((), ("results/digits.json", "--out")),
         (("--seeds", "1,1"), ("--seeds",)),
+        (("--seeds", "222"), ("--seeds", "one seed is --seed")),
         (("--models", "ResNet21"), ("ResNet20",)),
         (("--models", ""), ("--models",)),
         (("--max-steps", "0"), ("--epochs and --max-steps must be at least 1",)),
@@ -316,7 +335,7 @@ def test_an_interrupted_table_is_a_table_and_goes_on(tmp_path):
             ("--drop-steps must rise",),
         ),
     ],
-    ids=["damaged table", "seeds", "model", "no models", "no epochs", "recipe", "length"],
+    ids=["damaged table", "seeds", "one", "model", "no models", "no epochs", "recipe", "length"],
 )
 def test_mistakes_are_refused_before_anything_is_trained(arguments, said, made, capsys):
     (made / "results").mkdir()

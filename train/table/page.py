@@ -63,7 +63,9 @@ def commands(groups: Iterable[Group]) -> list[str]:
                 "max-steps": wish.max_steps,
                 "precision": None if precision == "f32" else precision,
                 "parallel": None if config.parallel == "pmap" else config.parallel,
-                "seeds": ",".join(str(run.seed) for run in group.finished),
+                "seed" if len(group.finished) == 1 else "seeds": ",".join(
+                    str(run.seed) for run in group.finished
+                ),
             }
             words = [f"--{k} {v}" for k, v in options.items() if v is not None]
             words += ["--scan-blocks"] * config.scan_blocks + ["--remat"] * config.remat
