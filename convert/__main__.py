@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import io
 import json
 import sys
 from pathlib import Path
@@ -32,14 +33,23 @@ OURS = "flax-resnet"
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; a mistake of the user's is one sentence on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may have characters that it has not
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         return options.command(options) or 0
+    except KeyboardInterrupt:
+        print("resnet-convert: interrupted", file=sys.stderr)
+        return 130
     except (ConversionError, ValueError, OSError) as error:
         print(f"resnet-convert: {error}", file=sys.stderr)
         return 2
-    except MemoryError as error:
-        print(f"resnet-convert: not enough memory for this: {error}", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        print(f"resnet-convert: not enough memory for this: {reason}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(
@@ -48,6 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch and JAX have RuntimeErrors for it."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "memory" in text or "RESOURCE_EXHAUSTED" in text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,7 +196,7 @@ def _import(options: argparse.Namespace) -> None:
     )
     weights = _ours(source, options, stated(options))
     assert weights.classifier is not None
-    notes = list(source.weights.notes)
+    notes = list(weights.notes)
     if weights.classifier.num_classes is None and options.head == "keep":
         notes.append("there is no head: the model gives pooled features")
     weights = _changed(weights, options)
@@ -200,13 +216,17 @@ def _ours(source: Source, options: argparse.Namespace, changes: dict[str, Any]) 
     layout = options.layout or OURS
     if source.layout is not None and layout == source.layout:
         layout = OURS  # the folder's names are translated already
-    if options.model is not None:
-        spec = with_channels(layout_spec(options.model, layout, **changes), weights.arrays, layout)
-        stated = spec if described is None else described.network
-        if problems := [d for d in stated.differences(spec) if d.partition(":")[0] not in changes]:
-            raise ConversionError(f"{options.source} says that it is of another network:", problems)
-    elif described is not None and layout == OURS:
+    if described is not None and (layout == OURS or options.model is not None):
         spec = dataclasses.replace(described.network, **changes)
+        asked = spec
+        if options.model is not None:
+            asked = with_channels(
+                layout_spec(options.model, layout, **changes), weights.arrays, layout
+            )
+        if problems := asked.differences(described.network):
+            raise ConversionError(f"{options.source} says that it is of another network:", problems)
+    elif options.model is not None:
+        spec = with_channels(layout_spec(options.model, layout, **changes), weights.arrays, layout)
     else:
         raise ConversionError(
             f"give --model, the name in our table of what {options.source} holds, and --layout "
@@ -223,6 +243,12 @@ def _ours(source: Source, options: argparse.Namespace, changes: dict[str, Any]) 
         classifier = dataclasses.replace(
             classifier, statistics_batch_size=described.statistics_batch_size
         )
+        notes = [
+            f"instead of the source's {name}, {value}: {changes[name]}"
+            for name, value in described.network.to_json().items()
+            if changes.get(name, value) != value
+        ]
+        weights = dataclasses.replace(weights, notes=(*weights.notes, *notes))
     return dataclasses.replace(weights, arrays=arrays, classifier=classifier)
 
 

@@ -17,7 +17,8 @@ _ALIGNMENT = 64  # bytes
 def to_numpy(value: Any) -> np.ndarray:
     """An array that shares the memory of `value` where it can: a torch, JAX or NumPy array."""
     if type(value).__module__.partition(".")[0] != "torch":
-        return np.asarray(value)
+        array = np.asarray(value)
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
     import torch
 
     tensor: torch.Tensor = value.detach().cpu()
@@ -41,8 +42,8 @@ def share_tensor(array: np.ndarray) -> "torch.Tensor":
 
 
 def is_floating(dtype: np.dtype) -> bool:
-    """Whether a dtype is of real floating-point numbers, bfloat16 among them."""
-    return dtype == BFLOAT16 or np.issubdtype(dtype, np.floating)
+    """Whether a dtype is of real floating-point numbers as both frameworks have them."""
+    return dtype in (BFLOAT16, np.float16, np.float32, np.float64)
 
 
 def is_lossless(source: np.dtype, target: np.dtype) -> bool:

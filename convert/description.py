@@ -63,15 +63,24 @@ def as_state_dict(
     return state
 
 
+def own_metadata(metadata: Any) -> Mapping[Any, Any]:
+    """What the `_metadata` of a state dict says of the network, or else of the whole module.
+
+    Inside of another module (`DataParallel`, a Lightning module) its entry has a name.
+    """
+    entries = metadata if isinstance(metadata, Mapping) else {}
+    found = [e for e in entries.values() if isinstance(e, Mapping) and DESCRIPTION_KEY in e]
+    own = found[0] if len(found) == 1 else entries.get("")
+    return own if isinstance(own, Mapping) else {}
+
+
 def describe_state(state: Mapping[str, Any]) -> ClassifierSpec | None:
     """Which model a state dict says that it is of; None where it says nothing.
 
     Raises:
         ConversionError: what it says cannot be read.
     """
-    metadata = getattr(state, "_metadata", None)
-    own = metadata.get("") if isinstance(metadata, Mapping) else None
-    text = own.get(DESCRIPTION_KEY) if isinstance(own, Mapping) else None
+    text = own_metadata(getattr(state, "_metadata", None)).get(DESCRIPTION_KEY)
     if text is None:
         return None
     try:

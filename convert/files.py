@@ -14,7 +14,7 @@ from convert.errors import ConversionError
 from convert.formats import FORMS, READ_ONLY_FORMS, Form
 from convert.models import arrays_of, build_flax, build_torch, check, describe
 from convert.weights import Weights, decode_description, encode_description
-from convert.wrappers import unwrap
+from convert.wrappers import unwrap, unwrap_module
 from resnet_spec import Preprocessing
 
 __all__ = [
@@ -55,6 +55,7 @@ def save(
         OSError: the file cannot be written.
         ValueError: `statistics_batch_size` is not a positive integer.
     """
+    model = unwrap_module(model)
     classifier = dataclasses.replace(describe(model), statistics_batch_size=statistics_batch_size)
     arrays = arrays_of(model)
     check(classifier, arrays)
@@ -145,7 +146,10 @@ def load_statistics_batch_size(path: str | os.PathLike[str]) -> int | None:
 
 def _load_description(path: Path) -> dict[str, Any]:
     names: list[str] = []
-    contents = _form(path).read(path, lambda name, _: names.append(name))
+    form = _form(path)
+    with path.open("rb"):  # a clear FileNotFoundError before any parser
+        pass
+    contents = form.read(path, lambda name, _: names.append(name))
     return decode_description(path, contents.metadata, len(names))
 
 
@@ -168,8 +172,9 @@ def read_weights(
         OSError: the file cannot be read.
     """
     form = _form(path, suffix)
-    with path.open("rb"):  # a clear FileNotFoundError or PermissionError before any parser
-        pass
+    with path.open("rb") as file:  # a clear FileNotFoundError or PermissionError before any parser
+        if not file.read(1):
+            raise ConversionError(f"{path} is empty")
     arrays: dict[str, np.ndarray] = {}
     contents = form.read(path, arrays.__setitem__)
     problems = [*contents.problems, *_value_problems(arrays, allow_nonfinite)]

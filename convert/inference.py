@@ -13,6 +13,7 @@ from convert.errors import ConversionError
 from convert.models import arrays_of, build_torch, describe
 from convert.programs import FORMS, trace
 from convert.weights import Weights, encode_description
+from convert.wrappers import unwrap_module
 from resnet_spec import Preprocessing
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ def describe_export(
         ConversionError: the model cannot be described, or this is not its preprocessing.
         ValueError: the image size is not positive.
     """
+    model = unwrap_module(model)
     weights = model if isinstance(model, Weights) else Weights(arrays_of(model), describe(model))
     if weights.classifier is None:
         raise ConversionError("these weights do not say which model they are")

@@ -10,7 +10,7 @@ import numpy as np
 from convert import checkpoints, sgd
 from convert.arrays import is_floating, to_numpy, to_tensor, value_problems
 from convert.checkpoints import Checkpoint
-from convert.description import parse_description
+from convert.description import as_state_dict, describe_state, parse_description
 from convert.errors import ConversionError
 from convert.leaves import as_flax, as_torch
 from convert.models import check, torch_skeleton
@@ -89,8 +89,8 @@ def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
         "total_steps": content["total_steps"],
         "step": step,
         "rng": rng_at(config, content["train_images"], step),
-        "model": {name: to_tensor(arrays[name]) for name in order},
-        "ema": None if ema is None else {name: to_tensor(ema[name]) for name in order},
+        "model": as_state_dict({name: arrays[name] for name in order}, classifier),
+        "ema": None if ema is None else as_state_dict({n: ema[n] for n in order}, classifier),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
     }
@@ -221,6 +221,7 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     buffers, problems = sgd.buffers_of_state(state["optimizer"], names, zeros, config, step)
     problems = [
         *_check_position(state),
+        *(p for key in weights for p in _check_description(key, classifier, state[key])),
         *(p for key in weights for p in _check_weights(key, classifier, weights[key], dtype)),
         *sgd.compare_stock(state["optimizer"], state["scheduler"], stock),
         *problems,
@@ -243,6 +244,15 @@ def _check_position(state: Mapping[str, Any]) -> list[str]:
     if has_average != (decay is not None):
         problems.append(f"ema: is {'there' if has_average else 'missing'}, ema_decay is {decay}")
     return problems
+
+
+def _check_description(
+    key: str, classifier: ClassifierSpec, state_dict: Mapping[str, Any]
+) -> list[str]:
+    """A state dict that a twin wrote says itself which network it is of."""
+    described = describe_state(state_dict)
+    other = [] if described is None else classifier.network.differences(described.network)
+    return [f"{key}: is of another network: {problem}" for problem in other]
 
 
 def _check_weights(

@@ -20,7 +20,8 @@ def resolve(config: Mapping[str, Any], train_images: int) -> dict[str, Any]:
     if (base := config.get("learning_rate_batch_size")) is not None:
         rate = config["learning_rate"] * batch_size / base
         resolved |= {"learning_rate_batch_size": None, "learning_rate": rate}
-    return resolved
+    first = min(config["warmup_learning_rate"], resolved["learning_rate"])
+    return {**resolved, "warmup_learning_rate": first}
 
 
 def make_schedule(config: Mapping[str, Any], total_steps: int) -> Callable[[int], float]:

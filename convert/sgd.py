@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert.arrays import compare_shapes, to_numpy
+from convert.arrays import compare_shapes, to_numpy, value_problems
 from convert.errors import ConversionError
 from convert.leaves import as_flax, as_torch
 
@@ -170,4 +170,5 @@ def _compare_buffers(buffers: Arrays, parameters: Arrays) -> list[str]:
         for name, array in buffers.items()
         if name in parameters and array.dtype != parameters[name].dtype
     ]
+    problems += [p for name, array in buffers.items() for p in value_problems(name, array)]
     return [f"momentum: {problem}" for problem in problems]

@@ -8,6 +8,13 @@ from typing import Any, TypeVar
 # network in a module around it (a Lightning module, most often). No layout of ours begins so.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 _COUNT = "n_averaged"  # of torch's AveragedModel, which calls the network `module`
+# By the class, where torch's wrappers keep the network.
+_INNER = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+}
 Value = TypeVar("Value")
 
 
@@ -23,6 +30,13 @@ def unwrap(arrays: dict[str, Value]) -> tuple[dict[str, Value], list[str]]:
         arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
         notes.append(f"every name began with {prefix!r}, which was taken off")
     return arrays, notes
+
+
+def unwrap_module(model: Any) -> Any:
+    """The network inside of what torch puts around it, to compile it or to spread it."""
+    while inner := _INNER.get(type(model).__name__):
+        model = getattr(model, inner)
+    return model
 
 
 def only_state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -248,6 +248,8 @@ SCHEDULES: list[dict[str, Any]] = [
     {"warmup": "linear", "warmup_steps": 30},
     {"warmup_epochs": 0.5, "warmup": "linear", "drop_epochs": (0.9, 1.7), "drop_factor": 0.2},
     {"learning_rate_batch_size": 256, "warmup_epochs": 1.0},
+    {"warmup_steps": 30, "warmup_learning_rate": 0.3, "learning_rate": 0.005},  # never above peak
+    {"learning_rate_batch_size": 8192, "warmup_epochs": 1.0, "warmup": "linear"},
 ]
 
 
@@ -327,3 +329,26 @@ def test_the_script_takes_a_run_over_and_the_trainer_takes_it_back(tmp_path):
     assert state["step"] == int(state["model"]["stem.bn.num_batches_tracked"]) == 9
     assert state["model"]["head.bias"].dtype == torch.float32
     assert not torch.equal(state["ema"]["head.bias"], half["ema"]["head.bias"])
+
+
+def test_the_state_dicts_of_a_run_say_which_network_they_are_of(made, tmp_path):
+    import torch_resnet
+
+    state = copy.deepcopy(made.states[10])
+    spec = ResNetSpec.from_json({**state["classifier"]["network"], "padding": "same"})
+    other = torch_resnet.from_spec(spec)
+    other.set_head(torch.nn.Linear(other.out_planes, 10))
+    for key in ("model", "ema"):
+        with pytest.raises(RuntimeError, match="padding"):
+            other.load_state_dict(state[key])
+    state["classifier"]["network"]["padding"] = "same"
+    with pytest.raises(convert.ConversionError, match="model: is of another network: padding"):
+        convert.run_from_torch(state, tmp_path / "run")
+
+
+def test_momentum_that_is_not_finite_is_no_runs(made, tmp_path):
+    state = copy.deepcopy(made.states[10])
+    state["optimizer"]["state"][0]["momentum_buffer"].fill_(float("nan"))
+    with pytest.raises(convert.ConversionError, match="momentum: non-finite"):
+        convert.run_from_torch(state, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from convert import checkpoints, folders
+from convert.arrays import to_numpy
 from convert.diff.compare import compare
 from convert.diff.page import as_page
 from convert.diff.precision import DEVICES, FRAMEWORKS, PRECISIONS, raise_defaults
@@ -140,6 +141,13 @@ def _check_options(options: argparse.Namespace) -> None:
         for name, path in (("json", options.json), ("html", options.html))
         if path is not None and not path.parent.is_dir()
     ]
+    problems += [
+        f"--{name} {path} is a folder"
+        for name, path in (("json", options.json), ("html", options.html))
+        if path is not None and path.is_dir()
+    ]
+    if options.json is not None and options.json == options.html:
+        problems.append(f"--json and --html are both {options.json}")
     for layout in (options.layout, options.layout_a, options.layout_b):
         if layout is not None:
             find_layout(layout)
@@ -203,7 +211,7 @@ def _images(options: argparse.Namespace, classifier: ClassifierSpec) -> np.ndarr
 
 def _load_array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        return to_numpy(np.load(path, allow_pickle=False))
     except OSError:
         raise
     except Exception as error:  # of several kinds, for files of other formats

@@ -95,8 +95,15 @@ def compare(
         images=images.shape,
         flags=() if precision == "tf32" else tuple(reduced_flags(frameworks, device)),
         only=only,
+        described=_compare_descriptions(model_a, model_b),
         sections={**sections, "weights": _in_order(weights, list(sections["eval"]))},
     )
+
+
+def _compare_descriptions(model_a: Any, model_b: Any) -> tuple[str, ...]:
+    """What these images need not show: padding alike at odd sizes, for one."""
+    one, other = (getattr(model, "spec", None) for model in (model_a, model_b))
+    return () if one is None or other is None else tuple(one.differences(other))
 
 
 def _evaluate(run: Run, images: np.ndarray, _: Loss) -> dict[str, Arrays]:

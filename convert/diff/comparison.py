@@ -119,6 +119,7 @@ class Comparison:
         images: shape of the batch (n, h, w, c).
         flags: the flags that reduced the precision.
         only: names of tensors that only one of the two has.
+        described: in which fields the two say that they compute something else.
         sections: rows by a key of `SECTIONS`, activations in the order of the forward pass.
         verdict: see `Verdict`.
     """
@@ -130,6 +131,7 @@ class Comparison:
     images: tuple[int, ...]
     flags: tuple[str, ...]
     only: tuple[tuple[str, ...], tuple[str, ...]]
+    described: tuple[str, ...]
     sections: dict[str, tuple[Row, ...]]
 
     @functools.cached_property

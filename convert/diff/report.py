@@ -35,6 +35,7 @@ def as_json(comparison: Comparison) -> str:
         "device": comparison.device,
         "images": comparison.images,
         "flags": comparison.flags,
+        "described": comparison.described,
         "sections": {
             section: [_row_fields(row) for row in rows]
             for section, rows in comparison.sections.items()
@@ -100,4 +101,4 @@ def write_whole(path: Path, text: str) -> None:
         OSError: the file cannot be written; what was there before still is.
     """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

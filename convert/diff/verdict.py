@@ -35,15 +35,20 @@ def judge(comparison: Comparison) -> Verdict:
     noisy = _first_noisy(comparison)
     has_other_arrays = not all(is_counter(name) for names in comparison.only for name in names)
     apart = {section for section, row in partings if not row.is_counter}
-    same_function = not has_other_arrays and not apart & set(_FUNCTION)
+    seems_same = not has_other_arrays and not apart & set(_FUNCTION)
+    same_function = seems_same and not comparison.described
+    unseen = ", which these images do not show" if seems_same else ""
     reasons = [
         *structure,
+        *(f"B says that it computes otherwise{unseen}: {d}" for d in comparison.described),
         *(f"{SECTIONS[s]}: {_describe(row, sections[s])}" for s, row in partings),
     ]
     if noisy is not None and same_function:
         reasons.append(_describe_noise(noisy, comparison))
     reasons += [f"the precision is reduced: {flag}" for flag in comparison.flags]
-    has_parted = bool(has_other_arrays or apart or (noisy and same_function))
+    has_parted = bool(
+        has_other_arrays or apart or comparison.described or (noisy and same_function)
+    )
     if comparison.precision == "tf32":
         reasons.append("TF32 was asked for, which cannot show that two networks are the same")
     first_layer = _first_layer(comparison, noisy) if has_parted else None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from convert.arrays import BFLOAT16, share_tensor
+from convert.description import own_metadata
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
 from convert.formats.contents import Contents, Visitor
@@ -64,9 +65,7 @@ def read(path: Path, visit: Visitor) -> Contents:
     except Exception as error:  # of a dozen kinds for damaged, hostile and unusual files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConversionError(f"{path} is not a whole file of plain tensors: {reason}") from error
-    metadata: Any = getattr(state_dict, "metadata", None)
-    own = metadata.get("") if isinstance(metadata, Mapping) else None
-    return Contents(own if isinstance(own, Mapping) else {}, notes=notes)
+    return Contents(own_metadata(getattr(state_dict, "metadata", None)), notes=notes)
 
 
 def _open(path: Path, file: FileIO) -> tuple[Any, StartOf]:

@@ -38,6 +38,8 @@ def read(path: Path, visit: Visitor) -> Contents:
                 visit(name, file.get_tensor(name))
             metadata = file.metadata()
     except BaseException as error:
+        if isinstance(error, AttributeError):  # the library asks NumPy for the dtype by its name
+            raise ConversionError(f"{path} holds a dtype that NumPy lacks: {error}") from error
         # A panic of the library's Rust is no Exception, and its class cannot be imported.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise _damaged(path, error) from error

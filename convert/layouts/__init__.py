@@ -31,6 +31,7 @@ from resnet_spec import ClassifierSpec, ResNetSpec, UnknownNameError, find_spec
 _FILES = (ours, torchvision, timm, transformers, torch_resnet, cifar, flax_imagenet, bonsai)
 LAYOUTS: dict[str, Layout] = {file.LAYOUT.name: file.LAYOUT for file in _FILES}
 _COUNTER = "num_batches_tracked"
+_ADVICE = "reset_counters (--reset-counters) takes them as zero"
 
 
 def from_layout(
@@ -54,7 +55,7 @@ def from_layout(
         name: full name of the model in our table, such as `ResNet50`.
         layout: a key of `LAYOUTS`.
         reset_counters: take the `num_batches_tracked` that are missing, as in files of old torch
-            versions, as zero; layouts of Flax never have them.
+            versions, or are no counts as torch has them, as zero; layouts of Flax never have them.
         allow_nonfinite: take NaN and infinite values, too.
         changes: fields of `ResNetSpec` that differ from the network of that name in the layout's
             package, as `shortcut="identity"` or `bottleneck_stride="1x1"`.
@@ -71,6 +72,7 @@ def from_layout(
     found = find_layout(layout)
     if not found.spelling.is_flax:
         tensors = only_state_dict(tensors)
+        _check_described(tensors, spec)
     arrays, _ = unwrap(_as_arrays(flatten(tensors, found)))
     ours, classifier = read_layout(
         arrays, spec, layout, reset_counters=reset_counters, allow_nonfinite=allow_nonfinite
@@ -88,13 +90,21 @@ def layout_spec(name: str, layout: str, **changes: Any) -> ResNetSpec:
     return ResNetSpec.from_json({**adapted.to_json(), **changes})
 
 
-def to_layout(tensors: Mapping[str, Any], name: str, layout: str, **changes: Any) -> dict[str, Any]:
+def to_layout(
+    tensors: Mapping[str, Any],
+    name: str,
+    layout: str,
+    *,
+    allow_nonfinite: bool = False,
+    **changes: Any,
+) -> dict[str, Any]:
     """The inverse of `from_layout`: our state dict under the names of another package.
 
     Args:
         tensors: our state dict, of torch tensors or NumPy arrays.
         name: full name of the model in our table.
         layout: a key of `LAYOUTS`.
+        allow_nonfinite: take NaN and infinite values, too.
         changes: fields of `ResNetSpec` that differ, as of `from_layout`.
 
     Returns:
@@ -105,13 +115,15 @@ def to_layout(tensors: Mapping[str, Any], name: str, layout: str, **changes: Any
         that computes something else.
     """
     spec = layout_spec(name, layout, **changes)
-    if (described := describe_state(tensors)) is not None and (
-        problems := spec.differences(described.network)
-    ):
-        raise ConversionError("these tensors are of another network:", problems)
+    _check_described(tensors, spec)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     classifier = _with_head(spec, shapes, "head.weight", "head.bias" in shapes)
     arrays = _as_arrays(tensors)
+    problems = [p for name, array in arrays.items() for p in dtype_problems(name, array)]
+    for name, array in arrays.items():
+        problems += value_problems(name, array, allow_nonfinite=allow_nonfinite)
+    if problems:
+        raise ConversionError("these are not weights:", problems)
     theirs = write_layout(arrays, classifier, layout)
     if find_layout(layout).spelling.is_flax:
         return nest(theirs, find_layout(layout))
@@ -140,16 +152,27 @@ def read_layout(
     theirs = found.tensors(classifier)
     counters = [name for name in classifier.tensors() if name.endswith(_COUNTER)]
     if reset_counters:
-        given = {theirs[name]: _zero() for name in counters if name in theirs} | given
+        given |= {
+            theirs[name]: _zero()
+            for name in counters
+            if name in theirs and not _is_counter(given.get(theirs[name]))
+        }
     problems = compare_shapes(
         {theirs[name]: shape for name, shape in classifier.tensors().items() if name in theirs},
         {name: array.shape for name, array in given.items()},
     )
     if problems and all(p.startswith("missing") and _COUNTER in p for p in problems):
-        problems.append("counters alone are missing: reset_counters takes them as zero")
+        problems.append(f"counters alone are missing: {_ADVICE}")
     if problems:
         signs = found.signs({name: array.shape for name, array in tensors.items()})
         problems = [*signs, *problems]
+    wrong_counters = [
+        name
+        for name, array in given.items()
+        if name.endswith(_COUNTER) and dtype_problems(name, array)
+    ]
+    if wrong_counters and not reset_counters:
+        problems.append(f"counters are not of torch's dtype: {_ADVICE}")
     for name, array in given.items():
         problems += dtype_problems(name, array)
         problems += value_problems(name, array, allow_nonfinite=allow_nonfinite)
@@ -211,8 +234,19 @@ def _as_arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _check_described(tensors: Mapping[str, Any], spec: ResNetSpec) -> None:
+    """Raises a ConversionError where a twin's state dict says that it is of another network."""
+    described = describe_state(tensors)
+    if described is not None and (problems := spec.differences(described.network)):
+        raise ConversionError("these tensors are of another network:", problems)
+
+
 def _zero() -> np.ndarray:
     return np.zeros((), np.int64)
+
+
+def _is_counter(array: np.ndarray | None) -> bool:
+    return array is not None and array.shape == () and array.dtype == np.int64
 
 
 def _with_head(

@@ -1,0 +1,171 @@
+"""What a state dict says of its network is heard wherever it is, and never overruled silently."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import convert
+import torch_resnet
+from convert.__main__ import main
+from convert.description import describe_state
+from tests.twins import randomise
+
+# torch's compiler imports what torch itself has deprecated
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+
+@pytest.fixture
+def dialect() -> nn.Module:
+    """A network that no name of the table has, with its weights."""
+    model = torch_resnet.create("ResNet20", 10, padding="same").eval()
+    randomise(model)
+    return model
+
+
+class Lightning(nn.Module):
+    """A module around a network, as training frameworks want it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+
+WRAPPERS = {
+    "DataParallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "average": torch.optim.swa_utils.AveragedModel,
+    "Lightning": Lightning,
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_network_inside_of_a_module_still_says_which_it_is(
+    dialect, kind, is_zip, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    state = WRAPPERS[kind](dialect).state_dict()
+    torch.save({"state_dict": state}, "w.ckpt", _use_new_zipfile_serialization=is_zip)
+    described = describe_state(state)
+    assert described is not None
+    assert described.network.padding == "same"
+    assert main(["import", "w.ckpt", "-o", "o.safetensors"]) == 0
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(convert.load("o.safetensors", backend="torch")(images), dialect(images))
+    assert main(["import", "w.ckpt", "--model", "ResNet20", "-o", "x.safetensors"]) == 2
+    assert "padding: 'same', not 'even'" in capsys.readouterr().err
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["DataParallel", "compiled", "average"])
+def test_what_torch_puts_around_a_network_is_saved_as_the_network(dialect, kind, tmp_path):
+    convert.save(tmp_path / "m.pt", WRAPPERS[kind](dialect))
+    read = convert.load(tmp_path / "m.pt", backend="torch").state_dict()
+    assert all(torch.equal(read[name], value) for name, value in dialect.state_dict().items())
+
+
+def test_a_state_dict_is_not_taken_for_another_network(dialect):
+    with pytest.raises(convert.ConversionError, match="padding: 'same', not 'even'"):
+        convert.from_layout(dialect.state_dict(), "ResNet20", "flax-resnet")
+    state = convert.from_layout(dialect.state_dict(), "ResNet20", "flax-resnet", padding="same")
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(convert.build(state, "torch")(images), dialect(images))
+
+
+def test_options_do_not_overrule_what_a_file_says(dialect, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    convert.save("m.safetensors", dialect)
+    assert main(["import", "m.safetensors", "--padding", "even", "-o", "x.pt"]) == 2
+    assert "padding: 'same', not 'even'" in capsys.readouterr().err
+    assert not (tmp_path / "x.pt").exists()
+    assert main(["import", "m.safetensors", "--running-variance", "biased", "-o", "y.pt"]) == 0
+    assert "note: instead of the source's running_variance" in capsys.readouterr().out
+    assert convert.load("y.pt", backend="torch").spec.running_variance == "biased"
+
+
+def test_a_name_leaves_what_only_training_sees_as_the_file_says_it(tmp_path):
+    model = torch_resnet.create("ResNet20", 10, stochastic_depth=0.5, running_variance="biased")
+    convert.save(tmp_path / "m.pt", model, statistics_batch_size=32)
+    arguments = ("--model", "ResNet20", "-o", str(tmp_path / "o.pt"))
+    assert main(["import", str(tmp_path / "m.pt"), *arguments]) == 0
+    assert convert.load(tmp_path / "o.pt", backend="torch").spec == model.spec
+    assert convert.load_statistics_batch_size(tmp_path / "o.pt") == 32
+
+
+def test_two_networks_are_not_the_same_where_only_these_images_say_so(
+    dialect, tmp_path, monkeypatch, capsys
+):
+    """SAME and even padding are one and the same wherever every strided input is odd."""
+    monkeypatch.chdir(tmp_path)
+    even = torch_resnet.create("ResNet20", 10)
+    weights = dict(dialect.state_dict())  # without what the state dict says
+    even.load_state_dict(weights)
+    convert.save("same.pt", dialect)
+    convert.save("even.pt", even)
+    options = ("--backend-b", "torch", "--precision", "f64", "--batch", "2", "--json", "d.json")
+    for size, seen in (("17", False), ("16", True)):
+        assert main(["diff", "even.pt", "same.pt", *options, "--size", size]) == 1
+        assert "padding: 'same', not 'even'" in " ".join(capsys.readouterr().out.split())
+        found = json.loads((tmp_path / "d.json").read_text())
+        assert found["described"] == ["padding: 'same', not 'even'"]
+        assert found["verdict"]["same_function"] is False
+        assert any(row["parts"] for row in found["sections"]["eval"]) == seen
+
+
+def test_weights_that_are_none_do_not_leave_in_another_layout():
+    state = torch_resnet.create("ResNet20", 10).state_dict()
+    nans = {n: t * float("nan") if t.is_floating_point() else t for n, t in state.items()}
+    with pytest.raises(convert.ConversionError, match="non-finite"):
+        convert.to_layout(nans, "ResNet20", "torch-resnet")
+    out = convert.to_layout(nans, "ResNet20", "torch-resnet", allow_nonfinite=True)
+    assert torch.isnan(out["head.weight"]).all()
+    with pytest.raises(convert.ConversionError, match=r"head\.weight should be floating-point"):
+        convert.to_layout({n: t.to(torch.int8) for n, t in state.items()}, "ResNet20", "cifar")
+
+
+def test_numbers_of_another_byte_order_are_numbers():
+    state = torch_resnet.create("ResNet20", 10).state_dict()
+    swapped = {n: t.numpy().astype(t.numpy().dtype.newbyteorder(">")) for n, t in state.items()}
+    read = convert.from_layout(swapped, "ResNet20", "flax-resnet")
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
+    long = {n: t.astype(np.longdouble) if t.dtype.kind == "f" else t for n, t in swapped.items()}
+    with pytest.raises(convert.ConversionError, match="should be floating-point"):
+        convert.from_layout(long, "ResNet20", "flax-resnet")
+
+
+@pytest.mark.parametrize("counter", [torch.tensor(3, dtype=torch.int32), torch.tensor([3.0])])
+def test_counters_that_are_none_are_taken_as_zero_where_that_is_asked_for(
+    counter, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    state = dict(torch_resnet.create("ResNet20", 10).state_dict())
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    torch.save(state | dict.fromkeys(counters, counter), "m.pt")
+    arguments = ("import", "m.pt", "--model", "ResNet20", "-o", "o.pt")
+    assert main([*arguments]) == 2
+    assert "--reset-counters" in capsys.readouterr().err or counter.ndim
+    assert main([*arguments, "--reset-counters"]) == 0
+    read = convert.load("o.pt", backend="torch").state_dict()
+    assert all(read[name] == 0 for name in counters)
+    assert torch.equal(read["head.weight"], state["head.weight"])
+
+
+def test_mistakes_that_would_come_to_light_after_all_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    convert.save("m.pt", torch_resnet.create("ResNet20", 10))
+    (tmp_path / "page").mkdir()
+    for options, sentence in (
+        (("--html", "page"), "--html page is a folder"),
+        (("--json", "x", "--html", "x"), "--json and --html are both x"),
+    ):
+        assert main(["diff", "m.pt", *options]) == 2
+        assert sentence in capsys.readouterr().err
+    for name in ("none.npz", "none.pt", "none.safetensors"):
+        with pytest.raises(FileNotFoundError):
+            convert.load_preprocessing(name)
+        (tmp_path / name).touch()
+        with pytest.raises(convert.ConversionError, match="is empty"):
+            convert.load(name, backend="torch")
