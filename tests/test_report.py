@@ -231,6 +231,20 @@ def test_a_stopwatch_foretells_by_the_pace_so_far(monkeypatch):
     assert watch.read(300) == pytest.approx(100)
 
 
+def test_a_stopwatch_counts_no_pause_into_a_rate_but_into_the_pace(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("train.report.time.perf_counter", lambda: now)
+    watch = Stopwatch()
+    now = 101.0
+    with watch.paused():
+        now = 191.0
+    now = 192.0
+    assert watch.rate(200) == watch.read(200) == pytest.approx(100)
+    assert watch.left(2, 4) == pytest.approx(92)
+    now = 193.0
+    assert watch.rate(500) == pytest.approx(300)
+
+
 def test_memory_is_that_of_the_process_where_the_device_does_not_tell():
     import psutil
 

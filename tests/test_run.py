@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import re
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,14 @@ from resnet_spec import find_spec
 from tests.commands import assert_refused, run
 from tests.run_folders import assert_same, metrics
 from tests.test_data import needs_cifar10
+from train import loop
+from train.__main__ import parse
 from train.data import load_dataset, normalise
 from train.errors import DeviceError, device_errors
+from train.metrics import FILE, read_metrics
 from train.recipes import RECIPES
+from train.runs import Run
+from train.trainer import Trainer
 
 SHORT = ("digits", "--schedule", "drops", "--drop-steps", "8", "--log-every-steps", "4")
 
@@ -64,6 +72,34 @@ def test_a_run_leaves_its_configuration_metrics_checkpoints_and_export(finished)
     assert "epoch   1.07" in output
     assert "nan" not in output
     assert "\x1b" not in output  # plain lines where there is no terminal
+
+
+def test_no_rate_contains_a_test_or_a_checkpoint(tmp_path, monkeypatch, capsys):
+    """Each of which is made to take an hour: on a clock that jumps."""
+    now, hours = time.perf_counter, 0
+    monkeypatch.setattr(time, "perf_counter", lambda: now() + 3600 * hours)
+
+    def takes_an_hour(call: Callable[..., Any]) -> Callable[..., Any]:
+        def later(*arguments: Any, **named: Any) -> Any:
+            nonlocal hours
+            hours += 1
+            return call(*arguments, **named)
+
+        return later
+
+    monkeypatch.setattr(Trainer, "test", takes_an_hour(Trainer.test))
+    monkeypatch.setattr(Run, "save", takes_an_hour(Run.save))
+    length = ("--max-steps", "24", "--log-every-steps", "20", "--checkpoint-every-steps", "18")
+    model = ("--model", "WideResNet16-1-0.0")
+    loop.train(parse(["digits", *model, *length, "--run-dir", str(tmp_path / "a")]))
+    said = re.findall(r"step +(\d+) .* ([\d,]+) images/s", capsys.readouterr().out)
+    rates = {int(step): float(rate.replace(",", "")) for step, rate in said}
+    assert [*rates] == [12, 23, 24]
+    lines = read_metrics(tmp_path / "a" / FILE)
+    (line,) = [line for line in lines if line["kind"] == "train"]
+    assert rates[23] == rates[24] == round(line["images_per_second"])
+    assert min(rates.values()) > 24 * 128 / 3600
+    assert hours >= 7  # of three tests, that of the result, and three or more checkpoints
 
 
 @uses_finished

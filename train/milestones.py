@@ -41,7 +41,8 @@ class Milestones:
             return
         is_untested = np.array(any(run.is_untested for run in self._runs))
         if parallel.from_first_process(lambda: is_untested):
-            self._save(state, self._test(step, state))
+            with self._progress.paused(step):
+                self._save(state, self._test(step, state))
 
     def reach(self, step: int, state: TrainState) -> None:
         """Tests and saves what is due after a step.
@@ -54,7 +55,8 @@ class Milestones:
         every = self._trainer.config.checkpoint_every_steps
         if is_tested or self._watch.must_stop or (every is not None and step % every == 0):
             self._watch.settle()
-            self._save(state, self._test(step, state) if is_tested else None)
+            with self._progress.paused(step):
+                self._save(state, self._test(step, state) if is_tested else None)
 
     def _test(self, step: int, state: TrainState) -> list[float] | None:
         """Of the newest weights, and their average where a run keeps one; the errors that count."""

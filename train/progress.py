@@ -1,8 +1,9 @@
 """What runs tell while they train: metrics into their logs, and lines and a bar for a person."""
 
+import contextlib
 import math
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -87,6 +88,14 @@ class Progress:
         size = self._trainer.config.global_batch_size
         return max(step - self._first_step - 1, 0) * size * len(self._runs)
 
+    @contextlib.contextmanager
+    def paused(self, step: int) -> Iterator[None]:
+        """For tests and checkpoints after a step that is done: no rate contains them."""
+        if self._train_losses is None:  # nothing was logged yet
+            self._rate = self._stopwatch.rate(self._images(step))
+        with self._stopwatch.paused():
+            yield
+
     def test(
         self, step: int, scores: Sequence[Score], averages: Sequence[Score] | None
     ) -> list[float]:
@@ -95,9 +104,6 @@ class Progress:
         Returns:
             The errors by which the best checkpoint is chosen: of the weights that are exported.
         """
-        rate = self._rate
-        if math.isnan(rate):  # nothing was logged yet
-            rate = self._stopwatch.read(self._images(step))
         told = []
         chosen = [score.error for score in (averages or scores)]
         self._best = [min(pair) for pair in zip(self._best, chosen, strict=True)]
@@ -119,10 +125,9 @@ class Progress:
                 epoch=self._trainer.epoch(step),
                 step=step,
                 runs=told,
-                images_per_second=rate,
+                images_per_second=self._rate,
                 elapsed=time.perf_counter() - self._start_time,
                 left=self._stopwatch.left(done, total - self._first_step - 1),
             )
         )
-        self._stopwatch.read(self._images(step))  # the test is no part of the next rate
         return chosen

@@ -1,8 +1,9 @@
 """What a person sees of a run: a progress bar or plain lines, and how numbers are put in them."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from rich.console import Console
@@ -157,12 +158,22 @@ class Stopwatch:
         self._start = self._time = time.perf_counter()
         self._images = 0
 
+    def rate(self, images: int) -> float:
+        """From the last reading to now, with `images` trained in all."""
+        return (images - self._images) / max(time.perf_counter() - self._time, 1e-9)
+
     def read(self, images: int) -> float:
-        """The rate from the last reading to now, with `images` trained in all."""
-        now = time.perf_counter()
-        rate = (images - self._images) / max(now - self._time, 1e-9)
-        self._time, self._images = now, images
+        """The rate; the next one begins here."""
+        rate = self.rate(images)
+        self._time, self._images = time.perf_counter(), images
         return rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is no part of a rate; it is one of the pace so far."""
+        start = time.perf_counter()
+        yield
+        self._time += time.perf_counter() - start
 
     def left(self, done: float, total: float) -> float | None:
         """Seconds to go at the pace so far, when `done` of `total` (of anything) are done."""
