@@ -113,15 +113,24 @@ def _kind(data: str) -> str:
 
 
 def _parse_fields(name: str, default: Config, fields: list[str]) -> Config:
+    """Fields on top of a default; steps that are named take the place of the default's epochs."""
     import tyro
 
-    return tyro.cli(
+    options = {field.partition("=")[0].replace("_", "-") for field in fields}
+    in_steps = [kind for kind in ("drop", "warmup") if f"--{kind}-steps" in options]
+    no_epochs: dict[str, Any] = {f"{kind}_epochs": None for kind in in_steps}
+    config = tyro.cli(
         Config,
         prog=f"resnet-train {name}",
         description=_describe(name),
-        default=default,
+        default=dataclasses.replace(default, **no_epochs),
         args=fields,
     )
+    both = [kind for kind in in_steps if getattr(config, f"{kind}_epochs") is not None]
+    if both:
+        pairs = (f"--{kind}-steps and --{kind}-epochs exclude each other" for kind in both)
+        raise UserError("; ".join(pairs))
+    return config
 
 
 def _describe(name: str) -> str:
