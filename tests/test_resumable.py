@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.saved_states import make_state, open_run
 from train.config import Config
 from train.errors import UserError
 from train.folder import (
@@ -87,6 +89,21 @@ def test_a_folder_is_resumed_only_as_the_run_that_it_holds(began):
     check_folder(began, now)
     with pytest.raises(UserError, match="--seed 7, the run began with 111"):
         check_folder(began, dataclasses.replace(now, seed=7))
+
+
+@pytest.mark.parametrize("is_imported", [True, False])
+def test_without_a_configuration_only_imported_weights_go_on(tmp_path, is_imported):
+    now = dataclasses.replace(CONFIG, run_dir=tmp_path)
+    with pytest.raises(UserError, match="holds no run"):
+        check_folder(tmp_path, now)
+    with open_run(tmp_path) as checkpoints:
+        checkpoints.save(make_state(0))
+    if is_imported:
+        shutil.rmtree(tmp_path / "checkpoints" / "0" / "optimizer")
+        check_folder(tmp_path, now)
+        return
+    with pytest.raises(UserError, match=r"config.json is missing: put it back.*--init-from"):
+        check_folder(tmp_path, now)
 
 
 def test_a_folder_keeps_the_starts_of_its_run_oldest_first(began):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from resnet_spec.checkpoints import OPTIMIZER
 from train.config import Config
 from train.errors import UserError
 from train.resume import check_resumable
@@ -39,10 +40,16 @@ def check_folder(folder: Path, config: Config) -> None:
     if config.resume:
         if not folder.is_dir():
             raise UserError(f"--run-dir {folder} does not exist: there is no run to resume")
-        if not (folder / CHECKPOINTS).is_dir() and not _config_file(folder).exists():
-            raise UserError(f"--run-dir {folder} holds no run to resume")
         if saved := saved_config(folder):
             check_resumable(saved, config)
+        elif not has_checkpoint(folder):
+            raise UserError(f"--run-dir {folder} holds no run to resume")
+        elif any(map(_is_of_a_run, _list_checkpoints(folder))):
+            raise UserError(
+                f"--run-dir {folder}: its checkpoints are of a run whose {_CONFIG} is missing: put "
+                f"it back, or start another run from its weights: --init-from {folder} with a new "
+                "--run-dir"
+            )
     elif folder.is_dir() and _holds_files(folder):
         if not config.overwrite:
             raise UserError(
@@ -123,7 +130,16 @@ def own_config(config: Config, seed: int, folder: Path) -> Config:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run has one to go on from."""
-    return any(path.name.isdigit() for path in (folder / CHECKPOINTS).glob("*"))
+    return bool(_list_checkpoints(folder))
+
+
+def _list_checkpoints(folder: Path) -> list[Path]:
+    return [path for path in (folder / CHECKPOINTS).glob("*") if path.name.isdigit()]
+
+
+def _is_of_a_run(checkpoint: Path) -> bool:
+    """Not of weights that were imported, which have taken no step: any run may begin with them."""
+    return int(checkpoint.name) > 0 or (checkpoint / OPTIMIZER).exists()
 
 
 def unfinished_seeds(folder: Path, config: Config, total_steps: int) -> list[int]:
