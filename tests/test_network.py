@@ -123,8 +123,27 @@ def test_a_program_can_be_exported_for_images_of_any_size():
     assert relative_error(exported.call(images), model(images)) <= 1e-5
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"scan_blocks": True}, {"scan_blocks": True, "stacked": True}], ids=str
+)
+@pytest.mark.parametrize("stochastic_depth", [0.0, 0.5])
+def test_every_block_and_layer_of_it_has_a_key_of_its_own(options, stochastic_depth):
+    network = make_drawing(stochastic_depth=stochastic_depth, **options)
+    model = network.model(network.params, network.statistics)
+    streams = [stream for _, stream in nnx.to_flat_state(nnx.state(model, nnx.RngKey))]
+    data = [jax.random.key_data(stream.get_value()).reshape(-1, 2) for stream in streams]
+    keys = [tuple(key) for key in np.concatenate(data).tolist()]
+    blocks = 12  # of this network, each with dropout
+    assert len(set(keys)) == len(keys) == blocks * (2 if stochastic_depth else 1)
+
+
+def make_drawing(*, stacked: bool = False, **options: Any) -> Network:
+    model = flax_resnet.create("WideResNet28-1", 10, rngs=nnx.Rngs(0), **options)
+    return Network(model, stacked=stacked)
+
+
 @pytest.mark.parametrize("scan_blocks", [False, True])
-def test_dropout_is_drawn_anew_in_every_block_and_step(scan_blocks):
+def test_dropout_is_drawn_anew_in_every_step(scan_blocks):
     model = flax_resnet.create("WideResNet16-1", 10, rngs=nnx.Rngs(0), scan_blocks=scan_blocks)
     network = Network(model)
     images = jnp.asarray(random_images(2, 16, "float32"))

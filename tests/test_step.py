@@ -299,6 +299,13 @@ def test_an_average_weighs_the_old_one_by_its_decay_and_takes_counters_as_they_a
     assert averaged(without) is without
 
 
+def test_no_two_draws_of_a_run_nor_of_two_runs_have_the_same_key():
+    found = [draw_keys(jnp.uint32(seed), step, jnp.arange(4)) for seed in (1, 2) for step in (0, 1)]
+    data = [jax.random.key_data(array).reshape(-1, 2).tolist() for keys in found for array in keys]
+    keys = [tuple(key) for part in data for key in part]
+    assert len(set(keys)) == len(keys) == 2 * 2 * (4 + 1 + 1)
+
+
 def test_float64_draws_the_same_crops_and_mirrors():
     dataset = random_dataset(size=6)
     images, places = jnp.asarray(dataset.train.images), jnp.arange(64, dtype=jnp.int32)
@@ -330,17 +337,23 @@ def test_evaluation_counts_every_image_once():
     assert float(sums.loss) == pytest.approx(loss, rel=1e-5)
 
 
-def test_dropout_differs_between_devices():
-    model = flax_resnet.create("WideResNet16-1", 10, rngs=nnx.Rngs(0))
-    network = Network(model, axis_name=parallel.AXIS)
-    image = np.random.default_rng(0).standard_normal((1, 8, 8, 3)).astype(np.float32)
+def test_dropout_has_a_key_of_its_own_on_every_device_in_every_part_and_step(monkeypatch):
+    dataset, spread = random_dataset(), Spread()
+    step, state, _, network = make_step("WideResNet16-1", dataset)
+    keys, train = list[tuple[int, ...]](), network.train
 
-    def forward(images: Any) -> Any:
-        key = jax.random.fold_in(jax.random.key(0), jax.lax.axis_index(parallel.AXIS))
-        return network.train(network.params, network.statistics, images, key).logits
+    def spied(params: Any, statistics: Any, images: Any, key: Any) -> Any:
+        jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(key))
+        return train(params, statistics, images, key)
 
-    logits = jax.pmap(forward, parallel.AXIS)(np.repeat(image[None], 8, 0))
-    assert len({tuple(row) for row in np.asarray(logits)[:, 0].tolist()}) == 8
+    monkeypatch.setattr(network, "train", spied)
+    many, data = spread.place_state(parallel.to_host(state)), on_device(dataset.train)
+    many_data, eight = parallel.place_data(data), spread.train(step)
+    for number in range(2):
+        indices = batch_indices(0, number, 32, 64).reshape(2, -1)
+        many, _ = eight(many, many_data, spread.place_batch(spread.split(indices)))
+    jax.effects_barrier()
+    assert len(set(keys)) == len(keys) == 8 * 2 * 2
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def test_the_mean_over_many_draws_is_the_branch_itself(package, rate):
 
 
 @pytest.mark.parametrize("options", [{}, {"scan_blocks": True}, {"remat": True}], ids=str)
-def test_draws_follow_from_the_key_and_differ_from_block_to_block(options):
+def test_draws_follow_from_the_key(options):
     spec = small(preact=True, stage_depths=(4, 1), stochastic_depth=0.7)
     model, _ = twins(spec, **options)
     network = Network(model)
