@@ -173,23 +173,28 @@ def test_mistakes_that_would_come_to_light_after_all_the_work(tmp_path, monkeypa
             convert.load(name, backend="torch")
 
 
-def test_a_command_that_is_interrupted_or_out_of_memory_ends_with_a_sentence(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "code", "sentence"),
+    [
+        ("threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()", 130, "interrupted"),
+        ("resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30,) * 2)", 2, "not enough memory"),
+    ],
+)
+def test_a_command_that_is_interrupted_or_out_of_memory_ends_with_a_sentence(
+    before, code, sentence, tmp_path
+):
     convert.save(tmp_path / "m.pt", torch_resnet.create("ResNet20", 10))
-    interrupted = (
-        "import os, signal, threading\nthreading.Timer(1, os.kill, (os.getpid(), 2)).start()"
+    # longer than a second, and more than 6 GB
+    arguments = ["diff", "m.pt", "--backend-b", "torch", "--size", "448", "--batch", "64"]
+    lines = (
+        "import os, resource, signal, sys, threading, torch",
+        "from convert.__main__ import main",
+        before,
+        f"sys.exit(main({arguments}))",
     )
-    limited = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (6 * 2**30,) * 2)"
-    for before, code, sentence in (
-        (interrupted, 130, "interrupted"),
-        (limited, 2, "not enough memory for this"),
-    ):
-        # 200,000 pixels in float64 take longer than a second, and 16 GB
-        arguments = ["diff", "m.pt", "--backend-b", "torch", "--size", "448", "--batch", "64"]
-        script = (
-            f"{before}\nimport sys\nfrom convert.__main__ import main\nsys.exit(main({arguments}))"
-        )
-        command = [sys.executable, "-c", script]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
-        assert done.stderr.startswith(f"resnet-convert: {sentence}")
-        assert "Traceback" not in done.stderr
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(f"resnet-convert: {sentence}")
+    assert "Traceback" not in done.stderr
