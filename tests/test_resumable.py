@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 
 from tests.saved_states import make_state, open_run
+from train.claims import claimed, locked, seeds_locked
 from train.config import Config
 from train.errors import UserError
 from train.folder import (
     begin_folder,
     check_folder,
     choose_folder,
-    claimed,
-    locked,
-    seeds_locked,
 )
 from train.resume import FIXED, FREE, check_resumable
 

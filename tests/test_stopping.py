@@ -80,6 +80,26 @@ def test_a_signal_that_comes_as_one_of_many_runs_ends_is_known_to_what_runs_them
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("leaves_a_folder", [True, False])
+def test_a_run_whose_folder_is_moved_ends_and_goes_on_where_it_is(leaves_a_folder, tmp_path):
+    process = start(tmp_path, *MODEL, "--max-steps", "5000", "--run-dir", "a")
+    until(lambda: (tmp_path / "a" / "checkpoints" / "12").exists())
+    (tmp_path / "a").rename(tmp_path / "b")
+    if leaves_a_folder:
+        (tmp_path / "a").mkdir()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "a: the run's folder was moved or deleted" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "a").exists() == leaves_a_folder
+    assert not leaves_a_folder or not any((tmp_path / "a").iterdir())
+    names = [path.name for path in (tmp_path / "b" / "checkpoints").iterdir()]
+    newest = max(int(name) for name in names if name.isdigit())
+    output = train(tmp_path, "--resume", "--run-dir", "b", "--max-steps", str(newest + 2))
+    assert f"resumed at {newest}" in output
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_eight_devices_goes_on_on_one_two_and_four(tmp_path):
     arguments = (*MODEL, "--max-steps", "4", "--global-batch-size", "64", "--run-dir", "a")
     train(tmp_path, *arguments, devices=8)

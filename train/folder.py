@@ -1,13 +1,10 @@
 """The folder of a run: checked before anything is computed, written only when a run begins."""
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,57 +65,6 @@ def _short(data: str) -> str:
 def seed_folder(folder: Path, config: Config, seed: int) -> Path:
     """Where the run of one seed is: the folder itself, or one of several within."""
     return folder if config.seeds is None else folder / f"seed-{seed}"
-
-
-@contextlib.contextmanager
-def claimed(folder: Path, config: Config) -> Iterator[None]:
-    """The folder, made and checked again, which no second process may begin or go on in.
-
-    Raises:
-        UserError: as `check_folder`; or another one is training there.
-    """
-    if config.resume:
-        check_folder(folder, config)
-    else:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--run-dir {folder}: {error}") from error
-    with locked(folder):
-        check_folder(folder, config)
-        yield
-
-
-@contextlib.contextmanager
-def seeds_locked(folder: Path) -> Iterator[None]:
-    """Keeps out whoever trains one of several seeds by itself, while all of them are begun.
-
-    Raises:
-        UserError: as `locked`.
-    """
-    with contextlib.ExitStack() as stack:
-        for place in sorted(folder.glob("seed-*")):
-            if place.is_dir():
-                stack.enter_context(locked(place))
-        yield
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of a run's folder; the lock ends with the process.
-
-    Raises:
-        UserError: another one is training there.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another process is training this run") from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def own_config(config: Config, seed: int, folder: Path) -> Config:

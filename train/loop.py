@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from train import export, parallel
+from train.claims import claimed, seeds_locked
 from train.config import Config
 from train.data import Dataset, load_dataset
 from train.errors import AbandonedError, DivergedError, UserError
@@ -17,11 +18,9 @@ from train.folder import (
     check_folder,
     check_same_data,
     choose_folder,
-    claimed,
     has_checkpoint,
     saved_mode,
     seed_folder,
-    seeds_locked,
     unfinished_seeds,
 )
 from train.milestones import Milestones

@@ -13,9 +13,10 @@ import numpy as np
 
 from train import export, parallel
 from train.checkpoint import Checkpoints
+from train.claims import locked, watch_place
 from train.data import image_dtype
 from train.errors import UserError
-from train.folder import RESULT, locked, own_config, write_json
+from train.folder import RESULT, own_config, write_json
 from train.metrics import MetricsLog
 from train.retention import list_steps
 from train.step import TrainState, averaged
@@ -64,6 +65,7 @@ class Run:
         self._files = contextlib.ExitStack()
         self.checkpoints: Checkpoints | None = None
         self._metrics: MetricsLog | None = None
+        self._check_place: Callable[[], None] = lambda: None
 
     def __enter__(self) -> "Run":
         if parallel.is_first_process():
@@ -73,6 +75,7 @@ class Run:
             self.checkpoints = self._files.enter_context(
                 Checkpoints(self.folder, self._trainer.classifier, preprocessing, say=self._say)
             )
+            self._check_place = watch_place(self.folder)
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -149,16 +152,23 @@ class Run:
     def log(self, step: int, kind: str, values: dict[str, float]) -> None:
         """One line of metrics."""
         if self._metrics is not None:
+            self._check_place()
             self._metrics.write(step, kind, values)
 
     def save(self, state: TrainState, error: float | None) -> None:
         """Starts writing a host state, whose test error is `error` where it is known."""
         if self.checkpoints is not None:
+            self._check_place()
             self.checkpoints.save(state, error=error, seconds=self.seconds)
 
     def wait(self) -> None:
-        """Until all is on disk."""
+        """Until all is on disk.
+
+        Raises:
+            OSError: it is not, or no longer in the run's folder.
+        """
         if self.checkpoints is not None:
+            self._check_place()
             self.checkpoints.wait()
 
 
@@ -203,6 +213,7 @@ def finish(
     """
     if run.checkpoints is None:
         return None
+    run.wait()
     config, dataset = trainer.config, trainer.dataset
     model = trainer.model(averaged(state))
     exported = export.export(run.folder, model, dataset.preprocessing)
