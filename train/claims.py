@@ -1,4 +1,4 @@
-"""A run's folder is one process's: none begins or goes on there meanwhile, and it stays in place."""
+"""A run's folder is one process's: no other begins or goes on there, and it stays in its place."""
 
 import contextlib
 import fcntl
