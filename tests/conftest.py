@@ -72,6 +72,16 @@ def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
+# Those of minutes come first: one that begins last leaves the other worker without work.
+_LONGEST = ("test_processes", "test_torture", "test_docs", "test_damage", "test_streamed_runs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the order of all other tests."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(_LONGEST)))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Prints the matrix of layouts, models and directions, whichever process proved them."""
     rows = {
