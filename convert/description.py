@@ -17,14 +17,22 @@ def describe(model: Any) -> ClassifierSpec:
     """The table's row of either twin, and its head.
 
     Raises:
-        ConversionError: the model is no ResNet of ours, has blocks or shortcuts of its own, or a
-            head that is neither the identity nor linear.
+        ConversionError: the model is no ResNet of ours, has blocks or shortcuts of its own, was
+            edited so that it computes something else, or has a head that is neither the identity
+            nor linear.
     """
     spec = getattr(model, "spec", None)
     if spec is None:
         raise ConversionError(
             f"{type(model).__name__} has no row in the table (a block or shortcut of your own?): "
             "use flax_to_torch or torch_to_flax with models that you build yourself"
+        )
+    if differences := differences_from_row(model):
+        raise ConversionError(
+            "this network was edited, and computes something else than its row in the table: "
+            "set its spec to None, and use flax_to_torch or torch_to_flax with models that you "
+            "edit alike",
+            differences,
         )
     out_features = getattr(model.head, "out_features", None)
     match type(model.head).__name__:
@@ -37,6 +45,15 @@ def describe(model: Any) -> ClassifierSpec:
                 f"a file describes the identity or a linear head, not {other}: use flax_to_torch "
                 "or torch_to_flax with models that you build yourself"
             )
+
+
+def differences_from_row(model: Any) -> list[str]:
+    """By module, where either twin computes something else than the row in its `spec`."""
+    if hasattr(model, "state_dict"):
+        from torch_resnet import edits
+    else:
+        from flax_resnet import edits
+    return edits.differences_from_row(model)
 
 
 def parse_description(fields: Any, num_tensors: int) -> ClassifierSpec:

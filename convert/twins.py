@@ -7,7 +7,7 @@ import numpy as np
 
 from convert import leaves
 from convert.arrays import compare_shapes, is_floating, is_lossless, to_numpy
-from convert.description import as_state_dict, describe, describe_state
+from convert.description import as_state_dict, describe, describe_state, differences_from_row
 from convert.errors import ConversionError
 from resnet_spec import ClassifierSpec
 
@@ -23,7 +23,8 @@ def flax_to_torch(flax_model: "nnx.Module") -> "dict[str, torch.Tensor]":
 
     `torch_model.load_state_dict(flax_to_torch(flax_model))` is strict and bit-exact. The tensors
     have memory of their own. A state dict of a model of the table says which one it is of: a torch
-    twin that computes something else (other padding, say) refuses it.
+    twin that computes something else (other padding, say) refuses it. That of a model that was
+    edited since it was built says nothing.
 
     Raises:
         ConversionError: two arrays of the model have one name in torch.
@@ -31,8 +32,9 @@ def flax_to_torch(flax_model: "nnx.Module") -> "dict[str, torch.Tensor]":
     try:
         classifier = describe(flax_model)
     except ConversionError:  # blocks or a head of one's own: the network alone, if it is ours
-        spec = getattr(flax_model, "spec", None)
-        classifier = None if spec is None else ClassifierSpec(spec)
+        spec: Any = getattr(flax_model, "spec", None)
+        is_row = spec is not None and not differences_from_row(flax_model)
+        classifier = ClassifierSpec(spec) if is_row else None
     return as_state_dict(flax_to_arrays(flax_model), classifier)
 
 

@@ -111,7 +111,8 @@ class ResidualNetwork(nnx.Module):
     Attributes:
         out_planes: number of pooled features.
         head: identity at first; see `set_head`.
-        spec: the table's row, None where `block` or `shortcut` is a class of your own.
+        spec: the table's row, None where `block` or `shortcut` is a class of your own. Set it to
+            None after an edit that makes another network: it is then described as none.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -1,6 +1,6 @@
 """Initial values: Kaiming normal convolutions, BN at 1 and 0, residual branches at zero."""
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def resnet_init(model: nn.Module, zero_init_residual: bool = False) -> None:
@@ -13,11 +13,36 @@ def resnet_init(model: nn.Module, zero_init_residual: bool = False) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            _draw(module.weight)
         elif isinstance(module, nn.BatchNorm2d) and module.affine:
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
     if zero_init_residual:
-        for module in model.modules():
-            if isinstance(last_layer := getattr(module, "last_layer", None), str):
-                nn.init.zeros_(module.get_submodule(last_layer).get_parameter("weight"))
+        _zero_residual_branches(model)
+
+
+def init_new(model: nn.Module, zero_init_residual: bool) -> None:
+    """As `resnet_init`, of a network just built: what a block's `__init__` has set stays.
+
+    Only convolutions as their constructor left them are drawn; no BatchNorm needs a reset.
+    """
+    # torch counts the changes of a tensor, other than those through `.data`
+    as_built = nn.Conv2d(1, 1, 1, device="meta").weight._version
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight
+            if weight.is_inference() or weight._version == as_built:
+                _draw(weight)
+    if zero_init_residual:
+        _zero_residual_branches(model)
+
+
+def _draw(weight: Tensor) -> None:
+    if not weight.is_meta:  # nothing to draw, and torch would import a second's worth for it
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+
+
+def _zero_residual_branches(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(last_layer := getattr(module, "last_layer", None), str):
+            nn.init.zeros_(module.get_submodule(last_layer).get_parameter("weight"))

@@ -7,7 +7,7 @@ from resnet_spec import Conv
 
 
 def conv(spec: Conv) -> nn.Conv2d:
-    """(n, in_planes, h, w) -> (n, out_planes, h2, w2); `resnet_init` draws its weights."""
+    """(n, in_planes, h, w) -> (n, out_planes, h2, w2); `init_new` draws its weights."""
     return nn.Conv2d(
         spec.in_planes,
         spec.out_planes,

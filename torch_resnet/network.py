@@ -24,7 +24,8 @@ from resnet_spec import (
 )
 from resnet_spec.description import DESCRIPTION_KEY, decode, encode
 from torch_resnet.dialect import speak
-from torch_resnet.init import resnet_init
+from torch_resnet.edits import differences_from_row
+from torch_resnet.init import init_new
 from torch_resnet.layers import AveragePool, batch_norm, conv
 from torch_resnet.shortcut import SHORTCUTS, ProjectionShortcut
 from torch_resnet.stochastic_depth import set_stochastic_depth
@@ -91,7 +92,8 @@ class ResidualNetwork(nn.Module):
     Attributes:
         out_planes: number of pooled features.
         head: identity at first; see `set_head`.
-        spec: the table's row, None where `block` or `shortcut` is a class of your own.
+        spec: the table's row, None where `block` or `shortcut` is a class of your own. Set it to
+            None after an edit that makes another network: it is then described as none.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -149,7 +151,7 @@ class ResidualNetwork(nn.Module):
         if self.spec is not None:
             speak(self, self.spec)
         set_stochastic_depth(self, stochastic_depth)
-        resnet_init(self, zero_init_residual)
+        init_new(self, zero_init_residual)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
         """Pooled features (n, out_planes), or what the head makes of them."""
@@ -202,8 +204,11 @@ class ResidualNetwork(nn.Module):
 def _describe_weights(
     model: ResidualNetwork, state_dict: Any, prefix: str, local_metadata: dict[str, Any]
 ) -> None:
-    """A state dict says, where torch keeps the versions of layers, which network it is of."""
-    if model.spec is None:
+    """A state dict says, where torch keeps the versions of layers, which network it is of.
+
+    Not that of a network that was edited: it is no longer the one in its row.
+    """
+    if model.spec is None or differences_from_row(model):
         return
     head = model.head
     is_linear = isinstance(head, nn.Linear)
