@@ -31,11 +31,15 @@ def no_values() -> Iterator[None]:
         _has_values.reset(token)
 
 
-def kaiming_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+def kaiming_normal(
+    key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, out_sharding: Any = None
+) -> Array:
     """He et al. 2015 (arXiv:1502.01852), section 2.2, backward case; normal, not truncated.
 
-    Drawn along one axis: the same numbers, and XLA on CPU compiles it four times faster.
+    An initialiser as Flax takes them, of convolutions' kernels (..., in, out). Drawn along one
+    axis: the same numbers, and XLA on CPU compiles it four times faster.
     """
+    del out_sharding  # a model is placed as a whole
     *window, _, out_planes = shape
     deviation = jnp.sqrt(jnp.array(2 / (math.prod(window) * out_planes), dtype))
     return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape) * deviation
@@ -54,7 +58,7 @@ def _constant(value: float, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
 
 
 def _kernel(key: Array, shape: tuple[int, ...], dtype: DTypeLike, out_sharding: Any = None) -> Any:
-    del out_sharding  # a model is placed as a whole
+    del out_sharding
     initialise = kaiming_normal if _has_values.get() else no_value
     return initialise(key, shape, dtype)
 

@@ -11,6 +11,7 @@ from flax import nnx
 import convert
 import flax_resnet
 import torch_resnet
+from flax_resnet.layers import kaiming_normal
 from tests.twins import random_images, randomise, relative_error, run_torch
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -97,3 +98,70 @@ def test_a_normalisation_without_weights_is_left_as_it_is():
 
     model = torch_resnet.ResNet([(1, 8), (1, 8)], Bare, small_images=True)
     assert model(torch.ones(2, 3, 8, 8)).shape == (2, 8)
+
+
+def test_what_a_block_of_ones_own_has_set_stays_and_the_rest_starts_as_the_papers_say():
+    class Torch(torch_resnet.BasicBlock):
+        def __init__(self, in_planes: int, planes: int, **options: Any):
+            super().__init__(in_planes, planes, **options)
+            self.conv1 = torch.nn.Conv2d(in_planes, planes, 3, options["stride"], 1, bias=False)
+            self.gate = torch.nn.Conv2d(planes, planes, 1)
+            torch.nn.init.constant_(self.gate.weight, 0.25)
+            torch.nn.init.zeros_(self.bn2.weight)
+            self.conv2.weight = torch.nn.Parameter(torch.ones(planes, planes, 3, 3))
+
+    class Flax(flax_resnet.BasicBlock):
+        def __init__(self, in_planes: int, planes: int, **options: Any):
+            super().__init__(in_planes, planes, **options)
+            context = {name: options[name] for name in ("rngs", "dtype", "param_dtype")}
+            self.conv1 = nnx.Conv(
+                *(in_planes, planes, (3, 3), options["stride"]),
+                padding=1,
+                use_bias=False,
+                kernel_init=kaiming_normal,
+                **context,
+            )
+            quarter = nnx.initializers.constant(0.25)
+            self.gate = nnx.Conv(planes, planes, (1, 1), kernel_init=quarter, **context)
+            self.bn2.scale.set_value(jnp.zeros(planes))
+            self.conv2.kernel.set_value(jnp.ones((3, 3, planes, planes)))
+
+    torch.manual_seed(0)
+    dimensions = [(1, 64), (1, 64)]
+    torch_model = torch_resnet.ResNet(dimensions, Torch)
+    flax_model = flax_resnet.ResNet(dimensions, Flax, rngs=nnx.Rngs(0))
+    states = torch_model.state_dict(), convert.flax_to_torch(flax_model)
+    for state in states:
+        assert (state["stages.0.0.gate.weight"] == 0.25).all()
+        assert (state["stages.0.0.conv2.weight"] == 1).all()
+        assert not state["stages.0.0.bn2.weight"].any()
+        for name in ("stem.conv.weight", "stages.0.0.conv1.weight"):
+            assert_kaiming_normal(state[name])
+
+
+def assert_kaiming_normal(weight: torch.Tensor) -> None:
+    z = weight.double() / (2 / (weight.shape[0] * weight[0, 0].numel())) ** 0.5
+    assert abs(z.std() - 1) < 0.03
+    assert z.abs().max() > 3.3  # no uniform distribution's, nor one cut at two deviations
+
+
+def test_the_worked_examples_layers_start_alike_in_both_twins():
+    """Deviations: Kaiming over the fan out of convolutions, torch's uniform of the linear ones."""
+    names, dimensions = example(), [(1, 64), (1, 64), (2, 128)]
+    torch.manual_seed(0)
+    torch_model = names["torch_resnet"].ResNet(
+        dimensions, names["TorchSEBlock"], shortcut=names["TorchPoolShortcut"]
+    )
+    flax_model = names["flax_resnet"].ResNet(
+        dimensions, names["FlaxSEBlock"], shortcut=names["FlaxPoolShortcut"], rngs=nnx.Rngs(0)
+    )
+    for state in (torch_model.state_dict(), convert.flax_to_torch(flax_model)):
+        for block in ("stages.0.0", "stages.1.0", "stages.1.1"):
+            assert_kaiming_normal(state[f"{block}.conv.weight"])
+            for name in ("squeeze", "excite"):
+                weight, bias = state[f"{block}.{name}.weight"], state[f"{block}.{name}.bias"]
+                bound = weight.shape[1] ** -0.5
+                assert weight.abs().max() <= bound * (1 + 1e-6)
+                assert bias.abs().max() <= bound * (1 + 1e-6)
+                assert abs(weight.std() / bound - 3**-0.5) < 0.04
+                assert abs(bias.std() / bound - 3**-0.5) < 0.2
