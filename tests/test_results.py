@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 import convert
 from resnet_spec import find_spec
+from tests.commands import run
 from tests.conftest import DIGITS_RUNS
 from train.__main__ import main
 from train.metrics import read_metrics
@@ -324,6 +326,19 @@ def test_a_terminal_has_a_table_of_its_width(runs, monkeypatch, capsys):
         assert max(map(len, table)) <= int(width)
         assert MODEL in text
         assert ("1 cpu device" in text) == wide
+
+
+def test_a_name_or_a_sign_that_the_encoding_has_not_is_written_out(runs):
+    (runs / "seed-111").rename(runs / os.fsdecode(b"\xe9"))
+    (runs / "seed-222" / "result.json").unlink()
+    result = run("train", "results", runs, cwd=runs, PYTHONIOENCODING="ascii:strict")
+    assert result.returncode == 0, result.stderr
+    assert r"\xb1" in result.stdout  # of mean ± deviation
+    assert "seed-222" in (runs / "results.md").read_text()
+    assert json.loads((runs / "results.json").read_text())["results"][0]["runs"]
+    (runs / "seed-222").rename(runs / os.fsdecode(b"\xff"))
+    assert main(["results", str(runs)]) == 0
+    assert r"unfinished, not counted: \udcff" in (runs / "results.md").read_text()
 
 
 def test_an_output_that_is_a_file_is_refused(runs, capsys):

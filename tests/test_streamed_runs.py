@@ -1,12 +1,14 @@
 """Runs on images that are decoded as they are needed: resumed, and over two processes."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.commands import run
 from tests.run_folders import largest_difference, metrics
 from tests.test_processes import in_two
 from tests.test_run import train
@@ -48,6 +50,17 @@ def test_a_resumed_run_on_streamed_images_is_the_uninterrupted_one_bit_for_bit(i
     assert result["images"] == 10  # of 11, one is damaged
     assert [Path(name).name for name in result["skipped_images"]].count("00.jpg") >= 1
     assert "left out" in output
+
+
+@pytest.mark.slow
+def test_a_damaged_image_whose_name_is_not_utf8_is_left_out_like_another(images):
+    name = os.path.join(os.fsencode(images), b"images", b"train", b"b", b"\xe9.png")
+    Path(os.fsdecode(name)).write_bytes(b"no image")
+    result = run(*("train", *SHORT, "--run-dir", "a"), cwd=images, PYTHONIOENCODING="utf-8:strict")
+    assert result.returncode == 0, result.stderr
+    assert r"left out train/b/\udce9.png" in result.stdout
+    skipped = json.loads((images / "a" / "result.json").read_text())["skipped_images"]
+    assert os.fsdecode(b"train/b/\xe9.png") in skipped
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import io
 import json
 import os
 import sys
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         that has saved all it did, 130 for one that a second SIGINT broke off: each with one
         sentence on stderr.
     """
+    _say_any_name()
     arguments = sys.argv[1:] if arguments is None else arguments
     trains = not (arguments and arguments[0] in COMMANDS) and "--eval-only" not in arguments
     try:
@@ -62,6 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
     ) as error:
         return _fail(error, str(error))
     return 0
+
+
+def _say_any_name() -> None:
+    """No run ends over the name of a file that the terminal's encoding has not."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(config: Config) -> None:

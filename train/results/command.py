@@ -96,9 +96,14 @@ def _write(
     shown = [name for name in pictures if name.endswith(".svg")]
     markdown += "".join(f"\n![Training curves]({name})\n" for name in shown)
     record = json.dumps(as_json(groups, skipped, place), indent=2, allow_nan=False) + "\n"
-    contents = {"results.json": record.encode(), "results.md": markdown.encode(), **pictures}
+    contents = {"results.json": record.encode(), "results.md": encode_text(markdown), **pictures}
     write_files(out, contents)
     print(f"wrote {', '.join(contents)} in {out}")
+
+
+def encode_text(text: str) -> bytes:
+    """As UTF-8, also where the name of a folder is not."""
+    return text.encode(errors="backslashreplace")
 
 
 def write_files(out: Path, contents: dict[str, bytes]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.errors import UserError
-from train.results.command import write_files
+from train.results.command import encode_text, write_files
 from train.results.groups import Group
 from train.table.content import Content, collect, from_json, to_json
 from train.table.keep import small_networks
@@ -33,7 +33,7 @@ def write_table(out: Path, data: str, runs: Path, protocol: str, models: Sequenc
     files |= _curves(content)
     page = as_markdown(content) + _shown(out, [*files], data)
     record = json.dumps(to_json(content, place), indent=2, allow_nan=False) + "\n"
-    write_files(out, {**files, f"{data}.json": record.encode(), f"{data}.md": page.encode()})
+    write_files(out, {**files, f"{data}.json": record.encode(), f"{data}.md": encode_text(page)})
     return content
 
 
