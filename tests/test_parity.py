@@ -45,10 +45,10 @@ OTHER_SHORTCUTS = SHORTCUTS[1:]
 QUICK = ["ResNet20", "PreActResNet20", "ResNet18", "PreActResNet50", "WideResNet16-4"]
 VERY_DEEP = ("1001", "1202")
 
-LOGITS_64 = 1e-12
+LOGITS_64 = 1e-13
 GRADIENTS_64 = 1e-10
-STATISTICS_64 = 1e-12
-STEPS_64 = 1e-9
+STATISTICS_64 = 1e-13
+STEPS_64 = 1e-10
 LOGITS_32 = 1e-5
 
 _reached: dict[str, dict[str, float]] = collections.defaultdict(dict)
