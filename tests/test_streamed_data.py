@@ -52,6 +52,27 @@ def test_a_folder_is_a_data_set(tmp_path):
     assert not dataset.train.skipped
 
 
+def test_links_are_followed_but_not_in_circles_and_hidden_folders_are_not_read(tmp_path):
+    make_folder(tmp_path, {"val": {"a": 1, "b": 1}, "train": {"a": 1, "b": 0}})
+    make_folder(tmp_path, {"x": {".hidden": 5, "images": 2}, "y": {"images": 1}})
+    (tmp_path / "train" / "a" / "more").symlink_to(tmp_path / "x")
+    (tmp_path / "train" / "b").rmdir()
+    (tmp_path / "train" / "b").symlink_to(tmp_path / "y" / "images")
+    (tmp_path / "x" / "y").symlink_to(tmp_path / "y")
+    (tmp_path / "y" / "x").symlink_to(tmp_path / "x")  # which has a link back
+    (tmp_path / "x" / "images" / "up").symlink_to("..")
+    (tmp_path / "x" / "itself").symlink_to("itself")
+    train = load_dataset(folder_config(tmp_path, global_batch_size=1)).train
+    assert [train._source.name(index) for index in range(len(train))] == [
+        "train/a/000.png",
+        "train/a/more/images/000.png",
+        "train/a/more/images/001.png",
+        "train/a/more/y/images/000.png",
+        "train/b/000.png",
+    ]
+    assert labels_of(load_dataset(folder_config(tmp_path)), "train") == [0, 0, 0, 0, 1]
+
+
 def test_a_held_out_part_of_a_folder_has_all_classes_and_is_the_same_each_time(tmp_path):
     root = make_folder(tmp_path, {"train": {"a": 40, "b": 40, "c": 40}})
     first, second = (load_dataset(folder_config(root, validation_size=30)) for _ in range(2))

@@ -1,4 +1,8 @@
-"""A folder of images: PATH/train and PATH/test, and in each a folder for every class."""
+"""A folder of images: PATH/train and PATH/test, and in each a folder for every class.
+
+A class's images may be deeper within its folder, and where links lead to; what is hidden is not
+looked at.
+"""
 
 import os
 from pathlib import Path
@@ -78,13 +82,24 @@ def _list_classes(root: Path, split: str) -> dict[str, list[str]]:
 
 
 def _list_images(root: Path, folder: Path) -> list[str]:
-    prefix = len(os.path.join(root, ""))
-    return sorted(
-        os.path.join(place, name)[prefix:]
-        for place, _, names in os.walk(folder)
-        for name in names
-        if _is_shown(name) and os.path.splitext(name)[1].lower() in SUFFIXES
-    )
+    prefix, found = len(os.path.join(root, "")), []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if _is_shown(name) and not _leads_back(place, name)]
+        found += [
+            os.path.join(place, name)[prefix:]
+            for name in names
+            if _is_shown(name) and os.path.splitext(name)[1].lower() in SUFFIXES
+        ]
+    return sorted(found)
+
+
+def _leads_back(place: str, name: str) -> bool:
+    """Whether a folder in a place is a link to one that it is in: there would be no end to it."""
+    path = os.path.join(place, name)
+    if not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    return any(os.path.realpath(above) == target for above in (place, *Path(place).parents))
 
 
 def _is_shown(name: str) -> bool:
