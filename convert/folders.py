@@ -114,7 +114,19 @@ def read_folder(
             f"{folder}: {_CONFIG} speaks of a head of {classifier.num_classes} classes, the "
             f"weights have one of {with_head.num_classes}"
         )
-    return Weights(arrays, with_head, preprocessing)
+    notes = list(weights.notes)
+    if reset_counters and sum(map(_is_counter, arrays)) > sum(map(_is_counter, weights.arrays)):
+        notes.append("num_batches_tracked are missing, and taken as zero")
+    if preprocessing is None and transformers_config.class_names(_read_json(folder / _CONFIG)):
+        notes.append(
+            f"left out: the names of the classes in {_CONFIG}, which are part of a preprocessing: "
+            f"there is no {transformers_config.PREPROCESSOR}"
+        )
+    return Weights(arrays, with_head, preprocessing, notes=tuple(notes))
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
 
 
 def layout_of(folder: Path) -> str | None:

@@ -23,7 +23,7 @@ def inspect(path: Path) -> dict[str, Any]:
         ConversionError: the source is damaged or of no known form.
         OSError: it cannot be read.
     """
-    source = read_source(path, allow_nonfinite=True)
+    source = read_source(path, reset_counters=True, allow_nonfinite=True)
     weights = source.weights
     if weights.classifier is not None:
         matches = [_described(weights.classifier, source.layout or "flax-resnet")]

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import convert
 import torch_resnet
 from convert.arrays import to_numpy
 from convert.files import Weights
 from convert.folders import LAYOUTS, is_model_folder, read_folder, write_folder
+from convert.inspection import inspect
 from convert.layouts import find_layout, timm_config, transformers_config
 from convert.layouts.timm_config import ARCHITECTURES
 from convert.models import arrays_of, build_torch, describe
@@ -374,3 +375,22 @@ def test_folders_without_weights_say_what_was_looked_for(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(convert.ConversionError, match=r"no config\.json"):
         read_folder(tmp_path)
+
+
+def test_what_of_a_folder_is_left_out_or_missing_is_said(resnet18, tmp_path):
+    folder = tmp_path / "f"
+    write_folder(folder, resnet18[0], "transformers")
+    (folder / "preprocessor_config.json").unlink()
+    state = {
+        name: tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+        if not name.endswith("num_batches_tracked")
+    }
+    save_file(state, folder / "model.safetensors")
+    notes = inspect(folder)["notes"]
+    assert "num_batches_tracked are missing, and taken as zero" in notes
+    assert any("the names of the classes in config.json" in note for note in notes)
+    with pytest.raises(convert.ConversionError, match="--reset-counters"):
+        read_folder(folder)
+    change(folder / "config.json", {"id2label": {str(n): f"LABEL_{n}" for n in range(3)}})
+    assert not any("names of the classes" in note for note in inspect(folder)["notes"])

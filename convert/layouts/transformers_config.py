@@ -68,7 +68,6 @@ def read(files: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing | None
         problems.append(f"hidden_sizes {config['hidden_sizes']} do not divide by {expansion}")
     if problems:
         raise ConversionError("config.json describes a network that this table has not:", problems)
-    labels = _labels(config)
     network = {
         "block": config["layer_type"],
         "stage_depths": config["depths"],
@@ -78,12 +77,18 @@ def read(files: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing | None
     }
     if config["downsample_in_bottleneck"] and config["layer_type"] == "bottleneck":
         network["bottleneck_stride"] = "1x1"
-    fields = {"network": network, "num_classes": len(labels) or None, "head_bias": True}
-    is_named = any(label != f"LABEL_{number}" for number, label in enumerate(labels))
+    fields = {"network": network, "num_classes": len(_labels(config)) or None, "head_bias": True}
     processor = files.get(PREPROCESSOR)
     if processor is None:
         return fields, None
-    return fields, _read_processor(processor, tuple(labels) if is_named else None)
+    return fields, _read_processor(processor, class_names(config))
+
+
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """In the order of the classes; None where they are only counted."""
+    labels = _labels(config)
+    is_named = any(label != f"LABEL_{number}" for number, label in enumerate(labels))
+    return tuple(labels) if is_named else None
 
 
 def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
