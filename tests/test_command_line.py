@@ -1,6 +1,7 @@
 """What options on the command line make of a recipe, and of the configuration of a resumed run."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from train.config import Config
 from train.errors import UserError
 from train.folder import begin_folder
 from train.recipes import RECIPES
+from train.unused import unused_fields
 
 _IMAGES = 50_000
 
@@ -45,3 +47,32 @@ def test_a_resumed_run_takes_steps_in_place_of_its_epochs(tmp_path: Path):
     resolved = parse([*resume, "--drop-steps", "30", "50"]).resolved(_IMAGES)
     assert resolved.drop_steps == (30, 50)
     assert resolved.warmup_steps == round(_IMAGES / config.global_batch_size)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("cifar10", "--rand-augment", "2", "--image-size=32"),
+            "--image-size 32 is for streamed images, not for cifar10; --rand-augment 2 is",
+        ),
+        (("imagenet", "--crop-padding", "0"), "--crop-padding 0 is for images in memory, not for"),
+        (("digits", "--data", "folder:a", "--crop-padding", "2"), "--crop-padding 2 is for images"),
+        (("imagenet", "--data", "cifar10", "--crop-fraction", "1"), "--crop-fraction 1.0 is for"),
+    ],
+)
+def test_a_field_that_the_images_have_no_use_for_is_refused(arguments, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        parse([*arguments])
+
+
+def test_a_field_of_no_use_that_a_recipe_or_an_older_run_has_is_only_said(tmp_path: Path):
+    config = parse(["imagenet-modern", "--data", "cifar10"])
+    said = unused_fields(config, Config())
+    assert [line.split()[0] for line in said] == ["--crop-fraction", "--rand-augment"]
+    old = dataclasses.replace(config, run_dir=tmp_path, image_size=7)
+    begin_folder(tmp_path, old, train_images=9, total_steps=9)
+    resume = ["--resume", "--run-dir", f"{tmp_path}"]
+    assert parse(resume).image_size == parse([*resume, "--image-size", "7"]).image_size == 7
+    with pytest.raises(UserError, match="--image-size 8 is for streamed images"):
+        parse([*resume, "--image-size", "8"])

@@ -20,6 +20,7 @@ from train.errors import (
 )
 from train.folder import saved_config
 from train.recipes import DEFAULT, RECIPES
+from train.unused import unused_fields
 
 _USAGE = "usage: resnet-train [RECIPE] [--field value ...]"
 _PRINT = "--print-config"
@@ -95,14 +96,15 @@ def parse(arguments: list[str]) -> Config:
     A run that is resumed begins from its own saved configuration instead of the recipe's.
 
     Raises:
-        ValueError: there is no such recipe, or a field is out of its range.
+        ValueError: there is no such recipe, or a field is out of its range or of no use.
         SystemExit: help was asked for (0), or an option is unknown or of the wrong type (2).
     """
     has_recipe = bool(arguments) and not arguments[0].startswith("-")
     name, fields = (arguments[0], arguments[1:]) if has_recipe else (DEFAULT, arguments)
     if name not in RECIPES:
         raise UnknownNameError("recipe", name, RECIPES)
-    config = _parse_fields(name, RECIPES[name].config, fields)
+    default = RECIPES[name].config
+    config = _parse_fields(name, default, fields)
     if config.resume and config.run_dir is not None:
         saved = saved_config(config.run_dir)
         if saved is not None:
@@ -111,8 +113,10 @@ def parse(arguments: list[str]) -> Config:
                     f"--run-dir {config.run_dir} is a run on {saved.data}, not {name}: leave the "
                     "recipe out to go on with it"
                 )
-            saved = dataclasses.replace(saved, **_OF_ONE_START)
-            config = _parse_fields(name, saved, fields)
+            default = dataclasses.replace(saved, **_OF_ONE_START)
+            config = _parse_fields(name, default, fields)
+    if problems := unused_fields(config, default):
+        raise UserError("; ".join(problems))
     return config
 
 

@@ -34,6 +34,7 @@ from train.seeds import arrange
 from train.signals import StopSignals
 from train.step import TrainState, averaged
 from train.trainer import Score, Trainer, count_steps, describe
+from train.unused import unused_fields
 from train.watch import Watch
 
 
@@ -64,6 +65,8 @@ def train(config: Config) -> list[Result]:
             f"{len(dataset.train)} images to train, {len(dataset.test)} of "
             f"{dataset.test_name} to test{dataset.missing()}"
         )
+        for line in unused_fields(config, Config()):  # a recipe's, or of an older run
+            display.say(f"not used: {line}")
         resolved = config.resolved(len(dataset.train))
         total_steps = count_steps(resolved, len(dataset.train))
         seeds = unfinished_seeds(folder, config, total_steps)
