@@ -82,7 +82,7 @@ def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
     Equal to even padding where the stride is 1, or the size odd and the kernel 3; at even sizes it
     samples other pixels.
     """
-    out_size = -(-size // stride)
+    out_size = (size + stride - 1) // stride  # of no negative number, which ONNX rounds to zero
     total = max((out_size - 1) * stride + kernel_size - size, 0)
     return total // 2, total - total // 2
 
