@@ -32,9 +32,9 @@ def flax_to_torch(flax_model: "nnx.Module") -> "dict[str, torch.Tensor]":
     try:
         classifier = describe(flax_model)
     except ConversionError:  # blocks or a head of one's own: the network alone, if it is ours
-        spec: Any = getattr(flax_model, "spec", None)
-        is_row = spec is not None and not differences_from_row(flax_model)
-        classifier = ClassifierSpec(spec) if is_row else None
+        spec, classifier = getattr(flax_model, "spec", None), None
+        if spec is not None and not differences_from_row(flax_model):
+            classifier = ClassifierSpec(spec)
     return as_state_dict(flax_to_arrays(flax_model), classifier)
 
 
