@@ -44,7 +44,7 @@ class StochasticDepth(nnx.Module):
             return y
         keep = 1 - self.rate.get_value()
         # float32 whatever the mode of JAX, so that one key drops the same branches
-        kept = jax.random.bernoulli(self.rngs(), keep.astype(jnp.float32), (len(y), 1, 1, 1))
+        kept = jax.random.bernoulli(self.rngs(), keep.astype(jnp.float32), (y.shape[0], 1, 1, 1))
         return y * jnp.where(kept, 1 / keep, 0).astype(y.dtype)
 
     def set_view(self, deterministic: bool | None = None) -> None:

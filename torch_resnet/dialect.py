@@ -6,11 +6,20 @@ tensors under the same names.
 
 from typing import Any
 
+import torch.fx
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from resnet_spec import ResNetSpec, same_padding
+
+
+@torch.fx.wrap  # its sizes are known when it runs, not when it is traced
+def pad_same(x: Tensor, kernel_size: int, stride: int, *, value: float) -> Tensor:
+    """(n, c, h, w) -> (n, c, h2, w2), padded with `value` as TensorFlow's SAME does."""
+    top, bottom = same_padding(x.shape[-2], kernel_size, stride)
+    left, right = same_padding(x.shape[-1], kernel_size, stride)
+    return functional.pad(x, (left, right, top, bottom), value=value)
 
 
 class SameConv2d(nn.Conv2d):
@@ -28,7 +37,7 @@ class SameConv2d(nn.Conv2d):
         self.weight = conv.weight
 
     def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
-        return super().forward(_pad_same(input, self.kernel_size[0], self.stride[0], value=0.0))
+        return super().forward(pad_same(input, self.kernel_size[0], self.stride[0], value=0.0))
 
 
 class SameMaxPool2d(nn.MaxPool2d):
@@ -38,26 +47,34 @@ class SameMaxPool2d(nn.MaxPool2d):
         kernel_size, stride = self.kernel_size, self.stride
         assert isinstance(kernel_size, int)
         assert isinstance(stride, int)
-        padded = _pad_same(input, kernel_size, stride, value=float("-inf"))
+        padded = pad_same(input, kernel_size, stride, value=float("-inf"))
         return functional.max_pool2d(padded, kernel_size, stride)
 
 
 class BiasedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation that adds the batch's biased variance to the running one, as Flax.
 
-    `nn.SyncBatchNorm.convert_sync_batchnorm` would make torch's usual one of it.
+    `nn.SyncBatchNorm.convert_sync_batchnorm` makes one with torch's variance of it: the network is
+    then that of `dataclasses.replace(model.spec, running_variance="unbiased")`.
     """
 
     def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        if not self.training:
+        if self.running_var is None or not (self.training and self.track_running_stats):
             return super().forward(input)
-        assert self.running_var is not None
-        assert self.momentum is not None
         before = self.running_var.clone()
         output = super().forward(input)
-        biased = input.detach().var((0, 2, 3), correction=0).to(before.dtype)
-        self.running_var.copy_(before.lerp(biased, self.momentum))
+        count = input.numel() // input.shape[1]
+        share: Any = self.momentum
+        if share is None:  # an average of all batches
+            assert self.num_batches_tracked is not None
+            share = 1 / self.num_batches_tracked
+        # torch has added its variance, in float32 whatever the input's precision
+        kept = before * (1 - share)
+        self.running_var.copy_(kept + (self.running_var - kept) * ((count - 1) / count))
         return output
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Nothing: what torch asks here cannot be traced by `torch.fx`."""
 
 
 def speak(model: Any, spec: ResNetSpec) -> None:
@@ -86,9 +103,3 @@ def _pad_convolutions(part: nn.Module) -> None:
             and module.stride != (1, 1)
         ):
             part.set_submodule(name, SameConv2d(module))
-
-
-def _pad_same(x: Tensor, kernel_size: int, stride: int, *, value: float) -> Tensor:
-    top, bottom = same_padding(x.shape[-2], kernel_size, stride)
-    left, right = same_padding(x.shape[-1], kernel_size, stride)
-    return functional.pad(x, (left, right, top, bottom), value=value)

@@ -153,8 +153,9 @@ class ResidualNetwork(nn.Module):
         set_stochastic_depth(self, stochastic_depth)
         init_new(self, zero_init_residual)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
-        """Pooled features (n, out_planes), or what the head makes of them."""
+    # plain types, which `torch.fx` writes into the code of a traced network and pickles
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> pooled features (n, out_planes), or what the head makes of them."""
         x = self.stages(self.stem(x))
         if self.preact:
             x = relu(self.norm(x))

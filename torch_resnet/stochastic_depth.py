@@ -30,7 +30,7 @@ class StochasticDepth(nn.Module):
         if not self.training or self.rate == 0:
             return y
         keep = 1 - self.rate
-        kept = torch.rand((len(y), 1, 1, 1), device=y.device) < keep
+        kept = torch.rand((y.shape[0], 1, 1, 1), device=y.device) < keep
         return y * (kept.to(y.dtype) / (keep or 1))  # at rate 1 none is kept
 
     def extra_repr(self) -> str:
