@@ -2,7 +2,7 @@
 
 import dataclasses
 import numbers
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, TypedDict
 
@@ -35,18 +35,28 @@ def plan_stages(dimensions: Dimensions) -> tuple[tuple[tuple[int, int], ...], ..
     The first stage keeps its size; the first block of each other one halves it.
 
     Raises:
-        ValueError: there is no stage, or a number of blocks or planes is not a positive integer.
+        ValueError: there is no stage, the stem is not one block, an entry is no pair, or a number
+            of blocks or planes is not a positive integer.
     """
-    numbers = [number for entry in dimensions for number in entry]
-    if len(dimensions) < 2 or not all(is_positive_integer(n) for n in numbers):
+    if not _is_dimensions(dimensions):
+        shown = list(dimensions) if isinstance(dimensions, Iterable) else dimensions
         raise ValueError(
-            "dimensions is a list of (number of blocks, planes), both positive, with the stem "
-            f"first and at least one stage after it: not {list(dimensions)!r}"
+            "dimensions is a list of (number of blocks, planes), both positive, with the stem, "
+            f"which is one block, first and at least one stage after it: not {shown!r}"
         )
     return tuple(
         tuple((planes, 2 if stage > 0 and index == 0 else 1) for index in range(num_blocks))
         for stage, (num_blocks, planes) in enumerate(dimensions[1:])
     )
+
+
+def _is_dimensions(value: Any) -> bool:
+    try:
+        pairs = [(depth, planes) for depth, planes in value]
+    except (TypeError, ValueError):  # no list, or not of pairs
+        return False
+    are_positive = all(is_positive_integer(number) for pair in pairs for number in pair)
+    return len(pairs) > 1 and are_positive and pairs[0][0] == 1
 
 
 def is_positive_integer(value: Any) -> bool:
@@ -78,6 +88,32 @@ class Dialect(TypedDict, total=False):
 
 _TRAINING_ONLY = ("drop_rate", "stochastic_depth", "zero_init_residual", "running_variance")
 DIALECT = tuple(Dialect.__annotations__)
+
+
+_FLAGS = ("preact", "small_images", "zero_init_residual")
+_RATES = ("drop_rate", "stochastic_depth")
+
+
+def _integer_problems(values: Iterable[tuple[str, Any]]) -> list[str]:
+    return [
+        f"{name} must be a positive integer, not {value!r}"
+        for name, value in values
+        if not is_positive_integer(value)
+    ]
+
+
+def _value_problems(fields: Mapping[str, Any]) -> list[str]:
+    """Of the flags and rates among these fields."""
+    problems = [
+        f"{name} is True or False, not {fields[name]!r}"
+        for name in _FLAGS
+        if not isinstance(fields.get(name, False), bool)
+    ]
+    for name in _RATES:
+        value = fields.get(name, 0.0)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            problems.append(f"{name} must be a number, not {value!r}")
+    return problems
 
 
 @dataclass(frozen=True)
@@ -153,11 +189,7 @@ class ResNetSpec:
     running_variance: RunningVariance = "unbiased"
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be a positive integer, not {value!r}"
-            for name, value in self._integers()
-            if not is_positive_integer(value)
-        ]
+        problems = _integer_problems(self._integers())
         if not self.stage_depths or len(self.stage_depths) != len(self.stage_planes):
             problems.append("stage_depths and stage_planes need one number for each stage")
         for name, known in CHOICES.items():
@@ -165,18 +197,12 @@ class ResNetSpec:
                 problems.append(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
         if self.block == "basic" and self.bottleneck_stride == "1x1":
             problems.append("bottleneck_stride is of a bottleneck: a basic block has no 1x1")
-        for name in ("preact", "small_images", "zero_init_residual"):
-            if not isinstance(getattr(self, name), bool):
-                problems.append(f"{name} is True or False, not {getattr(self, name)!r}")
-        for name in ("drop_rate", "stochastic_depth"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                problems.append(f"{name} must be a number, not {value!r}")
+        problems += _value_problems({name: getattr(self, name) for name in (*_FLAGS, *_RATES)})
         if problems:
             raise ValueError("; ".join(problems))
         for name in ("stem_planes", "in_planes", "width"):  # NumPy's numbers to Python's
             object.__setattr__(self, name, int(getattr(self, name)))
-        for name in ("drop_rate", "stochastic_depth"):
+        for name in _RATES:
             object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("stage_depths", "stage_planes"):
             object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
@@ -332,11 +358,8 @@ def check_own_classes(fields: Mapping[str, Any]) -> None:
     """
     if unknown := [name for name in fields if name not in (*_OF_ALL_NETWORKS, *DIALECT)]:
         raise TypeError(f"no keyword arguments of a network: {', '.join(unknown)}")
-    problems = [
-        f"{name} must be a positive integer, not {fields[name]!r}"
-        for name in ("in_planes", "width")
-        if not is_positive_integer(fields.get(name, 1))
-    ]
+    problems = _integer_problems((n, fields[n]) for n in ("in_planes", "width") if n in fields)
+    problems += _value_problems(fields)
     if problems:
         raise ValueError("; ".join(problems))
     check_probability("drop_rate", fields.get("drop_rate", 0))

@@ -119,6 +119,11 @@ def test_bad_arguments_are_value_errors(package):
     for bad, match in (
         ({"dimensions": [(1, 16)]}, "at least one stage"),
         ({"dimensions": [(1, 16), (0, 16)]}, "positive"),
+        ({"dimensions": [(2, 16), (1, 16)]}, "the stem, which is one block"),
+        ({"dimensions": [(1, 16), (1, 16, 3)]}, r"blocks, planes\).* not .*16, 3"),
+        ({"dimensions": [16, 16]}, r"blocks, planes\).* not \[16, 16\]"),
+        ({"dimensions": ["16", "1x"]}, r"blocks, planes\).* not .*1x"),
+        ({"dimensions": None}, r"blocks, planes\).* not None"),
         ({"in_planes": 0}, "in_planes"),
         ({"width": 0}, "width"),
         ({"drop_rate": 1.5}, "drop_rate"),

@@ -1,5 +1,6 @@
 """A block and a shortcut of one's own, in both twins: the worked example of docs/extending.md."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from flax import nnx
 
 import convert
 import flax_resnet
+import resnet_spec
 import torch_resnet
 from flax_resnet.layers import kaiming_normal
 from tests.twins import random_images, randomise, relative_error, run_torch
@@ -74,6 +76,10 @@ class Plain(torch_resnet.BasicBlock):
         ({"padding": "same"}, ValueError),
         ({"width": 0, "in_planes": 0}, ValueError),
         ({"drop_rate": 7.0}, ValueError),
+        ({"small_images": "no", "zero_init_residual": 1}, ValueError),
+        ({"drop_rate": "0.1", "stochastic_depth": None}, ValueError),
+        ({"stochastic_depth": True}, ValueError),
+        ({"stochastic_depth": float("nan")}, ValueError),
     ],
     ids=str,
 )
@@ -88,6 +94,10 @@ def test_every_argument_that_a_network_of_own_blocks_cannot_have_is_named(argume
         with pytest.raises(error) as caught:
             package.ResNet([(1, 8), (1, 8)], block, **arguments, **more)
         assert all(name in str(caught.value) for name in arguments)
+        row = resnet_spec.find_spec("ResNet20").to_json()
+        if error is ValueError and "padding" not in arguments:  # in the words of the table's rows
+            with pytest.raises(ValueError, match=f"^{re.escape(str(caught.value))}$"):
+                resnet_spec.ResNetSpec.from_json({**row, **arguments})
 
 
 def test_a_normalisation_without_weights_is_left_as_it_is():
