@@ -1,8 +1,10 @@
 """The Python in README and docs runs, line by line as it stands there."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,20 @@ def test_the_readme_shows_the_whole_table():
     text = (ROOT / "README.md").read_text()
     assert "\n".join(rows()) in text
     assert not [line for line in text.splitlines() if line.isupper() and line.isalpha()]
+
+
+def test_what_is_installed_is_a_folder_with_extras_that_it_has():
+    """No name of an index, where nobody has published this."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    texts = [page.read_text() for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))]
+    found = [name for text in texts for name in re.findall(r"pip install '([^'\n]+)'", text)]
+    assert len(found) >= 4
+    for name in found:
+        folder, _, rest = name.partition("[")
+        assert folder == "." or folder.startswith("/"), name
+        assert set(rest.rstrip("]").split(",")) <= set(extras), name
 
 
 _RUN_PAGE = """

@@ -133,7 +133,7 @@ class DeviceFields:
     precision: Precision = "f32"
     """Of the convolutions; all else is float32. f64 is all float64: slow, for comparisons."""
     scan_blocks: bool = False
-    """Compile equal blocks once: for very deep networks on TPU and GPU; slow on CPU."""
+    """Compile equal blocks once: for networks of more than about 100 layers."""
     remat: bool = False
     """Recompute blocks in the backward pass: less memory, more time."""
     parallel: Literal["pmap", "jit"] = "pmap"

@@ -70,7 +70,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _missing_tensorflow() -> list[str]:
     if importlib.util.find_spec("tensorflow"):
         return []
-    return ["preparing a data set needs TensorFlow: pip install 'flax-resnet[prepare]'"]
+    return ["preparing a data set needs TensorFlow: install flax-resnet[prepare]"]
 
 
 def _unwritable(data_dir: Path) -> list[str]:
