@@ -1,6 +1,7 @@
 """The recipes against the numbers of their papers: lengths, drops, peaks and networks."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from resnet_spec import find_spec
 from train.config import Config
 from train.optimizer import make_schedule
+from train.published import published
 from train.recipes import DEFAULT, RECIPES
 from train.trainer import count_steps
 
@@ -25,6 +27,23 @@ def rates(name: str, *steps: int, **changes: object) -> list[float]:
     config, total = resolve(name, **changes)
     schedule = make_schedule(config, total)
     return [float(np.asarray(schedule(step))) for step in steps]
+
+
+# Figures of other schedules than those of the networks' papers.
+OF_OTHERS = ("cifar10-small", "imagenet-modern", "imagenet-lars")
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in OF_OTHERS])
+def test_the_figures_that_a_recipe_names_stand_beside_what_is_measured(name):
+    recipe = RECIPES[name]
+    said = recipe.published
+    figures = re.findall(r"(\w*ResNet[\w-]+) ([\d.]+\d)(?: ± ([\d.]+\d))?", said)
+    assert bool(figures) == any(digit in said for digit in "0123456789")
+    for network, error, deviation in figures:
+        known = published(recipe.config.data, network)
+        found = [figure for figure in known if figure.error == float(error)]
+        assert found, f"{network} {error}"
+        assert not deviation or float(deviation) in [figure.std for figure in found]
 
 
 @pytest.mark.parametrize("name", RECIPES)

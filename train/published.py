@@ -9,6 +9,8 @@ SOURCES = {
     "of 5 runs, 6.61 ± 0.16 over them",
     "He 2016": "He et al. 2016, arXiv:1603.05027, section 4",
     "Zagoruyko 2016": "Zagoruyko & Komodakis 2016, arXiv:1605.07146, final version",
+    "He 2015, list": "KaimingHe/deep-residual-networks, one crop of 224",
+    "Goyal 2017": "Goyal et al. 2017, arXiv:1706.02677, section 5.1: batch 256, one crop of 224",
     "torch-resnet": "torch-resnet 0.0.4, README: 160 epochs in mixed precision; mean ± standard "
     "deviation over the seeds 111 to 555, or one run",
 }
@@ -57,6 +59,7 @@ _FIGURES: dict[tuple[str, str], dict[str, tuple[float, float | None]]] = {
         "ResNet1202": (7.93, None),
     },
     ("cifar10", "He 2016"): {
+        "PreActResNet110": (6.37, None),
         "PreActResNet164": (5.46, None),
         "PreActResNet1001": (4.89, 0.14),
     },
@@ -92,8 +95,21 @@ _FIGURES: dict[tuple[str, str], dict[str, tuple[float, float | None]]] = {
         "PreActResNet50-small": (5.83, 0.47),
         "PreActResNet101-small": (5.18, 0.11),
     },
-    ("cifar100", "He 2016"): {"PreActResNet164": (24.33, None)},
+    ("cifar100", "He 2016"): {
+        "PreActResNet164": (24.33, None),
+        "PreActResNet1001": (22.71, None),
+    },
+    ("cifar100", "Zagoruyko 2016"): {
+        "PreActWideResNet28-10-0.0": (19.25, None),
+        "PreActWideResNet28-10-0.3": (18.85, None),
+    },
     ("cifar100", "torch-resnet"): {"PreActResNet164": (25.23, 0.21)},
+    ("imagenet2012", "He 2015, list"): {
+        "ResNet50": (24.7, None),
+        "ResNet101": (23.6, None),
+        "ResNet152": (23.0, None),
+    },
+    ("imagenet2012", "Goyal 2017"): {"ResNet50": (23.60, 0.12)},
 }
 
 
