@@ -167,7 +167,9 @@ class BatchNorm(nnx.Module):
             mean, var = (s.get_value().astype(wide.dtype) for s in (self.mean, self.var))
         else:
             mean, var = self._track(wide)
-        y = (wide - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        centred = wide - _as_rank(wide, mean)
+        gain = jax.lax.rsqrt(var + self.epsilon) * scale
+        y = centred * _as_rank(wide, gain) + _as_rank(wide, bias)
         return y.astype(self.dtype or x.dtype)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
@@ -192,7 +194,7 @@ class BatchNorm(nnx.Module):
                 f"BatchNorm cannot train on one value per channel (input {x.shape}): "
                 "give more images, larger images, or call model.eval()"
             )
-        var = jnp.mean(jnp.square(x - mean), axes)
+        var = jnp.mean(jnp.square(x - _as_rank(x, mean)), axes)
         if self.axis_name is not None:
             var = jax.lax.pmean(var, self.axis_name)
         self._move(self.mean, mean)
@@ -206,6 +208,11 @@ class BatchNorm(nnx.Module):
         old = statistic.get_value()
         batch = jax.lax.stop_gradient(batch)
         statistic.set_value(old + (batch.astype(old.dtype) - old) * self.momentum)
+
+
+def _as_rank(x: Array, values: Array) -> Array:
+    """(c,) -> (1, 1, 1, c): said here, since JAX can be told to add no axes by itself."""
+    return jax.lax.expand_dims(values, range(x.ndim - 1))
 
 
 class Identity(nnx.Module):

@@ -10,6 +10,7 @@ from typing import ClassVar, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
 from flax_resnet.layers import Context, conv
@@ -33,7 +34,8 @@ class IdentityShortcut(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
-        x = x[:, :: self.stride, :: self.stride, :]
+        if self.stride > 1:  # by no index: its symbolic size in an export is not a convolution's
+            x = lax.slice(x, (0, 0, 0, 0), x.shape, (1, self.stride, self.stride, 1))
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), self.new_planes()))
 
     def new_planes(self) -> tuple[int, int]:

@@ -114,13 +114,47 @@ def test_a_batch_without_images_has_no_logits_in_either_twin():
     assert run_torch(torch_model, images).shape == (0, NUM_CLASSES)
 
 
-def test_a_program_can_be_exported_for_images_of_any_size():
-    model = flax_resnet.create("ResNet20", 10, rngs=nnx.Rngs(0))
+SAME: Any = {"padding": "same", "stem_padding": "same"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape", "size"),
+    [
+        ("ResNet20", {}, "b, h, w, 3", 15),
+        ("ResNet20", {"shortcut": "identity"}, "b, h, w, 3", 15),
+        ("ResNet20", {"shortcut": "centred_identity"}, "b, h, w, 3", 18),
+        ("ResNet20", SAME, "b, 4*h, 4*w, 3", 20),  # multiples of the strides' product
+        ("ResNet18", SAME, "b, 32*h, 32*w, 3", 64),
+    ],
+    ids=str,
+)
+def test_a_program_can_be_exported_for_images_of_any_size(name, options, shape, size):
+    model, _ = make_twins(name, dtype="float32", **options)
     model.eval()
-    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, h, w, 3"), jnp.float32)
-    exported = jax.export.export(jax.jit(lambda x: model(x)))(shape)
-    images = jnp.asarray(random_images(2, 15, "float32"))
+    symbols = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda x: model(x)))(symbols)
+    images = jnp.asarray(random_images(2, size, "float32"))
     assert relative_error(exported.call(images), model(images)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"shortcut": "identity", "stochastic_depth": 0.5}], ids=str
+)
+def test_no_array_is_given_axes_that_are_not_said(options):
+    """`jax.numpy_rank_promotion("raise")` holds for a step of training, and for evaluation."""
+    model, _ = make_twins("ResNet20", dtype="float32", **options)
+    network = Network(model)
+    images = jnp.asarray(random_images(4, 16, "float32"))
+
+    def loss(params: Any) -> Any:
+        key = jax.random.key(0)
+        return jnp.sum(network.train(params, network.statistics, images, key).logits ** 2)
+
+    with jax.numpy_rank_promotion("raise"):
+        gradients = jax.grad(loss)(network.params)
+        model.eval()
+        assert model(images).shape == (4, NUM_CLASSES)
+    assert all(np.isfinite(gradient).all() for gradient in gradients.values())
 
 
 @pytest.mark.parametrize(
