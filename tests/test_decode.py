@@ -1,6 +1,8 @@
 """Files of every kind become the same RGB pixels; damaged ones say what is wrong."""
 
 import io
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,33 @@ def test_a_header_that_promises_too_much_is_not_believed():
     content[place : place + 4] = b"\xff\x00\xff\x00"
     with pytest.raises(DamagedImageError, match="65280 x 65280"):
         Picture(bytes(content))
+
+
+_READS = """
+import resource, sys
+from train.input.decode import DamagedImageError, Picture
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    try:
+        Picture(open(path, "rb").read())
+    except DamagedImageError as error:
+        print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_bomb_is_refused_before_it_fills_the_memory(tmp_path):
+    bombs = {
+        "flat.png": encode(Image.new("1", (30_000, 30_000)), "PNG"),
+        "short.pgm": b"P5 30000 30000 255\n" + bytes(100),
+        "wide.ppm": b"P6 2000000 1 255\n" + bytes(100),
+    }
+    for name, content in bombs.items():
+        (tmp_path / name).write_bytes(content)
+    command = [sys.executable, "-c", _READS, *(tmp_path / name for name in bombs)]
+    *said, kilobytes = subprocess.check_output(command, text=True).splitlines()
+    assert [line.partition(",")[0] for line in said] == ["its pixels are too many"] * 3
+    assert int(kilobytes) < 500_000  # 900 million pixels are 2.7 GB, and as much to make them
 
 
 @pytest.mark.parametrize("factor", FACTORS)

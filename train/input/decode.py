@@ -16,9 +16,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from train.input import MOST_PIXELS
+
 FACTORS = (8, 4, 2)
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_MOST_PIXELS = 2**28  # a header that says more is damaged, or would fill the memory
 # Many images are decoded at once: a thread each is all that the machine can use.
 cv2.setNumThreads(1)
 # The trainer itself names what cannot be read.
@@ -54,7 +55,7 @@ class Picture:
         except ValueError as error:  # no JPEG, or an odd one
             self._pixels = _decode(data, str(error))
             self.height, self.width = self._pixels.shape[:2]
-        if self.height * self.width > _MOST_PIXELS:
+        if self.height * self.width > MOST_PIXELS:
             raise DamagedImageError(f"{self.height} x {self.width} pixels are too many")
 
     def cut(self, box: Box, size: int) -> np.ndarray:
@@ -115,6 +116,9 @@ def _decode(data: bytes, reason: str) -> np.ndarray:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
     except cv2.error as error:
+        if error.func == "validateInputImageSize":
+            reason = "its pixels are too many, or its height or width is damaged"
+            raise DamagedImageError(reason) from error
         raise DamagedImageError(str(error.err or error)) from error
     if pixels is None:
         is_jpeg = data.startswith(b"\xff\xd8")
