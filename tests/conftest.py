@@ -51,8 +51,9 @@ def _frugal() -> Iterator[None]:
 
 
 def _resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of this process in memory; 0 where the system does not tell by a file."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
 
 
 DIGITS_RUNS = ("WideResNet16-1-0.0", (111, 222), 24)  # two epochs of digits and a batch
