@@ -1,7 +1,10 @@
 """The public classes of both packages: names, arguments, attributes and counts."""
 
+import importlib
 import inspect
 import pickle
+import pkgutil
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -40,6 +43,32 @@ def test_the_seeds_public_names_are_there(package):
     for name in PUBLIC_MODELS + OTHER_NAMES:
         assert name in package.__all__
         assert hasattr(package, name)
+
+
+# What one framework has of its own, and the other needs: files and classes of one twin alone.
+FLAX_ALONE = (
+    *("convolution", "depth", "depth.StackedBlocks", "variables"),
+    *("layers.BatchNorm", "layers.Context", "layers.Identity", "stochastic_depth.BranchDropRate"),
+)
+TORCH_ALONE = ("dialect.BiasedBatchNorm2d", "dialect.SameConv2d", "dialect.SameMaxPool2d")
+
+
+def test_the_twins_have_the_same_files_and_classes():
+    flax_parts, torch_parts = parts_of(flax_resnet), parts_of(torch_resnet)
+    assert {f"resnet.{name}" for name in ("ResNet", "ResNet50")} <= flax_parts
+    assert flax_parts - torch_parts == set(FLAX_ALONE)
+    assert torch_parts - flax_parts == set(TORCH_ALONE)
+
+
+def parts_of(package: ModuleType) -> set[str]:
+    """Names of its files, and of the classes in each."""
+    parts = set[str]()
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        classes = [c for c in vars(module).values() if inspect.isclass(c)]
+        own = [c.__name__ for c in classes if c.__module__ == module.__name__]
+        parts |= {info.name, *(f"{info.name}.{name}" for name in own if not name.startswith("_"))}
+    return parts
 
 
 def build_torch(name: str, num_classes: int | None = 10, **options: Any) -> torch.nn.Module:
