@@ -37,6 +37,19 @@ def test_grey_becomes_rgb(kind):
     assert np.abs(pixels_of(GREY_KINDS[kind]).astype(int) - grey).mean() < 2
 
 
+@pytest.mark.parametrize("maximum", [1, 100, 255, 1000, 4095, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6"])
+def test_the_maximum_of_a_netpbm_file_is_white(kind, maximum):
+    channels = 3 if kind in ("P3", "P6") else 1
+    values = np.random.default_rng(maximum).integers(0, maximum + 1, (90, 120, channels))
+    header = f"{kind}\n# 255 255\n120 90 # 255\n{maximum}\n".encode()
+    if kind in ("P2", "P3"):
+        content = header + "\n".join(map(str, [*values.ravel(), ""])).encode()
+    else:
+        content = header + values.astype(">u2" if maximum > 255 else np.uint8).tobytes()
+    assert np.abs(pixels_of(content) - values[:, :90] * (255 / maximum)).max() <= 1
+
+
 @pytest.mark.parametrize("kind", ["jpeg", "progressive jpeg", "CMYK jpeg", "png", "webp", "bmp"])
 def test_a_damaged_file_says_what_is_wrong(kind):
     for accident, content in damaged(KINDS[kind]).items():

@@ -9,6 +9,7 @@ the first picture is taken. EXIF's orientation is ignored, as TensorFlow's `deco
 torchvision's `ImageFolder` do: what was trained that way must be trained and tested so again.
 """
 
+import re
 from typing import NamedTuple
 
 import cv2
@@ -20,6 +21,8 @@ from train.input import MOST_PIXELS
 
 FACTORS = (8, 4, 2)
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+# kind, width, height, maximum; comments may stand between them
+_NETPBM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3)
 # Many images are decoded at once: a thread each is all that the machine can use.
 cv2.setNumThreads(1)
 # The trainer itself names what cannot be read.
@@ -114,7 +117,9 @@ def _decode(data: bytes, reason: str) -> np.ndarray:
     if not data:
         raise DamagedImageError("it is empty")
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
+        scale = _netpbm_scale(data)
+        flags = _FLAGS if scale == 1 else _FLAGS | cv2.IMREAD_ANYDEPTH
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         if error.func == "validateInputImageSize":
             reason = "its pixels are too many, or its height or width is damaged"
@@ -123,4 +128,13 @@ def _decode(data: bytes, reason: str) -> np.ndarray:
     if pixels is None:
         is_jpeg = data.startswith(b"\xff\xd8")
         raise DamagedImageError(reason if is_jpeg else "not an image, or one that ends early")
-    return pixels
+    return pixels if scale == 1 else cv2.convertScaleAbs(pixels, alpha=scale)
+
+
+def _netpbm_scale(data: bytes) -> float:
+    """What brings a PGM's or PPM's own maximum to 255, where OpenCV does not see to it."""
+    if not (header := _NETPBM.match(data)):
+        return 1
+    is_text, maximum = header[1] in b"23", int(header[4])
+    is_seen_to = maximum in (0, 255, 65535) or (is_text and maximum < 255)
+    return 1 if is_seen_to else 255 / maximum
