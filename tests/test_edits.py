@@ -9,6 +9,7 @@ import pytest
 import torch
 from flax import nnx
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convert
 import flax_resnet
@@ -196,3 +197,9 @@ def test_a_state_dict_draws_no_random_number():
     before = torch.get_rng_state()
     model.state_dict()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_state_dict_can_be_asked_for_where_all_tensors_are_fake():
+    with FakeTensorMode():
+        state: Any = torch_resnet.create("ResNet20", 10, width=5).state_dict()
+    assert DESCRIPTION_KEY in state._metadata[""]

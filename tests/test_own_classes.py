@@ -149,6 +149,15 @@ def test_what_a_block_of_ones_own_has_set_stays_and_the_rest_starts_as_the_paper
             assert_kaiming_normal(state[name])
 
 
+def test_a_network_built_in_inference_mode_starts_as_any_other():
+    states = []
+    for is_inference in (False, True):
+        torch.manual_seed(0)
+        with torch.inference_mode(is_inference):
+            states.append(torch_resnet.create("ResNet20", 10).state_dict())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
 def assert_kaiming_normal(weight: torch.Tensor) -> None:
     z = weight.double() / (2 / (weight.shape[0] * weight[0, 0].numel())) ** 0.5
     assert abs(z.std() - 1) < 0.03

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -47,6 +48,10 @@ def _methods(module: Any) -> Methods:
 def _row(spec: ResNetSpec) -> tuple[Layer, ...]:
     from torch_resnet.catalogue import from_spec  # which builds networks that know this module
 
-    with torch.device("meta"):
-        network = from_spec(shorten(spec))
+    def build() -> Any:
+        with torch.device("meta"):
+            return from_spec(shorten(spec))
+
+    with ThreadPoolExecutor(1) as thread:  # where no mode of the caller's holds: fake tensors, say
+        network = thread.submit(build).result()
     return list_layers(network.named_modules(), spec, _methods, _SETTINGS)

@@ -1,5 +1,6 @@
 """Initial values: Kaiming normal convolutions, BN at 1 and 0, residual branches at zero."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -26,15 +27,18 @@ def init_new(model: nn.Module, zero_init_residual: bool) -> None:
 
     Only convolutions as their constructor left them are drawn; no BatchNorm needs a reset.
     """
-    # torch counts the changes of a tensor, other than those through `.data`
-    as_built = nn.Conv2d(1, 1, 1, device="meta").weight._version
+    with torch.inference_mode(False):  # in which torch counts nothing
+        as_built = _count_changes(nn.Conv2d(1, 1, 1, device="meta").weight)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            weight = module.weight
-            if weight.is_inference() or weight._version == as_built:
-                _draw(weight)
+        if isinstance(module, nn.Conv2d) and _count_changes(module.weight) in (None, as_built):
+            _draw(module.weight)
     if zero_init_residual:
         _zero_residual_branches(model)
+
+
+def _count_changes(weight: Tensor) -> int | None:
+    """As torch counts those of a tensor, other than through `.data`; None in inference mode."""
+    return None if weight.is_inference() else weight._version
 
 
 def _draw(weight: Tensor) -> None:
