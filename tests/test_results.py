@@ -195,6 +195,54 @@ def test_damaged_and_foreign_files_are_named_and_skipped(runs, results):
     assert "7.5" in content["skipped"]["result-wrong"]
 
 
+_DEEP = "[" * 100_000
+_DAMAGES: dict[str, dict[str, Any]] = {  # fields that are others; or a text in their place
+    "config.json": {
+        **{f"versions-{v}": {"versions": v} for v in (5, None, "flax-resnet")},
+        **{f"images-{v}": {"train_images": v} for v in (0, -5, "x", None, 10**400, float("inf"))},
+        **{f"steps-{v}": {"total_steps": v} for v in (0, [1], float("nan"))},
+        **{f"test-{v}": {"test_images": v} for v in ("x", 0, [3])},
+        "test-name": {"test_name": 5},
+        "fields": {"config": [1]},
+        "deep": _DEEP,
+    },
+    "result.json": {
+        **{f"parity-{type(v).__name__}": {"parity": v} for v in ([1], "x", {"torch_error": "x"})},
+        **{f"seconds-{v}": {"seconds": v} for v in (float("nan"), float("inf"), -1, "x", None)},
+        **{f"step-{v}": {"step": v} for v in (float("inf"), "x")},
+        "best-step": {"best_step": float("inf")},
+        "error": {"error": [0.5]},
+        "deep-result": _DEEP,
+    },
+}
+
+
+def test_a_damaged_run_is_skipped_with_its_reason_and_the_others_stay(runs, results):
+    for file, damages in _DAMAGES.items():
+        for name, damage in damages.items():
+            folder = shutil.copytree(runs / "seed-111", runs / name[:20])
+            if isinstance(damage, str):
+                (folder / file).write_text(damage)
+            else:
+                change(folder / file, **damage)
+    content = results("--plot")
+    assert [run["folder"] for run in content["results"][0]["runs"]] == ["seed-111", "seed-222"]
+    assert not content["results"][0]["not_counted"]
+    for file, damages in _DAMAGES.items():
+        for name in damages:
+            assert content["skipped"][name[:20]].startswith(f"{file} is damaged"), name
+
+
+def test_lines_that_are_no_metrics_are_left_out(runs, results):
+    before = results("--plot")["results"]
+    with (runs / "seed-111" / "metrics.jsonl").open("a") as file:
+        for damage in ({"loss": "x"}, {"error": [0.1]}, {"step": True}, {"loss": 10**400}):
+            line = {"step": 8, "kind": "test", "loss": 0.5, "error": 0.01, **damage}
+            file.write(json.dumps(line) + "\n")
+        file.write(_DEEP + "\n")
+    assert results("--plot")["results"] == before
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert main(["results", str(tmp_path), str(tmp_path / "nowhere")]) == 2

@@ -15,7 +15,10 @@ from train.errors import UserError
 from train.folder import (
     begin_folder,
     check_folder,
+    check_same_data,
     choose_folder,
+    saved_config,
+    saved_mode,
 )
 from train.resume import FIXED, FREE, check_resumable
 
@@ -121,6 +124,15 @@ def test_a_folder_keeps_the_starts_of_its_run_oldest_first(began):
     for damage in ("[", "[]", '{"starts": 1}'):
         path.write_text(damage)
         assert len(start_again()) == 1
+
+
+@pytest.mark.parametrize("damage", ["[" * 100_000, '{"versions": 5}', "[]", "{"])
+def test_a_damaged_configuration_is_a_sentence_wherever_it_is_read(began, damage):
+    (began / "config.json").write_text(damage)
+    for read in (saved_config, lambda folder: check_same_data(folder, 9)):
+        with pytest.raises(UserError, match=r"config\.json cannot be resumed from"):
+            read(began)
+    assert saved_mode(began) is None
 
 
 def test_whatever_moment_ended_it_a_run_can_begin_anew(began):

@@ -170,7 +170,10 @@ def check_same_data(folder: Path, train_images: int) -> None:
     """
     if not _config_file(folder).exists():
         return  # imported weights
-    before = _read_own(folder).get("train_images", train_images)
+    try:
+        before = _read_own(folder).get("train_images", train_images)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{_config_file(folder)} cannot be resumed from: {error}") from error
     if before != train_images:
         raise UserError(
             f"{folder} trains on {before} images, and there are {train_images} now: name the data "
@@ -185,10 +188,7 @@ def _config_file(folder: Path) -> Path:
 
 def _read_own(folder: Path) -> dict[str, Any]:
     """What this trainer wrote of a run or of several; a ValueError if it did not."""
-    content = json.loads(_config_file(folder).read_text())
-    if not isinstance(content, dict) or "flax-resnet" not in content.get("versions", ()):
-        raise ValueError("it was not written by this trainer")
-    return content
+    return read_own_json(_config_file(folder))
 
 
 def _holds_files(folder: Path) -> bool:
@@ -225,6 +225,31 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = _temporary(path)
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The inverse of `write_json`.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is damaged, or was not written so.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except RecursionError as error:
+        raise ValueError("its brackets go too deep") from error
+    if not isinstance(content, dict):
+        raise ValueError("it was not written by this trainer")
+    return content
+
+
+def read_own_json(path: Path) -> dict[str, Any]:
+    """The same of a file that says which versions wrote it, ours among them."""
+    content = read_json(path)
+    versions = content.get("versions")
+    if not isinstance(versions, dict) or "flax-resnet" not in versions:
+        raise ValueError("it was not written by this trainer")
+    return content
 
 
 def _temporary(path: Path) -> Path:

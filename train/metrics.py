@@ -14,6 +14,7 @@ from train.errors import UserError
 
 FILE = "metrics.jsonl"
 _WANDB_ID = "wandb_id"
+_MOST = 2**63
 
 
 class MetricsLog:
@@ -84,10 +85,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         fields = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    is_ours = isinstance(fields, dict) and isinstance(fields.get("step"), int)
-    return fields if is_ours and isinstance(fields.get("kind"), str) else None
+    if not isinstance(fields, dict) or not isinstance(fields.get("kind"), str):
+        return None
+    if not isinstance(fields.get("step"), int):
+        return None
+    return fields if all(_is_number(v) for k, v in fields.items() if k != "kind") else None
+
+
+def _is_number(value: Any) -> bool:
+    """None stands for what JSON has not; a whole number that no float holds is damage."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < _MOST
+    return value is None or isinstance(value, float)
 
 
 class _Sink(Protocol):

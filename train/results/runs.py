@@ -1,7 +1,7 @@
 """The runs that lie below some folders, as their files tell of them."""
 
+import contextlib
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Config
+from train.folder import read_json, read_own_json
 from train.metrics import FILE as METRICS
 from train.metrics import read_metrics
 from train.published import DATA
@@ -100,45 +101,47 @@ def _folders_with_config(top: Path) -> Iterator[Path]:
 
 
 def _read_run(folder: Path) -> Run:
-    content = _read_json(folder / _CONFIG)
-    if "flax-resnet" not in content.get("versions", ()):
-        raise UnreadableError(f"{_CONFIG} was not written by this trainer")
-    try:
+    with _naming(_CONFIG):
+        content = read_own_json(folder / _CONFIG)
         config = Config.from_json(content["config"])
-        train_images, total_steps = int(content["train_images"]), int(content["total_steps"])
+        train_images, total_steps = _count(content["train_images"]), _count(content["total_steps"])
         devices = str(content["devices"])
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise UnreadableError(f"{_CONFIG} is damaged or of another version: {reason}") from error
-    try:
+        held_out = config.validation_size is not None
+        test_name = content.get("test_name", f"train[{train_images}:]" if held_out else "test")
+        if not isinstance(test_name, str):
+            raise TypeError(f"a test set called {test_name}")
+    with _naming(METRICS):
         metrics = read_metrics(folder / METRICS)
-    except OSError as error:
-        raise UnreadableError(f"{METRICS}: {error}") from error
     step = max((line["step"] for line in metrics), default=0)
-    result = _read_json(folder / _RESULT) if (folder / _RESULT).exists() else {}
-    held_out = config.validation_size is not None
+    with _naming(_RESULT):
+        result = read_json(folder / _RESULT) if (folder / _RESULT).exists() else {}
+        outcome = _outcome(result, metrics, step, total_steps) if result else None
+        test_images = _count_test_images(content, config, result)
     return Run(
         folder=folder,
         config=dataclasses.replace(config, overwrite=False),
         train_images=train_images,
-        test_name=content.get("test_name", f"train[{train_images}:]" if held_out else "test"),
-        test_images=_count_test_images(content, config, result),
+        test_name=test_name,
+        test_images=test_images,
         devices=devices,
         step=step,
         total_steps=total_steps,
         metrics=metrics,
-        outcome=_outcome(result, metrics, step, total_steps) if result else None,
+        outcome=outcome,
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Whatever a foreign file makes of us as an error that names it."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UnreadableError(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UnreadableError(f"{path.name} was not written by this trainer")
-    return content
+        yield
+    except KeyError as error:
+        raise UnreadableError(
+            f"{name} is damaged or of another version: it lacks {error}"
+        ) from error
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UnreadableError(f"{name} is damaged or of another version: {error}") from error
 
 
 def _count_test_images(
@@ -147,33 +150,37 @@ def _count_test_images(
     parity = result.get("parity") or {}
     whole = DATA[config.data].test_images if config.data == "digits" else None
     known = (content.get("test_images"), parity.get("images"), config.validation_size, whole)
-    return next((int(count) for count in known if count is not None), None)
+    return next((_count(count) for count in known if count is not None), None)
 
 
 def _outcome(
     result: dict[str, Any], metrics: list[dict[str, Any]], step: int, total_steps: int
 ) -> Outcome | None:
     """What `result.json` says; None where it is of before the run went on to more steps."""
-    try:
-        if int(result.get("step", step)) < total_steps:
-            return None
-        error = _fraction(result["error"])
-        best_error, best_step = result.get("best_error"), result.get("best_step")
-        if best_error is None or best_step is None:
-            best_error, best_step = _best(result, metrics)
-        parity = result.get("parity") or {}
-        torch_error, different = parity.get("torch_error"), parity.get("different_predictions")
-        return Outcome(
-            error=error,
-            best_error=_fraction(best_error),
-            best_step=int(best_step),
-            torch_error=None if torch_error is None else _fraction(torch_error),
-            different_predictions=None if different is None else int(different),
-            seconds=float(result["seconds"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise UnreadableError(f"{_RESULT} is damaged: {reason}") from error
+    if int(result.get("step", step)) < total_steps:
+        return None
+    error, seconds = _fraction(result["error"]), float(result["seconds"])
+    if not 0 <= seconds < math.inf:  # nor NaN
+        raise ValueError(f"a time of {seconds}")
+    best_error, best_step = result.get("best_error"), result.get("best_step")
+    if best_error is None or best_step is None:
+        best_error, best_step = _best(result, metrics)
+    parity = result.get("parity") or {}
+    torch_error, different = parity.get("torch_error"), parity.get("different_predictions")
+    return Outcome(
+        error=error,
+        best_error=_fraction(best_error),
+        best_step=int(best_step),
+        torch_error=None if torch_error is None else _fraction(torch_error),
+        different_predictions=None if different is None else int(different),
+        seconds=seconds,
+    )
+
+
+def _count(value: Any) -> int:
+    if not 1 <= int(value) < 2**31:
+        raise ValueError(f"a count of {value}")
+    return int(value)
 
 
 def _fraction(value: Any) -> float:
