@@ -110,13 +110,14 @@ def _read_run(folder: Path) -> Run:
         test_name = content.get("test_name", f"train[{train_images}:]" if held_out else "test")
         if not isinstance(test_name, str):
             raise TypeError(f"a test set called {test_name}")
+        tested = None if content.get("test_images") is None else _count(content["test_images"])
     with _naming(METRICS):
         metrics = read_metrics(folder / METRICS)
     step = max((line["step"] for line in metrics), default=0)
     with _naming(_RESULT):
         result = read_json(folder / _RESULT) if (folder / _RESULT).exists() else {}
         outcome = _outcome(result, metrics, step, total_steps) if result else None
-        test_images = _count_test_images(content, config, result)
+        test_images = _count_test_images(tested, config, result)
     return Run(
         folder=folder,
         config=dataclasses.replace(config, overwrite=False),
@@ -144,12 +145,10 @@ def _naming(name: str) -> Iterator[None]:
         raise UnreadableError(f"{name} is damaged or of another version: {error}") from error
 
 
-def _count_test_images(
-    content: dict[str, Any], config: Config, result: dict[str, Any]
-) -> int | None:
+def _count_test_images(tested: int | None, config: Config, result: dict[str, Any]) -> int | None:
     parity = result.get("parity") or {}
     whole = DATA[config.data].test_images if config.data == "digits" else None
-    known = (content.get("test_images"), parity.get("images"), config.validation_size, whole)
+    known = (tested, parity.get("images"), config.validation_size, whole)
     return next((_count(count) for count in known if count is not None), None)
 
 
