@@ -143,6 +143,21 @@ def test_a_changed_configuration_has_a_folder_of_its_own(made):
     assert folders(weight_decay=0.5, mode="vmap") == [runs / place / "seeds-111-222"]
 
 
+def test_a_half_done_run_of_a_cluster_goes_on_by_itself(made):
+    folder = made / "runs" / "seed-111"
+    (folder / "result.json").unlink()
+    cluster = {"distributed": True, "coordinator": "gone:1", "process_id": 1, "num_processes": 2}
+    change_config(folder, **cluster, profile=True, overwrite=True)
+    wish = Wish("digits", "full", max_steps=STEPS)
+    config = configure(MODEL, wish)
+    plan = Plan(wish, [MODEL], [111], "turns", made / "runs")
+    (start,) = starts(plan, config, find_below(folder), "full")
+    assert start.resume
+    assert start.run_dir == folder
+    alone = dataclasses.replace(start, run_dir=None, resume=False, log_every_steps=20)
+    assert alone == dataclasses.replace(config, seed=111)
+
+
 @pytest.mark.parametrize("epochs", [20, 178])
 def test_a_run_by_hand_can_be_a_row(epochs):
     arguments = ("cifar10-45k", "--model", "ResNet20", "--run-dir", "anywhere", "--seed", "222")

@@ -20,14 +20,11 @@ from train.errors import (
 )
 from train.folder import saved_config
 from train.recipes import DEFAULT, RECIPES
+from train.resume import OF_ONE_START
 from train.unused import unused_fields
 
 _USAGE = "usage: resnet-train [RECIPE] [--field value ...]"
 _PRINT = "--print-config"
-_OF_ONE_START: dict[str, Any] = {  # a resumed run says anew where it runs
-    **dict.fromkeys(("overwrite", "eval_only", "profile", "distributed"), False),
-    **dict.fromkeys(("coordinator", "process_id", "num_processes")),
-}
 COMMANDS = {  # beside the recipes: a module with `main(arguments) -> exit code`
     "prepare": "train.prepare",
     "results": "train.results",
@@ -113,7 +110,7 @@ def parse(arguments: list[str]) -> Config:
                     f"--run-dir {config.run_dir} is a run on {saved.data}, not {name}: leave the "
                     "recipe out to go on with it"
                 )
-            default = dataclasses.replace(saved, **_OF_ONE_START)
+            default = dataclasses.replace(saved, **OF_ONE_START)
             config = _parse_fields(name, default, fields)
     if problems := unused_fields(config, default):
         raise UserError("; ".join(problems))

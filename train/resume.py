@@ -25,6 +25,11 @@ FREE = (
     *("eval_only", "eval_every_epochs", "checkpoint_every_steps", "log_every_steps"),
     *("profile", "wandb"),
 )
+# Of the start that saved them, not of the run: a resumed one says anew where it runs.
+OF_ONE_START: dict[str, Any] = {
+    **dict.fromkeys(("overwrite", "eval_only", "profile", "distributed"), False),
+    **dict.fromkeys(("coordinator", "process_id", "num_processes")),
+}
 
 
 def check_resumable(saved: Config, now: Config) -> None:

@@ -12,6 +12,7 @@ from train.errors import DivergedError, StoppedError, device_errors
 from train.folder import SEEDS, saved_config
 from train.results.groups import computed_fields
 from train.results.runs import Run, find_runs
+from train.resume import OF_ONE_START
 from train.table.plan import Wish, cheapest_first, configure
 from train.table.protocol import expected, protocol_of
 
@@ -88,7 +89,7 @@ def starts(plan: Plan, config: Config, found: Iterable[Run], label: str) -> Iter
         saved = saved_config(folder)
         assert saved is not None, "a run that was found has a configuration"
         data_dir = config.data_dir or saved.data_dir
-        changes: dict[str, Any] = {"data_dir": data_dir, "resume": True, "overwrite": False}
+        changes = {**OF_ONE_START, "data_dir": data_dir, "resume": True}
         yield dataclasses.replace(saved, run_dir=folder, **changes)
     missing = [seed for seed in plan.seeds if seed not in runs]
     place = f"{config.model}-{label}-{config.precision}-{_length(config)}"
