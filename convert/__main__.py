@@ -223,7 +223,8 @@ def _ours(source: Source, options: argparse.Namespace, changes: dict[str, Any]) 
             asked = with_channels(
                 layout_spec(options.model, layout, **changes), weights.arrays, layout
             )
-        if problems := asked.differences(described.network):
+        differences = asked.differences(described.network)
+        if problems := [d for d in differences if d.partition(":")[0] not in changes]:
             raise ConversionError(f"{options.source} says that it is of another network:", problems)
     elif options.model is not None:
         spec = with_channels(layout_spec(options.model, layout, **changes), weights.arrays, layout)

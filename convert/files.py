@@ -174,7 +174,7 @@ def read_weights(
     form = _form(path, suffix)
     with path.open("rb") as file:  # a clear FileNotFoundError or PermissionError before any parser
         if not file.read(1):
-            raise ConversionError(f"{path} is empty")
+            raise ConversionError(f"{path} is not a whole file: it is empty")
     arrays: dict[str, np.ndarray] = {}
     contents = form.read(path, arrays.__setitem__)
     problems = [*contents.problems, *_value_problems(arrays, allow_nonfinite)]

@@ -1,4 +1,4 @@
-"""What a state dict says of its network is heard wherever it is, and never overruled silently."""
+"""What a state dict says of its network is heard wherever it is, and never replaced silently."""
 
 import json
 import subprocess
@@ -77,15 +77,18 @@ def test_a_state_dict_is_not_taken_for_another_network(dialect):
     assert torch.equal(convert.build(state, "torch")(images), dialect(images))
 
 
-def test_options_do_not_overrule_what_a_file_says(dialect, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("field", "value"), [("padding", "even"), ("running_variance", "biased")])
+def test_what_replaces_what_a_file_says_is_said(
+    dialect, field, value, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     convert.save("m.safetensors", dialect)
-    assert main(["import", "m.safetensors", "--padding", "even", "-o", "x.pt"]) == 2
-    assert "padding: 'same', not 'even'" in capsys.readouterr().err
-    assert not (tmp_path / "x.pt").exists()
-    assert main(["import", "m.safetensors", "--running-variance", "biased", "-o", "y.pt"]) == 0
-    assert "note: instead of the source's running_variance" in capsys.readouterr().out
-    assert convert.load("y.pt", backend="torch").spec.running_variance == "biased"
+    option = f"--{field.replace('_', '-')}"
+    for more in ((), ("--model", "ResNet20", "--padding", "even")):
+        assert main(["import", "m.safetensors", *more, option, value, "-o", "y.pt"]) == 0
+        replaced = f"note: instead of the source's {field}, {getattr(dialect.spec, field)}: {value}"
+        assert replaced in capsys.readouterr().out
+        assert getattr(convert.load("y.pt", backend="torch").spec, field) == value
 
 
 def test_a_name_leaves_what_only_training_sees_as_the_file_says_it(tmp_path):
@@ -169,7 +172,7 @@ def test_mistakes_that_would_come_to_light_after_all_the_work(tmp_path, monkeypa
         with pytest.raises(FileNotFoundError):
             convert.load_preprocessing(name)
         (tmp_path / name).touch()
-        with pytest.raises(convert.ConversionError, match="is empty"):
+        with pytest.raises(convert.ConversionError, match="it is empty"):
             convert.load(name, backend="torch")
 
 

@@ -119,14 +119,11 @@ def test_models_that_no_file_can_describe_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, as it compiles
 def test_a_model_that_is_not_as_it_was_built_is_refused_before_anything_is_written(tmp_path):
     gray = torch_resnet.ResNet20()
     gray.stem.conv = torch.nn.Conv2d(1, 16, 3, padding=1, bias=False)
-    compiled = torch.compile(torch_resnet.ResNet20())
-    for model, match in ((gray, r"stem\.conv\.weight should be"), (compiled, "_orig_mod")):
-        with pytest.raises(convert.ConversionError, match=match):
-            convert.save(tmp_path / "m.safetensors", model)
+    with pytest.raises(convert.ConversionError, match=r"stem\.conv\.weight should be"):
+        convert.save(tmp_path / "m.safetensors", gray)
     assert not list(tmp_path.iterdir())
 
 

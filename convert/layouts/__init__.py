@@ -166,16 +166,11 @@ def read_layout(
     if problems:
         signs = found.signs({name: array.shape for name, array in tensors.items()})
         problems = [*signs, *problems]
-    wrong_counters = [
-        name
-        for name, array in given.items()
-        if name.endswith(_COUNTER) and dtype_problems(name, array)
-    ]
-    if wrong_counters and not reset_counters:
-        problems.append(f"counters are not of torch's dtype: {_ADVICE}")
     for name, array in given.items():
         problems += dtype_problems(name, array)
         problems += value_problems(name, array, allow_nonfinite=allow_nonfinite)
+    if problems and all(f"{_COUNTER} should be int64" in problem for problem in problems):
+        problems.append(f"counters alone are none of torch's: {_ADVICE}")
     if problems:
         raise ConversionError(
             f"these tensors are not this model's in the layout {layout}:", problems
