@@ -21,7 +21,8 @@ class Row:
         ours: the median; None where it was not run.
         peer: who did the same; "" where there is none.
         theirs: the peer's median.
-        ratio: ours to theirs, the median of neighbouring pairs.
+        ratio: ours to theirs, the median of neighbouring pairs; where each is a process of its own
+            (depth, devices, recipe), of the two figures.
         bar: what the ratio, or `ours` where there is no peer, should be, such as ">= 1.0".
         note: why it was not run, or what to know when reading it.
     """
