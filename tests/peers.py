@@ -74,6 +74,7 @@ def _timm(name: str) -> Peer:
 
 
 def _transformers(name: str, **options: Any) -> Peer:
+    import_torchvision()  # as transformers does, where it is there
     from transformers import ResNetConfig, ResNetForImageClassification
 
     spec = find_spec(name)
