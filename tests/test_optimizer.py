@@ -13,7 +13,7 @@ import torch
 
 from train.config import Config
 from train.errors import UserError
-from train.optimizer import fill_state, make_optimizer, make_schedule, named_state
+from train.optimizer import fill_state, make_optimizer, make_schedule, named_state, unreached
 from train.recipes import RECIPES
 
 SHAPES = {"conv.kernel": (3, 3, 2, 4), "bn.scale": (4,), "bn.bias": (4,), "head.kernel": (4, 5)}
@@ -60,6 +60,24 @@ def test_a_warm_up_never_begins_above_the_rate_that_it_leads_to():
     assert resolved.learning_rate == resolved.warmup_learning_rate == 0.025
     schedule = make_schedule(resolved, 2000)
     assert max(float(np.asarray(schedule(step))) for step in range(2000)) == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "said"),
+    [
+        (301, ""),
+        (300, "before its learning rate falls at 300"),
+        (200, "before its learning rate falls at 200, 300"),
+        (9, "the run ends at step 9, before its warm-up does at 10 and its learning rate falls at"),
+    ],
+)
+def test_a_run_that_ends_before_its_schedule_says_so(total_steps, said):
+    config = Config(drop_steps=(200, 300), warmup_steps=10, learning_rate=0.5)
+    assert said in unreached(config, total_steps)
+    assert bool(said) == bool(unreached(config, total_steps))
+    last = float(np.asarray(make_schedule(config, total_steps)(total_steps - 1)))
+    assert (last == pytest.approx(0.005)) == (not said)
+    assert not unreached(dataclasses.replace(config, schedule="cosine"), 200)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from train.folder import (
 )
 from train.milestones import Milestones
 from train.network import Arrays
+from train.optimizer import unreached
 from train.profile import Profile
 from train.progress import Progress
 from train.report import Display
@@ -69,6 +70,8 @@ def train(config: Config) -> list[Result]:
             display.say(f"not used: {line}")
         resolved = config.resolved(len(dataset.train))
         total_steps = count_steps(resolved, len(dataset.train))
+        if line := unreached(resolved, total_steps):
+            display.say(line)
         seeds = unfinished_seeds(folder, config, total_steps)
         if not seeds:
             display.say(f"the runs of all seeds are finished, after {total_steps} steps")

@@ -33,6 +33,17 @@ def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
     return lambda step: whole(jnp.asarray(step, float))
 
 
+def unreached(config: Config, total_steps: int) -> str:
+    """A sentence on what of a resolved configuration's schedule lies beyond the end; or nothing."""
+    beyond = []
+    if config.warmup_steps >= total_steps:
+        beyond.append(f"its warm-up does at {config.warmup_steps}")
+    late = [step for step in config.drop_steps if step >= total_steps]
+    if config.schedule == "drops" and late:
+        beyond.append(f"its learning rate falls at {', '.join(map(str, late))}")
+    return f"the run ends at step {total_steps}, before {' and '.join(beyond)}" if beyond else ""
+
+
 def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The update of torch.optim.SGD, or LARS, for parameters in a dict by name.
 
