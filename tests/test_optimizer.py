@@ -15,6 +15,7 @@ from train.config import Config
 from train.errors import UserError
 from train.optimizer import fill_state, make_optimizer, make_schedule, named_state, unreached
 from train.recipes import RECIPES
+from train.trainer import count_steps
 
 SHAPES = {"conv.kernel": (3, 3, 2, 4), "bn.scale": (4,), "bn.bias": (4,), "head.kernel": (4, 5)}
 OPTIMIZERS: list[dict[str, Any]] = [
@@ -83,17 +84,34 @@ def test_a_run_that_ends_before_its_schedule_says_so(total_steps, said):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"warmup_epochs": math.inf}, "--warmup-epochs must be finite"),
+        ({"warmup_epochs": math.inf}, f"--warmup-epochs must be at most {2**31 - 1}, not inf"),
         ({"learning_rate": math.inf}, "--learning-rate must be finite"),
-        ({"drop_epochs": (1.0, math.inf)}, "--drop-epochs must be finite"),
-        ({"drop_epochs": (1.0, math.nan)}, "--drop-epochs must be finite"),
-        ({"drop_steps": (-5, 3)}, "not negative"),
+        ({"drop_epochs": (1.0, math.inf)}, "--drop-epochs must be from 0 to"),
+        ({"drop_epochs": (1.0, math.nan)}, "--drop-epochs must be from 0 to"),
+        ({"drop_steps": (-5, 3)}, "--drop-steps must be from 0 to"),
+        ({"drop_steps": (3, 2**31)}, "--drop-steps must be from 0 to"),
+        ({"max_steps": 2**31}, "--max-steps must be at most"),
+        ({"warmup_steps": 2**31}, "--warmup-steps must be at most"),
+        ({"epochs": 10**400}, "--epochs must be at most"),
+        ({"global_batch_size": 10**400}, "--global-batch-size must be at most"),
         ({"seeds": "4000000000"}, "one seed is --seed"),
     ],
 )
 def test_numbers_that_no_run_can_have_are_named(fields, said):
     with pytest.raises(UserError, match=said):
         dataclasses.replace(Config(), **fields)
+
+
+def test_steps_that_epochs_make_are_counted_in_int32_or_refused():
+    with pytest.raises(UserError, match="--epochs 2000000 are 3000000000 steps, more than"):
+        count_steps(Config(epochs=2_000_000, global_batch_size=1), 1_500)
+    most = Config(epochs=2_000_000, global_batch_size=1, max_steps=2**31 - 1)
+    assert count_steps(most, 1_500) == 2**31 - 1
+    schedule = make_schedule(dataclasses.replace(most, drop_steps=(5, 2**31 - 1)), 2**31 - 1)
+    assert float(np.asarray(schedule(2**31 - 2))) == pytest.approx(0.01)
+    for changes in ({"warmup_epochs": 2e6}, {"drop_epochs": (1.0, 2e6)}):
+        with pytest.raises(UserError, match=f"{2**31 - 1}, not"):
+            dataclasses.replace(most, **changes).resolved(1_500)
 
 
 def test_drops_that_fall_on_one_step_are_named_as_they_were_given():

@@ -13,6 +13,7 @@ from train.fields import DataFields, DeviceFields, ModelFields, OptimizerFields,
 
 DATASETS = ("digits", "cifar10", "cifar100", "imagenet2012")
 FOLDER = "folder:"
+MOST_STEPS = 2**31 - 1  # steps are counted in int32
 _MANY_SEEDS = 100  # more is a seed that was meant for --seed
 
 
@@ -137,8 +138,10 @@ def _wrong_numbers(config: Config) -> list[str]:
             continue
         if sorted(set(drops)) != list(drops):
             problems.append(f"--{name.replace('_', '-')} must rise, not {drops}")
-        if not all(0 <= drop < math.inf for drop in drops):
-            problems.append(f"--{name.replace('_', '-')} must be finite and not negative: {drops}")
+        if not all(0 <= drop <= MOST_STEPS for drop in drops):  # nor NaN
+            problems.append(
+                f"--{name.replace('_', '-')} must be from 0 to {MOST_STEPS}, not {drops}"
+            )
     parts = config.accumulate_steps
     if parts >= 1 and config.global_batch_size % parts:
         problems.append(
@@ -208,15 +211,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "cutmix": (0, math.inf),
     "label_smoothing": (0, 1),
     "read_threads": (1, 1024),
-    "epochs": (1, math.inf),
-    "max_steps": (1, math.inf),
-    "global_batch_size": (1, math.inf),
+    "epochs": (1, MOST_STEPS),
+    "max_steps": (1, MOST_STEPS),
+    "global_batch_size": (1, MOST_STEPS),
     "accumulate_steps": (1, math.inf),
     "learning_rate": (0, math.inf),
     "learning_rate_batch_size": (1, math.inf),
     "drop_factor": (0, math.inf),
-    "warmup_steps": (0, math.inf),
-    "warmup_epochs": (0, math.inf),
+    "warmup_steps": (0, MOST_STEPS),
+    "warmup_epochs": (0, MOST_STEPS),
     "warmup_learning_rate": (0, math.inf),
     "momentum": (0, math.inf),
     "weight_decay": (0, math.inf),

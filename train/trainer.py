@@ -18,7 +18,7 @@ from resnet_spec import DIALECT, ClassifierSpec, ResNetSpec, find_spec
 from train import parallel
 from train.augment import Augment
 from train.batches import Batch, test_batches, train_batches
-from train.config import Config
+from train.config import MOST_STEPS, Config
 from train.data import Dataset, Split, image_dtype
 from train.errors import AbandonedError, UserError
 from train.mixing import Mixing
@@ -240,9 +240,16 @@ def describe(config: Config, dataset: Dataset) -> ClassifierSpec:
 
 
 def count_steps(config: Config, num_images: int) -> int:
-    """Steps of a whole run: the epochs' images in equal batches, or `max_steps` if fewer."""
+    """Steps of a whole run: the epochs' images in equal batches, or `max_steps` if fewer.
+
+    Raises:
+        UserError: they are more than can be counted.
+    """
     steps = math.ceil(config.epochs * num_images / config.global_batch_size)
-    return steps if config.max_steps is None else min(steps, config.max_steps)
+    steps = steps if config.max_steps is None else min(steps, config.max_steps)
+    if steps > MOST_STEPS:
+        raise UserError(f"--epochs {config.epochs} are {steps} steps, more than {MOST_STEPS}")
+    return steps
 
 
 def _check_image_size(config: Config, spec: ResNetSpec, image_size: int) -> None:
