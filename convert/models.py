@@ -110,11 +110,11 @@ def _flax_skeleton(classifier: ClassifierSpec) -> "FlaxNetwork":
     from flax import nnx
 
     import flax_resnet
-    from flax_resnet.layers import no_value, no_values
+    from flax_resnet.layers import NoKeys, no_value, no_values
 
     spec, num_classes = classifier.network, classifier.num_classes
     is_random = spec.drop_rate > 0 or spec.stochastic_depth > 0
-    rngs: Any = nnx.Rngs(0) if is_random else _NoKeys()
+    rngs: Any = nnx.Rngs(0) if is_random else NoKeys()
     # The first block of a stage is not like the others; random streams and rates differ in all.
     most = max(spec.stage_depths) if is_random else 2
     depths = tuple(min(depth, most) for depth in spec.stage_depths)
@@ -131,10 +131,3 @@ def _flax_skeleton(classifier: ClassifierSpec) -> "FlaxNetwork":
         blocks.extend([nnx.merge(*parts, copy=True) for _ in range(depth - len(blocks))])
     model.spec = spec
     return model
-
-
-class _NoKeys:
-    """In the place of random streams where nothing is drawn."""
-
-    def params(self) -> None:
-        return None

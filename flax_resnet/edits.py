@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import nnx
 
-from flax_resnet.layers import Identity, no_values
+from flax_resnet.layers import Identity, NoKeys, no_values
 from flax_resnet.stochastic_depth import StochasticDepth
 from resnet_spec import ResNetSpec
 from resnet_spec.edits import Layer, Methods, list_differences, list_layers, shorten
@@ -43,8 +43,9 @@ def _methods(module: Any) -> Methods:
 def _row(spec: ResNetSpec) -> tuple[Layer, ...]:
     from flax_resnet.catalogue import from_spec  # which builds networks that know this module
 
+    rngs: Any = NoKeys()
     with no_values():
-        network = from_spec(shorten(spec), rngs=nnx.Rngs(0))
+        network = from_spec(shorten(spec), rngs=rngs)
     modules = [(".".join(map(str, path)), m) for path, m in nnx.iter_modules(network)]
     modules.sort(key=lambda item: item[0].count(".") if item[0] else -1)  # parents first
     return list_layers(modules, spec, _methods, _SETTINGS)

@@ -31,6 +31,13 @@ def no_values() -> Iterator[None]:
         _has_values.reset(token)
 
 
+class NoKeys:
+    """In the place of random streams where nothing is drawn: JAX compiles to make one."""
+
+    def params(self) -> None:
+        return None
+
+
 def kaiming_normal(
     key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, out_sharding: Any = None
 ) -> Array:
