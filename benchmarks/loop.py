@@ -25,7 +25,8 @@ def run(size: Size) -> list[Row]:
     if size == "tiny":
         small = ["--model", "WideResNet16-1-0.0", "--global-batch-size", "16"]
         return [_measure([*digits, *small], steps=4, log_every=2, repetitions=1)]
-    rows = [_measure(digits, steps=2_000 if is_gpu else 100, log_every=100, repetitions=2)]
+    steps, repetitions = (2_000, 2) if is_gpu else (100, 1)
+    rows = [_measure(digits, steps=steps, log_every=100, repetitions=repetitions)]
     if "TFDS_DATA_DIR" in os.environ:
         steps, repetitions = (2_000, 3) if is_gpu else (20, 1)
         cifar = ["cifar10", "--eval-every-epochs", "1000", *precision]
