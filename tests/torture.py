@@ -183,7 +183,9 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _temporary_folders(run: Path) -> list[Path]:
-    return list((run / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+    with contextlib.suppress(FileNotFoundError):  # a run that begins anew deletes what was there
+        return list((run / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+    return []
 
 
 def _size(path: Path) -> int:
