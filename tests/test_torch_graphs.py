@@ -126,3 +126,12 @@ def test_biased_running_variances_are_those_of_flax_in_float64():
         torch_norm(to_nchw(x))
         flax_norm(jnp.asarray(x))
         assert relative_error(flax_norm.var.get_value(), torch_norm.running_var) <= 1e-13
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_images_without_a_batch_are_refused_by_every_batch_norm(training):
+    """Of a biased one, too: as many pixels as channels would else be taken for them."""
+    for variance in ("unbiased", "biased"):
+        model = small(running_variance=variance).train(training)
+        with pytest.raises(ValueError, match="expected 4D input"):
+            model(torch.randn(3, 4, 16))
