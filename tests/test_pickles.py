@@ -177,11 +177,27 @@ def with_pickle(old: bytes, new: bytes) -> Any:
     return change
 
 
+def with_axes(count: int) -> Any:
+    """The tensor with so many axes of 2**31 - 1 values."""
+    sizes, strides = (b"(" + number * count + b"t" for number in (b"J\xff\xff\xff\x7f", b"K\x00"))
+
+    def change(name: str, content: bytes) -> list[tuple[str, bytes]]:
+        content = content.replace(b"K\x02K\x03\x86", sizes).replace(STRIDES, strides)
+        return [(name, content)]
+
+    return change
+
+
 STRIDES = b"K\x03K\x01\x86"
 BROKEN = {
     "strides beyond": (with_pickle(STRIDES, b"K\x04K\x01\x86"), "larger than its memory"),
     "strides far beyond": (with_pickle(STRIDES, b"J\xff\xff\xff\x7fK\x01\x86"), "larger than"),
     "negative strides": (with_pickle(STRIDES, b"J\xff\xff\xff\xffK\x01\x86"), "a size that is"),
+    "many axes": (with_axes(300_000), "300000 axes"),
+    "endless numbers": (
+        with_pickle(b"K\x02K\x03\x86", b"\x8a\xff" + b"\x7f" * 255 + b"K\x03\x86"),
+        "a size that is",
+    ),
     "more than is there": (with_pickle(b"K\x06", b"K\x07"), "larger than its memory"),
     "another kind": (with_pickle(b"FloatStorage", b"DoubleStorage"), "larger than its memory"),
     "no memory": (

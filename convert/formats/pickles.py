@@ -13,6 +13,7 @@ from typing import Any
 
 # An object may take 20 times the opcodes that make it; 50,000 tensors fit.
 LARGEST_PICKLE = 2**23
+_MOST_AXES = 64  # as NumPy has
 _MOST_OBJECTS = 2**20  # containers, tensors and remembered values: some 100 bytes each
 
 _KINDS = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexDouble ComplexFloat"
@@ -196,8 +197,7 @@ class _Machine:
         target = self.stack[-1]
         if type(target) in (dict, StateDict):
             for key, value in zip(values[::2], values[1::2], strict=True):
-                # of others the hash may take forever
-                target[key if type(key) in _KEYS else Unknown(type(key).__name__)] = value
+                target[_as_key(key)] = value
         elif type(target) is not Unknown:
             raise ValueError(f"it sets items of a {type(target).__name__}")
 
@@ -267,7 +267,9 @@ def _tensor(
     is_shaped = type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides)
     if type(storage) is not Storage or not is_shaped:
         raise ValueError("a tensor is not described as one")
-    if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
+    if len(shape) > _MOST_AXES:  # the product of their sizes may take forever, too
+        raise ValueError(f"a tensor has {len(shape)} axes")
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *shape, *strides)):
         raise ValueError("a tensor has a size that is none")
     if len(more) > 2 and more[2]:
         raise ValueError(_CONJUGATED)
@@ -279,6 +281,11 @@ def _parameter(machine: _Machine, data: Any, *more: Any) -> Any:
     return data
 
 
+def _as_key(value: Any) -> Any:
+    """What a dictionary can be asked for; of other values the hash may take forever."""
+    return value if type(value) in _KEYS else Unknown(type(value).__name__)
+
+
 def _dictionary(machine: _Machine, pairs: Any = ()) -> StateDict:
     """`collections.OrderedDict`, and the `Counter` of a schedule's milestones."""
     made = StateDict()
@@ -286,7 +293,7 @@ def _dictionary(machine: _Machine, pairs: Any = ()) -> StateDict:
         raise ValueError(f"a dictionary is made of a {type(pairs).__name__}")
     machine.count(len(pairs))  # a call for each of many may ask for copies of copies
     for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
-        made[key if type(key) in _KEYS else Unknown(type(key).__name__)] = value
+        made[_as_key(key)] = value
     return made
 
 

@@ -2,28 +2,26 @@
 
 import collections
 import itertools
-import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convert.arrays import BFLOAT16, share_tensor
+from convert.arrays import share_tensor
 from convert.description import own_metadata
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
 from convert.formats.contents import Contents, Visitor
 from convert.formats.pickles import LARGEST_PICKLE, Storage, Tensor, Unknown, read_pickle
+from convert.formats.storages import Place, StartOf, dtype_of, read_in_pieces
 
 _ZIP = b"PK\x03\x04"
 _LOCAL_HEADER = 30  # bytes of a zip's member before its name; the last four are two lengths
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_READ_AT_ONCE, _LARGEST_GAP = 2**22, 2**16  # bytes
-StartOf = Callable[[Storage], int]  # where the memory of a storage begins in its file
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -50,11 +48,11 @@ def read(path: Path, visit: Visitor) -> Contents:
         with path.open("rb", buffering=0) as file:
             content, start_of = _open(path, file)
             state_dict, notes = _find_state_dict(path, content)
-            places = [_Place(name, tensor, start_of) for name, tensor in state_dict.items()]
+            places = [Place(name, tensor, start_of) for name, tensor in state_dict.items()]
             # of their memory, too, at most as much again: views of one another take it twice
             if sum(max(p.num_bytes, p.end - p.start) for p in places) > 2 * path.stat().st_size:
                 raise ValueError("its tensors are larger than the file: they overlap")
-            places_read = _read_in_pieces(file, places)
+            places_read = read_in_pieces(file, places)
             if any(a.start > b.start for a, b in itertools.pairwise(places)):
                 arrays = dict(places_read)
                 places_read = ((place, arrays.pop(place)) for place in places)
@@ -105,7 +103,7 @@ def _open_zip(path: Path, file: FileIO, unsafe: set[str]) -> tuple[Any, StartOf]
         member = members.get(f"{folder}data/{storage.key}")
         if member is None:
             raise ValueError(f"the memory of a tensor is not there: {storage.key!r}"[:100])
-        if (storage.start + storage.numel) * _dtype(storage).itemsize > member.file_size:
+        if (storage.start + storage.numel) * dtype_of(storage).itemsize > member.file_size:
             raise ValueError("a tensor is larger than its memory")
         return _start(file, member)
 
@@ -155,7 +153,7 @@ def _open_legacy(file: FileIO, unsafe: set[str]) -> tuple[Any, StartOf]:
         raise ValueError("it is neither of the two forms that torch.save writes")
     starts: dict[str, int] = {}
     for key in keys:
-        size = storages[key].numel * _dtype(storages[key]).itemsize
+        size = storages[key].numel * dtype_of(storages[key]).itemsize
         file.seek(end)
         if int.from_bytes(file.read(8), "little") != storages[key].numel:
             raise ValueError("the memory of a tensor has not its size")
@@ -164,77 +162,6 @@ def _open_legacy(file: FileIO, unsafe: set[str]) -> tuple[Any, StartOf]:
     if end > file.seek(0, 2):
         raise ValueError("it ends early")
     return content, lambda storage: starts[storage.key]
-
-
-class _Place:
-    """A tensor, and where in the file its memory is.
-
-    Raises:
-        ValueError: the tensor is not within its storage.
-    """
-
-    def __init__(self, name: str, tensor: Tensor, start_of: StartOf):
-        self.name, self.tensor, self.dtype = name, tensor, _dtype(tensor.storage)
-        self.num_bytes = math.prod(tensor.shape) * self.dtype.itemsize
-        last = sum(
-            (size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True)
-        )
-        num_spanned = last + 1 if self.num_bytes else 0
-        if tensor.offset + num_spanned > tensor.storage.numel:
-            raise ValueError(f"{name} is larger than its memory"[:200])
-        first = tensor.storage.start + tensor.offset
-        self.start = start_of(tensor.storage) + first * self.dtype.itemsize
-        self.end = self.start + num_spanned * self.dtype.itemsize
-
-    def view(self, memory: np.ndarray, start: int) -> np.ndarray:
-        """The tensor in bytes of the file that begin at `start`."""
-        values = memory[self.start - start : self.end - start].view(self.dtype)
-        if self.num_bytes == values.nbytes and _is_in_order(self.tensor):
-            return values.reshape(self.tensor.shape)
-        strides = [step * self.dtype.itemsize for step in self.tensor.strides]
-        return np.lib.stride_tricks.as_strided(values, self.tensor.shape, strides)
-
-
-def _read_in_pieces(file: FileIO, places: list[_Place]) -> Iterator[tuple[_Place, np.ndarray]]:
-    """The tensors in the order of their memory, neighbours in one piece of it.
-
-    Fresh memory costs more than what is read into it, and least in large pieces. Each is free again
-    when all of its tensors have been taken over.
-    """
-    places = sorted(places, key=lambda place: place.start)
-    first = 0
-    while first < len(places):
-        start, end, after = places[first].start, places[first].end, first + 1
-        while (
-            after < len(places)
-            and places[after].start <= end + _LARGEST_GAP
-            and places[after].end <= start + _READ_AT_ONCE
-        ):
-            end, after = max(end, places[after].end), after + 1
-        memory = np.empty(end - start, np.uint8)
-        file.seek(start)
-        left = memory.data
-        while left:
-            if not (count := file.readinto(left)):
-                raise ValueError("it ends early")
-            left = left[count:]
-        for place in places[first:after]:
-            yield place, place.view(memory, start)
-        first = after
-
-
-def _is_in_order(tensor: Tensor) -> bool:
-    """Whether the last axis varies fastest and nothing is left out."""
-    expected = 1
-    for size, step in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
-        if size != 1 and step != expected:
-            return False
-        expected *= size
-    return True
-
-
-def _dtype(storage: Storage) -> np.dtype:
-    return BFLOAT16 if storage.dtype == "bfloat16" else np.dtype(storage.dtype)
 
 
 def _advice(path: Path, unsafe: set[str]) -> list[str]:
