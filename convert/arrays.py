@@ -105,12 +105,16 @@ def value_problems(name: str, array: np.ndarray, *, allow_nonfinite: bool = Fals
     return [f"non-finite: {name} has {nans} NaN and {infinities} infinite of {array.size} values"]
 
 
+def is_counter(name: str) -> bool:
+    """Whether an array counts the batches that a BatchNorm has seen."""
+    return name.endswith("num_batches_tracked")
+
+
 def dtype_problems(name: str, array: np.ndarray) -> list[str]:
     """Weights are floating-point, counters of batches int64; a sentence where one is not."""
-    is_counter = name.endswith("num_batches_tracked")
-    if is_counter and array.dtype != np.int64:
+    if is_counter(name) and array.dtype != np.int64:
         return [f"dtype: {name} should be int64, is {array.dtype}"]
-    if not is_counter and not is_floating(array.dtype):
+    if not is_counter(name) and not is_floating(array.dtype):
         return [f"dtype: {name} should be floating-point, is {array.dtype}"]
     return []
 

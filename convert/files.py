@@ -12,6 +12,7 @@ from convert.arrays import lay_out, same_bits, value_problems
 from convert.atomic import replacing
 from convert.errors import ConversionError
 from convert.formats import FORMS, READ_ONLY_FORMS, Form
+from convert.formats.contents import Contents, Visitor
 from convert.models import arrays_of, build_flax, build_torch, check, describe
 from convert.weights import Weights, decode_description, encode_description
 from convert.wrappers import unwrap, unwrap_module
@@ -146,10 +147,7 @@ def load_statistics_batch_size(path: str | os.PathLike[str]) -> int | None:
 
 def _load_description(path: Path) -> dict[str, Any]:
     names: list[str] = []
-    form = _form(path)
-    with path.open("rb"):  # a clear FileNotFoundError before any parser
-        pass
-    contents = form.read(path, lambda name, _: names.append(name))
+    contents = _read(path, lambda name, _: names.append(name))
     return decode_description(path, contents.metadata, len(names))
 
 
@@ -171,18 +169,22 @@ def read_weights(
             is there twice, an array is empty, or a value is NaN or infinite: all are listed.
         OSError: the file cannot be read.
     """
-    form = _form(path, suffix)
-    with path.open("rb") as file:  # a clear FileNotFoundError or PermissionError before any parser
-        if not file.read(1):
-            raise ConversionError(f"{path} is not a whole file: it is empty")
     arrays: dict[str, np.ndarray] = {}
-    contents = form.read(path, arrays.__setitem__)
+    contents = _read(path, arrays.__setitem__, suffix)
     problems = [*contents.problems, *_value_problems(arrays, allow_nonfinite)]
     if problems:
         raise ConversionError(f"{path} holds what no weights should:", problems)
     description = decode_description(path, contents.metadata, len(arrays))
     arrays, notes = unwrap(arrays)
     return Weights(arrays, **description, notes=(*contents.notes, *notes))
+
+
+def _read(path: Path, visit: Visitor, suffix: str | None = None) -> Contents:
+    form = _form(path, suffix)
+    with path.open("rb") as file:  # a clear FileNotFoundError or PermissionError before any parser
+        if not file.read(1):
+            raise ConversionError(f"{path} is not a whole file: it is empty")
+    return form.read(path, visit)
 
 
 def _form(path: Path, suffix: str | None = None, *, reads: bool = True) -> Form:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from convert.arrays import is_counter
 from convert.atomic import replacing
 from convert.description import parse_description
 from convert.errors import ConversionError
@@ -115,7 +116,7 @@ def read_folder(
             f"weights have one of {with_head.num_classes}"
         )
     notes = list(weights.notes)
-    if reset_counters and sum(map(_is_counter, arrays)) > sum(map(_is_counter, weights.arrays)):
+    if reset_counters and sum(map(is_counter, arrays)) > sum(map(is_counter, weights.arrays)):
         notes.append("num_batches_tracked are missing, and taken as zero")
     if preprocessing is None and transformers_config.class_names(_read_json(folder / _CONFIG)):
         notes.append(
@@ -123,10 +124,6 @@ def read_folder(
             f"there is no {transformers_config.PREPROCESSOR}"
         )
     return Weights(arrays, with_head, preprocessing, notes=tuple(notes))
-
-
-def _is_counter(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
 
 
 def layout_of(folder: Path) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convert.arrays import is_counter
 from convert.diff.measure import Difference
 from convert.diff.precision import UNIT_ROUNDOFF, Device, Framework, Precision
 
@@ -149,11 +150,6 @@ class Comparison:
         rows = self.sections[section]
         ordered = reversed(rows) if section == "gradients" else rows
         return min((row for row in ordered if row.parts), key=lambda r: r.is_counter, default=None)
-
-
-def is_counter(name: str) -> bool:
-    """Whether an array counts the batches that a BatchNorm has seen."""
-    return name.endswith("num_batches_tracked")
 
 
 def layer_of(name: str) -> str:

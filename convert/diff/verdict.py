@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from convert.arrays import is_counter
 from convert.diff.comparison import (
     ACTIVATIONS,
     NOISE_FACTOR,
@@ -10,7 +11,6 @@ from convert.diff.comparison import (
     Comparison,
     Row,
     Verdict,
-    is_counter,
     layer_of,
 )
 

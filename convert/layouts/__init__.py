@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from convert.arrays import compare_shapes, dtype_problems, to_numpy, value_problems
+from convert.arrays import (
+    compare_shapes,
+    dtype_problems,
+    is_counter,
+    to_numpy,
+    value_problems,
+)
 from convert.description import as_state_dict, describe_state
 from convert.errors import ConversionError
 from convert.layouts import (
@@ -119,10 +125,7 @@ def to_layout(
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     classifier = _with_head(spec, shapes, "head.weight", "head.bias" in shapes)
     arrays = _as_arrays(tensors)
-    problems = [p for name, array in arrays.items() for p in dtype_problems(name, array)]
-    for name, array in arrays.items():
-        problems += value_problems(name, array, allow_nonfinite=allow_nonfinite)
-    if problems:
+    if problems := _array_problems(arrays, allow_nonfinite):
         raise ConversionError("these are not weights:", problems)
     theirs = write_layout(arrays, classifier, layout)
     if find_layout(layout).spelling.is_flax:
@@ -150,12 +153,12 @@ def read_layout(
     has_bias = bias in given or not found.may_lack_bias
     classifier = _with_head(spec, {n: a.shape for n, a in given.items()}, weight, has_bias)
     theirs = found.tensors(classifier)
-    counters = [name for name in classifier.tensors() if name.endswith(_COUNTER)]
+    counters = [name for name in classifier.tensors() if is_counter(name)]
     if reset_counters:
         given |= {
             theirs[name]: _zero()
             for name in counters
-            if name in theirs and not _is_counter(given.get(theirs[name]))
+            if name in theirs and not _is_count(given.get(theirs[name]))
         }
     problems = compare_shapes(
         {theirs[name]: shape for name, shape in classifier.tensors().items() if name in theirs},
@@ -166,9 +169,7 @@ def read_layout(
     if problems:
         signs = found.signs({name: array.shape for name, array in tensors.items()})
         problems = [*signs, *problems]
-    for name, array in given.items():
-        problems += dtype_problems(name, array)
-        problems += value_problems(name, array, allow_nonfinite=allow_nonfinite)
+    problems += _array_problems(given, allow_nonfinite)
     if problems and all(f"{_COUNTER} should be int64" in problem for problem in problems):
         problems.append(f"counters alone are none of torch's: {_ADVICE}")
     if problems:
@@ -229,6 +230,14 @@ def _as_arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _array_problems(arrays: Mapping[str, np.ndarray], allow_nonfinite: bool) -> list[str]:
+    problems: list[str] = []
+    for name, array in arrays.items():
+        problems += dtype_problems(name, array)
+        problems += value_problems(name, array, allow_nonfinite=allow_nonfinite)
+    return problems
+
+
 def _check_described(tensors: Mapping[str, Any], spec: ResNetSpec) -> None:
     """Raises a ConversionError where a twin's state dict says that it is of another network."""
     described = describe_state(tensors)
@@ -240,7 +249,7 @@ def _zero() -> np.ndarray:
     return np.zeros((), np.int64)
 
 
-def _is_counter(array: np.ndarray | None) -> bool:
+def _is_count(array: np.ndarray | None) -> bool:
     return array is not None and array.shape == () and array.dtype == np.int64
 
 
