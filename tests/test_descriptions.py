@@ -183,7 +183,12 @@ def test_mistakes_that_would_come_to_light_after_all_the_work(tmp_path, monkeypa
 def test_a_command_that_is_interrupted_ends_with_a_sentence(tmp_path):
     path = tmp_path / "m.pt"
     os.mkfifo(path)  # from which nothing ever comes
-    command = [sys.executable, "-m", "convert", "inspect", str(path)]
+    # as from a terminal: what runs in the background of a shell may ignore the signal
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from convert.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "inspect", str(path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     writer, until = None, time.monotonic() + 60
     while writer is None:  # only once the command has opened it
