@@ -1,5 +1,6 @@
 """NumPy arrays from and to torch tensors, bit for bit, bfloat16 too."""
 
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _COLUMNS = 16
-_ALIGNMENT = 64  # bytes
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -29,16 +29,12 @@ def to_numpy(value: Any) -> np.ndarray:
 
 def to_tensor(array: np.ndarray) -> "torch.Tensor":
     """A tensor of its own memory."""
-    return share_tensor(np.array(array, order="C"))  # never the immutable buffer of a JAX array
-
-
-def share_tensor(array: np.ndarray) -> "torch.Tensor":
-    """A tensor in the memory of an array that nobody else writes to."""
     import torch
 
-    if array.dtype == BFLOAT16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    copy = np.array(array, order="C")  # never the immutable buffer of a JAX array
+    if copy.dtype == BFLOAT16:
+        return torch.from_numpy(copy.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(copy)
 
 
 def is_floating(dtype: np.dtype) -> bool:
@@ -67,16 +63,18 @@ def copy_into(target: np.ndarray, source: np.ndarray) -> None:
         target[:, start : start + _COLUMNS] = source[:, start : start + _COLUMNS]
 
 
-def lay_out(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Copies in C order, in one piece of memory: of many small ones, some would stay."""
-    starts = np.cumsum([0, *(-(-a.nbytes // _ALIGNMENT) * _ALIGNMENT for a in arrays.values())])
-    memory = np.empty(starts[-1], np.uint8)
-    copies = {}
-    for start, (name, array) in zip(starts[:-1], arrays.items(), strict=True):
-        copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-        copy_into(copy, array)
-        copies[name] = copy
-    return copies
+def in_order(array: np.ndarray) -> np.ndarray:
+    """An array itself where it is in C order, or else a copy that is."""
+    if array.flags.c_contiguous:
+        return array
+    copy = np.empty(array.shape, array.dtype)
+    copy_into(copy, array)
+    return copy
+
+
+def checksum(array: np.ndarray) -> int:
+    """The CRC-32 of an array's bytes in C order."""
+    return zlib.crc32(in_order(array).reshape(-1).view(np.uint8))
 
 
 def same_bits(one: np.ndarray, other: np.ndarray) -> bool:

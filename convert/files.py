@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from convert.arrays import lay_out, same_bits, value_problems
+from convert.arrays import checksum, value_problems
 from convert.atomic import replacing
 from convert.errors import ConversionError
 from convert.formats import FORMS, READ_ONLY_FORMS, Form
@@ -102,20 +102,23 @@ def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False
     problems = _value_problems(weights.arrays, allow_nonfinite)
     if problems:
         raise ConversionError(f"{path} is not written:", problems)
-    metadata = encode_description(weights)
-    arrays = lay_out(weights.arrays)
+    arrays, metadata = weights.arrays, encode_description(weights)
+    checksums: Mapping[str, int] = {}
     same: set[str] = set()
 
-    def compare(name: str, array: np.ndarray) -> None:
-        if name in arrays and same_bits(array, arrays[name]):
+    def compare(name: str, read: np.ndarray) -> None:
+        written = arrays.get(name)
+        if written is None or (read.shape, read.dtype) != (written.shape, written.dtype):
+            return
+        if checksum(read) == checksums[name]:
             same.add(name)
 
     with replacing(path) as temporary:
         try:
-            form.write(temporary, arrays, metadata)
+            checksums = form.write(temporary, arrays, metadata)
         except OSError as error:  # which a writer to an open file raises without a name
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-        except ImportError:
+        except (ConversionError, ImportError):
             raise
         except Exception as error:  # the libraries have errors of their own for a full disk
             raise OSError(f"{path} cannot be written: {error}") from error

@@ -17,7 +17,7 @@ import convert
 import flax_resnet
 import torch_resnet
 from flax_resnet.layers import no_values
-from flax_resnet.variables import named_variables
+from flax_resnet.variables import named_parts, named_variables
 from resnet_spec import find_spec
 from tests.twins import (
     assert_same_state,
@@ -210,6 +210,47 @@ def test_memory_stays_below_2_2_times_the_weights(tmp_path):
     print("peak memory, in weights:", [f"{1 + a:.2f}" for a in added])
     assert len(added) == 8
     assert max(added) <= 1.2
+
+
+class Containers(nnx.Module):
+    """Layers in every container that NNX looks into, one of them twice."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.last, self.first = (nnx.Linear(2, 3, rngs=rngs) for _ in range(2))
+        self.again = self.last
+        self.list = nnx.List([nnx.BatchNorm(3, rngs=rngs) for _ in range(12)])
+        self.dict = nnx.Dict(b=nnx.Linear(3, 1, rngs=rngs), a=nnx.Param(np.ones(2)))
+        self.plain = nnx.data({"x": [nnx.Conv(1, 2, (1, 1), rngs=rngs)], "y": (nnx.Param(1.0),)})
+        self.sequence = nnx.Sequential(nnx.Linear(3, 3, rngs=rngs), nnx.relu, nnx.Dropout(0.5))
+        self.layers = nnx.List([nnx.Param(np.ones(1))])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        Containers,
+        lambda: flax_resnet.create("ResNet18", 10, rngs=nnx.Rngs(0)),
+        lambda: nnx.eval_shape(lambda: flax_resnet.create("WideResNet16-1", 3, rngs=nnx.Rngs(0))),
+    ],
+    ids=["containers", "ResNet18", "abstract"],
+)
+def test_named_parts_are_all_modules_and_variables_that_nnx_finds(build):
+    model = build()
+    nodes = list(nnx.iter_graph(model))
+    variables, modules = named_parts(model)
+    kept = [
+        (path, node)
+        for path, node in nodes
+        if isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState)
+    ]
+    assert [id(node) for node in variables.values()] == [id(node) for _, node in kept]
+    found = {".".join(map(str, path)): node for path, node in nodes if isinstance(node, nnx.Module)}
+    assert modules.keys() == found.keys()
+    assert all(modules[name] is module for name, module in found.items())
+    names = [".".join(map(str, path)) for path, _ in kept]
+    in_sequence = [name.replace("sequence.layers.", "sequence.") for name in names]
+    assert list(variables) == in_sequence
 
 
 def test_named_variables_leave_out_random_streams():

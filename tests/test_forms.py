@@ -14,7 +14,9 @@ import pytest
 import torch
 
 import convert
+from convert.arrays import same_bits, to_numpy
 from convert.files import SUFFIXES, Weights, read_weights, write_weights
+from convert.formats import FORMS
 from tests.twins import make_twins
 
 DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"]
@@ -86,6 +88,66 @@ def test_a_model_that_is_not_finite_is_neither_saved_nor_loaded_by_accident(tmp_
     with pytest.raises(convert.ConversionError, match=r"stem\.conv\.weight has 1 NaN"):
         convert.load(path, backend="torch")
     assert convert.load(path, backend="torch", allow_nonfinite=True).spec == model.spec
+
+
+TORCH_DTYPES = [*DTYPES, "int16", "int8", "complex64", "complex128"]
+
+
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_torch_reads_the_files_that_are_written_for_it(is_mapped, tmp_path):
+    """Whatever the arrays' strides are; the archive's own checksums hold, too."""
+    rng = np.random.default_rng(0)
+    arrays = {d: rng.integers(0, 2, (3, 70, 5, 2)).astype(d) for d in TORCH_DTYPES}
+    arrays = {name: array.transpose(1, 3, 0, 2) for name, array in arrays.items()}
+    arrays |= {"../name ü": rng.standard_normal((300, 1, 700)), "scalar": np.array(2**40)}
+    arrays["columns"] = rng.standard_normal((64, 64))[:, 3:40]
+    path = tmp_path / "m.pt"
+    write_weights(path, Weights(arrays, None))
+    state = torch.load(path, weights_only=True, mmap=is_mapped)
+    assert type(state) is collections.OrderedDict
+    assert list(state) == list(arrays)
+    for name, tensor in state.items():
+        assert tensor.is_contiguous(), name
+        assert not tensor.requires_grad
+        assert tensor.untyped_storage().nbytes() == arrays[name].nbytes, name
+        assert same_bits(to_numpy(tensor), arrays[name]), name
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+
+
+def test_a_dtype_that_torch_has_no_name_for_is_refused(tmp_path):
+    weights = Weights({"a": np.ones(3, np.uint16)}, None)
+    with pytest.raises(convert.ConversionError, match="no name for uint16"):
+        write_weights(tmp_path / "m.pt", weights)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("fault", ["bit", "name"])
+def test_what_reads_back_otherwise_than_written_is_no_file(fault, suffix, tmp_path, monkeypatch):
+    """One bit of a tensor of 60 kB, or two tensors of one shape under each other's names."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((60, 1, 32, 4)).T for name in ("first", "other")}
+    path, form = tmp_path / f"m{suffix}", FORMS[suffix]
+    path.write_bytes(b"old")
+    write = form.write
+
+    def write_wrongly(path: Path, arrays: Mapping, metadata: Mapping) -> dict[str, int]:
+        if fault == "name":
+            swapped = {"first": arrays["other"], "other": arrays["first"]}
+            sums = write(path, swapped, metadata)
+            return {"first": sums["other"], "other": sums["first"]}
+        sums = write(path, arrays, metadata)
+        content = bytearray(path.read_bytes())
+        content[content.index(arrays["first"].tobytes()) + 30_000] ^= 4
+        path.write_bytes(content)
+        return sums
+
+    monkeypatch.setattr(form, "write", write_wrongly)
+    with pytest.raises((convert.ConversionError, OSError), match=r"otherwise|whole"):
+        write_weights(path, Weights(arrays, None))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_all_that_is_wrong_with_a_safetensors_file_is_said_at_once(tmp_path):

@@ -64,14 +64,22 @@ def test_a_file_loads_with_one_framework_installed(backend, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("absent", "arguments"),
+    ("absent", "arguments", "says"),
     [
-        ("orbax", ["export", "run", "-o", "new.safetensors"]),
-        ("torch", ["export", "m.safetensors", "-o", "new.pt"]),
+        (
+            "orbax",
+            ["export", "run", "-o", "new.safetensors"],
+            "this needs the package orbax",
+        ),
+        (
+            "torch",
+            ["export", "m.safetensors", "--format", "onnx", "-o", "new.onnx"],
+            ".onnx files need the package torch",
+        ),
     ],
 )
 def test_a_package_that_is_absent_is_named_and_what_needs_it_is_called_whole(
-    absent, arguments, tmp_path
+    absent, arguments, says, tmp_path
 ):
     import convert
     from convert.checkpoints import write_run
@@ -90,8 +98,27 @@ def test_a_package_that_is_absent_is_named_and_what_needs_it_is_called_whole(
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert_refused(run, f"this needs the package {absent}", "install it")
+    assert_refused(run, says, "install")
     assert not list(tmp_path.glob("new.*"))
+
+
+def test_files_of_torch_are_read_and_written_where_there_is_no_torch(tmp_path):
+    import torch
+
+    import convert
+    from tests.twins import assert_same_state, make_twins
+
+    _, model = make_twins("ResNet20", dtype="float32")
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "import convert\n"
+        "convert.save('new.pt', convert.load('m.pt', backend='flax'))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert_same_state(torch.load(tmp_path / "new.pt"), model.state_dict())
+    assert convert.load(tmp_path / "new.pt", backend="torch").spec == model.spec
 
 
 def test_only_one_file_names_pmap_and_one_hands_over_to_convert():

@@ -1,9 +1,10 @@
 """The forms a file of weights can have, one module each.
 
-A form is a module with `write(path, arrays, metadata)`, which stores arrays in C order by name and
-a mapping of text to text, and `read(path, visit)`, which hands each array in turn to `visit` and
-returns the `Contents`. A new form is a module and its suffix in `FORMS`. Reading never runs what a
-file holds, takes no more memory than three times the file and 200 MB, and raises a ConversionError.
+A form is a module with two functions. `write(path, arrays, metadata)` stores arrays, whatever
+their strides are, and a mapping of text to text, and returns the CRC-32 of each in C order.
+`read(path, visit)` hands each array in turn to `visit` and returns the `Contents`. A new form is a
+module and its suffix in `FORMS`. Reading never runs what a file holds, takes no more memory than
+three times the file and 200 MB, and raises a ConversionError.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ class Form(Protocol):
 
     def write(
         self, path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-    ) -> None: ...
+    ) -> dict[str, int]: ...
 
     def read(self, path: Path, visit: Visitor) -> Contents: ...
 

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from convert.arrays import BFLOAT16
+from convert.arrays import BFLOAT16, checksum, in_order
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
 from convert.formats.contents import Contents, Visitor
@@ -38,15 +38,22 @@ _DTYPES_READ = (
 _LARGEST_STRING = 2**24
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def write(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> dict[str, int]:
     """Writes arrays, uncompressed, and text; bfloat16 goes as `V2`, with its name beside it."""
     dtypes = {name: "bfloat16" for name, array in arrays.items() if array.dtype == BFLOAT16}
     text = json.dumps({**metadata, _DTYPES: json.dumps(dtypes)})
+    checksums = {}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in {_METADATA: np.array(text), **arrays}.items():
-            plain = array.view("V2") if array.dtype == BFLOAT16 else array
+            laid_out = in_order(array)
+            plain = laid_out.view("V2") if array.dtype == BFLOAT16 else laid_out
             with archive.open(name + _SUFFIX, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, plain, allow_pickle=False)
+            if name != _METADATA:
+                checksums[name] = checksum(laid_out)
+    return checksums
 
 
 def read(path: Path, visit: Visitor) -> Contents:

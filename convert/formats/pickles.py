@@ -18,7 +18,7 @@ _MOST_OBJECTS = 2**20  # containers, tensors and remembered values: some 100 byt
 
 _KINDS = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexDouble ComplexFloat"
 _DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex128 complex64"
-_STORAGES = {
+STORAGES = {
     **{f"torch.{k}Storage": d for k, d in zip(_KINDS.split(), _DTYPES.split(), strict=True)},
     "torch.storage.UntypedStorage": "uint8",
 }
@@ -176,7 +176,7 @@ class _Machine:
             dotted = f"{'builtins' if module == '__builtin__' else module}.{name}"
         else:
             dotted = "(a name that is computed)"
-        if not (dotted in _CALLS or dotted in _STORAGES or dotted in _HARMLESS):
+        if not (dotted in _CALLS or dotted in STORAGES or dotted in _HARMLESS):
             self.unsafe.add(dotted)
         self.push_new(Global(dotted))
 
@@ -223,9 +223,9 @@ class _Machine:
     def load_storage(self) -> None:
         match self.stack.pop():
             case ("storage" | b"storage", Global(kind), key, _, int(numel), *view) if (
-                kind in _STORAGES and type(key) is str and numel >= 0
+                kind in STORAGES and type(key) is str and numel >= 0
             ):
-                whole = Storage(_STORAGES[kind], key, numel)
+                whole = Storage(STORAGES[kind], key, numel)
                 if self.storages.setdefault(key, whole) != whole:
                     raise ValueError(f"the memory {key[:50]!r} is of two kinds")
                 if view and view[0] is not None:  # a part of it, as torch wrote before 1.6

@@ -1,7 +1,7 @@
 """`.pt`, `.pth` and `.th`: what `torch.save` wrote, its state dict, and nothing that needs code."""
 
-import collections
 import itertools
+import math
 import zipfile
 from collections.abc import Mapping
 from io import FileIO
@@ -10,28 +10,54 @@ from typing import Any
 
 import numpy as np
 
-from convert.arrays import share_tensor
+from convert.arrays import in_order
 from convert.description import own_metadata
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
 from convert.formats.contents import Contents, Visitor
 from convert.formats.pickles import LARGEST_PICKLE, Storage, Tensor, Unknown, read_pickle
+from convert.formats.pickling import write_pickle
 from convert.formats.storages import Place, StartOf, dtype_of, read_in_pieces
 
 _ZIP = b"PK\x03\x04"
+_FOLDER, _ALIGNMENT = "archive", 64  # of the members of a file that is written; bytes
 _LOCAL_HEADER = 30  # bytes of a zip's member before its name; the last four are two lengths
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes a state dict, and text where a module's state dict has the versions of its layers."""
-    import torch
+def write(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> dict[str, int]:
+    """Writes a state dict, and text where a module's state dict has the versions of its layers.
 
-    tensors = ((name, share_tensor(array)) for name, array in arrays.items())
-    state_dict: Any = collections.OrderedDict(tensors)
-    state_dict._metadata = {"": dict(metadata)}
-    torch.save(state_dict, path)
+    As `torch.save` does, but one array at a time is laid out for it, and torch is not asked.
+    """
+    checksums = {}
+    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+
+        def add(name: str, content: bytes | np.ndarray) -> int:
+            member = zipfile.ZipInfo(f"{_FOLDER}/{name}")
+            num_before = file.tell() + _LOCAL_HEADER + len(member.filename) + 4
+            gap = -num_before % _ALIGNMENT
+            member.extra = b"FB" + gap.to_bytes(2, "little") + bytes(gap)  # torch's own letters
+            archive.writestr(member, content)
+            return member.CRC
+
+        tensors = [(name, _describe_array(str(i), a)) for i, (name, a) in enumerate(arrays.items())]
+        add("data.pkl", write_pickle(tensors, metadata))
+        add("byteorder", b"little")
+        for (name, tensor), array in zip(tensors, arrays.values(), strict=True):
+            memory = in_order(array).reshape(-1).view(np.uint8)
+            checksums[name] = add(f"data/{tensor.storage.key}", memory)
+        add("version", b"3\n")
+    return checksums
+
+
+def _describe_array(key: str, array: np.ndarray) -> Tensor:
+    """An array in C order in a storage of its own."""
+    strides = tuple(math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
+    return Tensor(Storage(array.dtype.name, key, array.size), 0, array.shape, strides)
 
 
 def read(path: Path, visit: Visitor) -> Contents:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.arrays import checksum, in_order
 from convert.errors import ConversionError
 from convert.formats.contents import Contents, Visitor
 
@@ -16,11 +17,15 @@ from convert.formats.contents import Contents, Visitor
 _LARGEST_HEADER = 2**23
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def write(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> dict[str, int]:
     """Writes arrays, and text as the header's `__metadata__`."""
     from safetensors.numpy import save_file
 
-    save_file(dict(arrays), path, metadata={"format": "pt", **metadata})
+    laid_out = {name: in_order(array) for name, array in arrays.items()}
+    save_file(laid_out, path, metadata={"format": "pt", **metadata})
+    return {name: checksum(array) for name, array in laid_out.items()}
 
 
 def read(path: Path, visit: Visitor) -> Contents:

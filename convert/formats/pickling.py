@@ -1,0 +1,97 @@
+"""The pickle of a state dict as `torch.save` writes it, made without torch.
+
+Plain values in their plainest opcodes: what follows a pickle opcode by opcode reads it sooner.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from convert.errors import ConversionError
+from convert.formats.pickles import STORAGES, Tensor
+
+_STORAGE_OF = {dtype: kind for kind, dtype in STORAGES.items() if "Untyped" not in kind}
+
+
+def write_pickle(tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]) -> bytes:
+    """An ordered dictionary of tensors, with the text that a module's state dict has of itself.
+
+    Raises:
+        ConversionError: torch's files have no name for a dtype.
+    """
+    writer = _Writer()
+    writer.put(b"\x80\x02", writer.new_dictionary(), b"(")
+    for name, tensor in tensors:
+        writer.put(_text(name), writer.tensor(tensor))
+    entry = b"".join((writer.new_dictionary(), b"(", _text(""), writer.texts(metadata), b"u"))
+    writer.put(b"u", b"}", _text("_metadata"), entry, b"s", b"b.")
+    return b"".join(writer.parts)
+
+
+@dataclass
+class _Writer:
+    """The opcodes so far, and under which number each repeated value is remembered."""
+
+    parts: list[bytes] = field(default_factory=list)
+    memo: dict[bytes, bytes] = field(default_factory=dict)
+
+    def put(self, *parts: bytes) -> None:
+        self.parts += parts
+
+    def once(self, opcodes: bytes) -> bytes:
+        """The opcodes of a value the first time, which are remembered, then its number."""
+        if opcodes in self.memo:
+            return self.memo[opcodes]
+        number = bytes([len(self.memo)])
+        self.memo[opcodes] = b"h" + number
+        return opcodes + b"q" + number
+
+    def called(self, name: str) -> bytes:
+        """A function or a class by its full name."""
+        module, _, attribute = name.rpartition(".")
+        return self.once(f"c{module}\n{attribute}\n".encode())
+
+    def new_dictionary(self) -> bytes:
+        return self.called("collections.OrderedDict") + b")R"
+
+    def texts(self, texts: Mapping[str, str]) -> bytes:
+        return b"".join((b"}(", *(_text(t) for item in texts.items() for t in item), b"u"))
+
+    def tensor(self, tensor: Tensor) -> bytes:
+        storage = tensor.storage
+        if storage.dtype not in _STORAGE_OF:
+            raise ConversionError(f"torch's files have no name for {storage.dtype}")
+        return b"".join(
+            (
+                self.called("torch._utils._rebuild_tensor_v2"),
+                b"((",
+                self.once(_text("storage")),
+                self.called(_STORAGE_OF[storage.dtype]),
+                _text(storage.key),
+                self.once(_text("cpu")),
+                _number(storage.numel),
+                b"tQ",
+                _number(tensor.offset),
+                _numbers(tensor.shape),
+                _numbers(tensor.strides),
+                b"\x89",  # no gradient is asked for
+                self.new_dictionary(),  # no hooks
+                b"tR",
+            )
+        )
+
+
+def _text(text: str) -> bytes:
+    content = text.encode("utf-8", "surrogatepass")
+    return b"X" + len(content).to_bytes(4, "little") + content
+
+
+def _number(value: int) -> bytes:
+    if value < 2**8:
+        return b"K" + value.to_bytes(1, "little")
+    if value < 2**31:
+        return b"J" + value.to_bytes(4, "little")
+    return b"\x8a\x08" + value.to_bytes(8, "little")
+
+
+def _numbers(values: tuple[int, ...]) -> bytes:
+    return b"".join((b"(", *map(_number, values), b"t"))
