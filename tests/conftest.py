@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,23 @@ def _resident() -> int:
     """Bytes of this process in memory; 0 where the system does not tell by a file."""
     path = Path("/proc/self/statm")
     return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
+
+
+@pytest.fixture
+def of_nobody() -> Iterator[Path]:
+    """A folder, while this process is a user's whose permissions count: for root none do."""
+    is_root, nobody = os.geteuid() == 0, 65534
+    with tempfile.TemporaryDirectory() as name:
+        if is_root:
+            os.chown(name, nobody, nobody)
+            os.seteuid(nobody)
+        try:
+            yield Path(name)
+        finally:
+            if is_root:
+                os.seteuid(0)
+            for path in Path(name).rglob("*"):  # each before what is in it
+                path.chmod(0o700)
 
 
 DIGITS_RUNS = ("WideResNet16-1-0.0", (111, 222), 24)  # two epochs of digits and a batch

@@ -59,9 +59,14 @@ def test_a_resumed_run_takes_steps_in_place_of_its_epochs(tmp_path: Path):
         (("imagenet", "--crop-padding", "0"), "--crop-padding 0 is for images in memory, not for"),
         (("digits", "--data", "folder:a", "--crop-padding", "2"), "--crop-padding 2 is for images"),
         (("imagenet", "--data", "cifar10", "--crop-fraction", "1"), "--crop-fraction 1.0 is for"),
+        (
+            ("cifar10", "--schedule", "cosine", "--drop-steps", "7", "--drop-factor", "0.5"),
+            "--drop-steps (7,) is for --schedule drops, not for cosine; --drop-factor 0.5 is for",
+        ),
+        (("imagenet-modern", "--drop-epochs", "3"), "--drop-epochs (3.0,) is for --schedule drops"),
     ],
 )
-def test_a_field_that_the_images_have_no_use_for_is_refused(arguments, said):
+def test_a_field_without_a_use_is_refused(arguments, said):
     with pytest.raises(UserError, match=re.escape(said)):
         parse([*arguments])
 

@@ -233,6 +233,14 @@ def test_a_damaged_run_is_skipped_with_its_reason_and_the_others_stay(runs, resu
             assert content["skipped"][name[:20]].startswith(f"{file} is damaged"), name
 
 
+def test_a_folder_that_cannot_be_read_is_named(of_nobody):
+    (of_nobody / "runs" / "mine").mkdir(parents=True)
+    (of_nobody / "runs" / "mine").chmod(0)
+    found, skipped = find_runs([of_nobody / "runs"])
+    assert not found
+    assert skipped == {of_nobody / "runs" / "mine": "it cannot be read: Permission denied"}
+
+
 def test_lines_that_are_no_metrics_are_left_out(runs, results):
     before = results("--plot")["results"]
     with (runs / "seed-111" / "metrics.jsonl").open("a") as file:

@@ -13,6 +13,7 @@ from tests.pictures import encode, make_folder, make_pixels
 from train.config import Config
 from train.data import Dataset, Split, load_dataset
 from train.errors import UserError
+from train.input.folder import open_folder
 from train.trainer import Trainer
 
 IMAGENET = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")) / "imagenet2012"
@@ -128,6 +129,16 @@ def test_all_that_is_wrong_with_a_folder_is_said_at_once(tmp_path, splits, parts
     for part in (str(root), *parts):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["train", "train/a/deeper"])
+def test_a_folder_that_cannot_be_read_is_no_empty_one(place, of_nobody):
+    for name in ("train/a/deeper", "train/b", "test/a", "test/b"):
+        (of_nobody / name).mkdir(parents=True)
+        (of_nobody / name / "0.png").write_bytes(b"")
+    (of_nobody / place).chmod(0)
+    with pytest.raises(UserError, match=f"{place} cannot be read: Permission"):
+        open_folder(of_nobody, needs_test=True)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

@@ -73,7 +73,11 @@ def _find_test(root: Path) -> str:
 def _list_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(place for place in folder.iterdir() if place.is_dir() and _is_shown(place.name))
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir() and _is_shown(p.name))
+    except OSError as error:
+        _refuse(error)
+        raise
 
 
 def _list_classes(root: Path, split: str) -> dict[str, list[str]]:
@@ -83,7 +87,7 @@ def _list_classes(root: Path, split: str) -> dict[str, list[str]]:
 
 def _list_images(root: Path, folder: Path) -> list[str]:
     prefix, found = len(os.path.join(root, "")), []
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         folders[:] = [name for name in folders if _is_shown(name) and not _leads_back(place, name)]
         found += [
             os.path.join(place, name)[prefix:]
@@ -91,6 +95,11 @@ def _list_images(root: Path, folder: Path) -> list[str]:
             if _is_shown(name) and os.path.splitext(name)[1].lower() in SUFFIXES
         ]
     return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be read is not one without images."""
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _leads_back(place: str, name: str) -> bool:

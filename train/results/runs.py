@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,15 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     """
     runs: dict[Path, Run] = {}
     skipped: dict[Path, str] = {}
+
+    def skip(error: OSError) -> None:
+        skipped[Path(error.filename)] = f"it cannot be read: {error.strerror}"
+
     for top in folders:
         if not top.is_dir():
             skipped[top] = "there is no such folder"
-        for folder in _folders_with_config(top):
+            continue
+        for folder in _folders_with_config(top, skip):
             try:
                 runs.setdefault(folder.resolve(), _read_run(folder))
             except UnreadableError as error:
@@ -93,8 +98,8 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     return list(runs.values()), skipped
 
 
-def _folders_with_config(top: Path) -> Iterator[Path]:
-    for path, names, files in os.walk(top):
+def _folders_with_config(top: Path, skip: Callable[[OSError], None]) -> Iterator[Path]:
+    for path, names, files in os.walk(top, onerror=skip):
         names[:] = sorted(name for name in names if name not in _NOT_RUNS)
         if _CONFIG in files:
             yield Path(path)
