@@ -27,6 +27,7 @@ from resnet_spec.checkpoints import (
     EMA,
     MODEL,
     PROGRESS,
+    log_no_tracebacks,
     patient_loops,
     read_documents,
     seal,
@@ -133,6 +134,7 @@ def write_run(run: Path, weights: Weights, *, allow_nonfinite: bool = False) -> 
     Raises:
         ConversionError: the folder is not empty, the model is not described, or a value is NaN or
             infinite.
+        OSError: the folder cannot be written.
     """
     if weights.classifier is None:
         raise ConversionError("these weights do not say which model they are: give --model")
@@ -151,6 +153,7 @@ def new_run(run: Path) -> Iterator[Path]:
 
     Raises:
         ConversionError: the run's folder is there already, and is not empty.
+        OSError: it cannot be written.
     """
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ConversionError(f"{run} is not empty: give a new folder")
@@ -163,6 +166,10 @@ def new_run(run: Path) -> Iterator[Path]:
         sync_tree(temporary)
         temporary.replace(run)
         sync_folder(run.parent)
+    except (ConversionError, ImportError):
+        raise
+    except Exception as error:  # Orbax and TensorStore raise anything
+        raise OSError(f"{run} could not be written ({shorten(error)}); nothing is left") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -183,8 +190,11 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
         description[_PREPROCESSING] = checkpoint.preprocessing.to_json()
     items[DESCRIPTION] = ocp.args.JsonSave(description)
     items[PROGRESS] = ocp.args.JsonSave(seal({}, description, checkpoint.items))
-    manager = ocp.CheckpointManager((run / FOLDER).resolve())
-    with contextlib.closing(manager):
+    log_no_tracebacks()
+    with (
+        patient_loops(),
+        contextlib.closing(ocp.CheckpointManager((run / FOLDER).resolve())) as manager,
+    ):
         manager.save(checkpoint.step, args=ocp.args.Composite(**items))
         manager.wait_until_finished()
         manager.check_for_errors()

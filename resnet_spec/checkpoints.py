@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -176,3 +177,12 @@ def _compare(sums: Mapping[str, str], arrays: Mapping[str, Any]) -> list[str]:
         if name in sums and checksum(array) != sums[name]
     ]
     return [*missing, *left_over, *changed]
+
+
+def log_no_tracebacks() -> None:
+    """Of what Orbax raises it logs the traceback, too, thread by thread: not from now on."""
+    logging.getLogger("absl").addFilter(_is_not_raised)
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or "orbax" not in record.pathname

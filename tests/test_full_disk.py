@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.commands import run
+import convert
+from tests.commands import assert_refused, run
 from tests.saved_states import array_file, assert_same, make_state, open_run, steps
+from tests.twins import make_twins
 from train.checkpoint import Checkpoints
 
 BIG = {"big.kernel": ((200, 200), np.float32)}
@@ -55,6 +57,17 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_the_older_ones
     with open_run(small_disk / "run") as checkpoints:  # the half-written one is deleted
         restored = checkpoints.restore(make_state(0, BIG))
         assert_same(restored, make_state(int(restored.step), BIG))
+
+
+def test_a_run_that_is_imported_to_a_full_disk_is_one_sentence_and_nothing_is_left(
+    small_disk, tmp_path
+):
+    path = tmp_path / "m.safetensors"
+    convert.save(path, make_twins("ResNet44", dtype="float32")[1])
+    result = run("convert", "import", path, "-o", small_disk / "run")
+    assert_refused(result, f"{small_disk / 'run'} could not be written", "No space left on device")
+    assert result.stderr.count("\n") == 1
+    assert not list(small_disk.iterdir())
 
 
 def test_a_failed_write_in_the_background_is_raised_by_whatever_comes_next(small_disk):

@@ -4,7 +4,6 @@ What is in one is said in `resnet_spec.checkpoints`.
 """
 
 import contextlib
-import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from resnet_spec.checkpoints import (
     DESCRIPTION,
     PROGRESS,
     DamageError,
+    log_no_tracebacks,
     patient_loops,
     seal,
     shorten,
@@ -64,7 +64,7 @@ class Checkpoints:
         self.restored: Mapping[str, Any] = {}
         self._description = {**classifier.to_json(), "preprocessing": preprocessing.to_json()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        logging.getLogger("absl").addFilter(_is_not_raised)
+        log_no_tracebacks()
         self._errors = read_errors(self.folder)
         self._manager = self._make_manager()
         self._loops = patient_loops()
@@ -233,11 +233,6 @@ class Checkpoints:
 def _free_name(place: Path) -> Path:
     names = (place.with_name(f"{place.name}.damaged{n}") for n in ("", *map(str, range(1, 1000))))
     return next(name for name in names if not name.exists())
-
-
-def _is_not_raised(record: logging.LogRecord) -> bool:
-    """Orbax logs the traceback of what it raises, too."""
-    return record.exc_info is None or "orbax" not in record.pathname
 
 
 def _print_error(line: str) -> None:
