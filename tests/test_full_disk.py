@@ -64,7 +64,7 @@ def test_a_run_that_is_imported_to_a_full_disk_is_one_sentence_and_nothing_is_le
 ):
     path = tmp_path / "m.safetensors"
     convert.save(path, make_twins("ResNet44", dtype="float32")[1])
-    result = run("convert", "import", path, "-o", small_disk / "run")
+    result = run("convert", "import", path, "-o", small_disk / "run", cwd=tmp_path)
     assert_refused(result, f"{small_disk / 'run'} could not be written", "No space left on device")
     assert result.stderr.count("\n") == 1
     assert not list(small_disk.iterdir())
