@@ -256,21 +256,61 @@ def test_twins_agree_in_every_dialect_in_evaluation_and_in_training(dialect, sca
     spec = ResNetSpec(**{"block": "basic", **dialect}, stage_depths=(3, 1), **_SMALL)
     flax_model, torch_model = _tiny_twins(spec, scan_blocks=scan_blocks)
     images = random_images(2, 36)
-    for mode in ("eval", "train"):
-        getattr(flax_model, mode)()
-        getattr(torch_model, mode)()
-        logits = flax_model(jnp.asarray(images))
-        assert relative_error(logits, run_torch(torch_model, images)) <= LOGITS_64
-    actual, expected = convert.flax_to_torch(flax_model), torch_model.state_dict()
-    for name, tensor in expected.items():
-        assert relative_error(actual[name].numpy(), tensor.numpy()) <= STATISTICS_64, name
+    flax_model.eval()
+    torch_model.eval()
+    logits = flax_model(jnp.asarray(images))
+    assert relative_error(logits, run_torch(torch_model, images)) <= LOGITS_64
+    _compare_two_steps(Network(flax_model), torch_model.train(), images)
     usual = {name: getattr(ResNetSpec, name) for name in dialect if name not in ("block", "preact")}
     other = torch_resnet.from_spec(dataclasses.replace(spec, **usual), NUM_CLASSES).double()
     if "shortcut" not in dialect:  # the usual one has weights of its own
-        other.load_state_dict(dict(_tiny_twins(spec)[1].state_dict()))
+        one = _tiny_twins(spec)[1].train()
+        other.load_state_dict(dict(one.state_dict()))
+        run_torch(one, images)
         run_torch(other.train(), images)
+        expected = one.state_dict()
         parts = [n for n, t in other.state_dict().items() if not torch.equal(t, expected[n])]
         assert parts, "the dialect makes no difference"
+
+
+def _compare_two_steps(network: Network, torch_model: Any, images: np.ndarray) -> None:
+    """Logits, all gradients, the images' too, and statistics, of two steps of gradient descent."""
+    share = 1e-3
+
+    @jax.jit
+    def step(params: Any, statistics: Any, images: Any) -> Any:
+        def loss(params: Any, images: Any) -> Any:
+            outputs = network.train(params, statistics, images, jax.random.key(0))
+            return jnp.sum(outputs.logits**2), outputs
+
+        (of_params, of_images), outputs = jax.grad(loss, (0, 1), has_aux=True)(params, images)
+        params = jax.tree.map(lambda value, gradient: value - share * gradient, params, of_params)
+        return params, outputs.statistics, outputs.logits, of_params, of_images
+
+    sgd = torch.optim.SGD(torch_model.parameters(), lr=share)
+    params, statistics = network.params, network.statistics
+    for _ in range(2):
+        params, statistics, logits, gradients, of_images = step(params, statistics, images)
+        torch_images = to_nchw(images).requires_grad_()
+        torch_logits = torch_model(torch_images)
+        sgd.zero_grad()
+        torch_logits.square().sum().backward()
+        sgd.step()
+        assert torch_images.grad is not None
+        assert relative_error(logits, torch_logits.detach()) <= STEPS_64
+        expected = torch_images.grad.numpy().transpose(0, 2, 3, 1)
+        assert relative_error(of_images, expected) <= GRADIENTS_64
+        torch_gradients = {n: p.grad for n, p in torch_model.named_parameters()}
+        state = torch_model.state_dict()
+        for arrays, others, bound in (
+            (gradients, torch_gradients, GRADIENTS_64),
+            (statistics, {n: state[n] for n in state if n not in torch_gradients}, STATISTICS_64),
+        ):
+            assert len(arrays) == len(others)
+            for name, array in arrays.items():
+                torch_name = leaves.torch_name(name)
+                actual = leaves.to_torch(name, np.asarray(array))
+                assert relative_error(actual, others[torch_name]) <= bound, torch_name
 
 
 _SMALL: dict[str, Any] = {"stage_planes": (4, 8), "stem_planes": 4}

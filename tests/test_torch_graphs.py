@@ -1,5 +1,6 @@
 """The torch twin in torch's own tools: traced by `torch.fx`, exported, averaged."""
 
+import copy
 import pickle
 from typing import Any
 
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.fx
+import torch.utils.checkpoint
 from torch import nn
 
 import flax_resnet
 import torch_resnet
 from convert.programs import _quiet
 from resnet_spec import ResNetSpec
-from tests.twins import random_images, randomise, relative_error, to_nchw
+from tests.twins import assert_same_state, random_images, randomise, relative_error, to_nchw
 from torch_resnet.dialect import BiasedBatchNorm2d
 
 DIALECT: Any = {"padding": "same", "stem_padding": "same", "running_variance": "biased"}
@@ -53,6 +55,7 @@ def test_padding_as_tensorflow_has_it_holds_at_any_size_in_onnx(tmp_path):
         ({"block": "bottleneck", "shortcut": "identity", **DIALECT}, "eval"),
         ({"preact": True, "stochastic_depth": 0.5}, "eval"),
         ({"stochastic_depth": 0.5}, "train"),
+        ({"stochastic_depth": 0.5, **DIALECT}, "train"),
     ],
     ids=str,
 )
@@ -65,6 +68,8 @@ def test_a_traced_network_is_pickled_and_computes_the_same_at_other_sizes(fields
             torch.manual_seed(1)
             logits.append(network(images))
         assert torch.equal(*logits)
+        state = model.state_dict()  # in evaluation a trace has no counters
+        assert_same_state(traced.state_dict(), {n: state[n] for n in traced.state_dict()})
 
 
 def test_a_network_with_stochastic_depth_is_exported_in_training_for_any_batch():
@@ -88,6 +93,22 @@ def test_a_biased_running_variance_is_taken_in_the_precision_of_torchs_own(dtype
     assert biased.running_var is not None
     assert relative_error(biased.running_var, exact) <= bound
     assert torch.equal(biased.running_mean, stock.running_mean)  # pyright: ignore
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_network_with_biased_running_variances_has_torchs_gradients(dtype):
+    """Of two passes at once, one computed again for the backward pass, and under autocast, too."""
+    biased, stock = small(running_variance="biased"), small()
+    images = torch.randn(4, 3, 16, 16)
+
+    def gradients(model: Any) -> list[Any]:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            again = torch.utils.checkpoint.checkpoint(model, images, use_reentrant=False)
+            (again + model(2 * images)).float().square().sum().backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    for one, other in zip(gradients(copy.deepcopy(biased)), gradients(stock), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_biased_running_variance_can_be_an_average_of_all_batches_or_absent():

@@ -51,6 +51,37 @@ class SameMaxPool2d(nn.MaxPool2d):
         return functional.max_pool2d(padded, kernel_size, stride)
 
 
+@torch.fx.wrap  # statistics change when it runs, not when it is traced
+def batch_norm_biased(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    batches: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float | None,
+    eps: float,
+) -> Tensor:
+    """(n, c, h, w) -> same, normalised by the statistics that it adds to the running ones.
+
+    A momentum of None makes them the average of all batches, as in `nn.BatchNorm2d`.
+    """
+    if batches is not None:
+        batches.add_(1)
+    share = momentum
+    if share is None:
+        share = 0.0 if batches is None else 1.0 / float(batches)
+    # torch adds its own variance, in float32 whatever the input's precision, and keeps for the
+    # backward pass what it adds to: that must not change afterwards
+    new_mean, new_var = mean.clone(), var.clone()
+    output = functional.batch_norm(x, new_mean, new_var, weight, bias, True, share, eps)
+    count = x.numel() // x.shape[1]
+    kept = var * (1 - share)
+    mean.copy_(new_mean)
+    var.copy_(kept + (new_var - kept) * ((count - 1) / count))
+    return output
+
+
 class BiasedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation that adds the batch's biased variance to the running one, as Flax.
 
@@ -59,19 +90,12 @@ class BiasedBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        if self.running_var is None or not (self.training and self.track_running_stats):
+        mean, var = self.running_mean, self.running_var
+        if mean is None or var is None or not (self.training and self.track_running_stats):
             return super().forward(input)
-        before = self.running_var.clone()
-        output = super().forward(input)
-        count = input.numel() // input.shape[1]
-        share: Any = self.momentum
-        if share is None:  # an average of all batches
-            assert self.num_batches_tracked is not None
-            share = 1 / self.num_batches_tracked
-        # torch has added its variance, in float32 whatever the input's precision
-        kept = before * (1 - share)
-        self.running_var.copy_(kept + (self.running_var - kept) * ((count - 1) / count))
-        return output
+        self._check_input_dim(input)
+        state = (mean, var, self.num_batches_tracked, self.weight, self.bias)
+        return batch_norm_biased(input, *state, self.momentum, self.eps)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if not isinstance(input, torch.fx.Proxy):  # of which nobody knows the axes
