@@ -15,7 +15,12 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the file cannot be written; what was at `path` before is still there.
     """
     mode = 0o666 & ~_umask()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    try:
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+        )
+    except OSError as error:  # of a name that nobody has asked for
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
     temporary = Path(name)
     try:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ class Exported:
 
 def export_program(
     model: Any,
-    path: Path,
+    path: str | os.PathLike[str],
     *,
     image_size: int | None = None,
     preprocessing: Preprocessing | None = None,
@@ -60,13 +61,14 @@ def export_program(
         ConversionError: the model cannot be described, a package is missing, or what was written
             computes something else.
         OSError: the file cannot be written.
+        ValueError: `image_size` is not positive.
     """
     return _export("program", model, Path(path), image_size, preprocessing)
 
 
 def export_onnx(
     model: Any,
-    path: Path,
+    path: str | os.PathLike[str],
     *,
     image_size: int | None = None,
     preprocessing: Preprocessing | None = None,

@@ -125,6 +125,7 @@ def find_spec(name: str) -> ResNetSpec:
 
     Raises:
         UnknownNameError: nothing is called so; the message offers the nearest names.
+        ValueError: the width or the drop rate in the name is none that the network can have.
     """
     if name in MODELS:
         return MODELS[name]

@@ -259,6 +259,13 @@ def test_a_disk_that_is_full_is_an_oserror_and_leaves_the_old_file(tmp_path, suf
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_is_not_there_is_said_by_the_name_that_was_given(tmp_path):
+    path = tmp_path / "nowhere" / "m.pt"
+    with pytest.raises(FileNotFoundError) as caught:
+        convert.save(path, torch_resnet.create("ResNet20", 10))
+    assert caught.value.filename == str(path)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     _, model = make_twins("ResNet20", dtype="float32")
     path = tmp_path / "m.safetensors"

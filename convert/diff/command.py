@@ -40,7 +40,12 @@ def add_parser(commands: Any) -> None:
     )
     for side, backend in (("a", "torch"), ("b", "flax")):
         title = side.upper()
-        parser.add_argument(f"--backend-{side}", choices=FRAMEWORKS, default=backend)
+        parser.add_argument(
+            f"--backend-{side}",
+            choices=FRAMEWORKS,
+            default=backend,
+            help=f"what runs {title}; default: {backend}",
+        )
         parser.add_argument(f"--layout-{side}", metavar="LAYOUT", help=f"of a peer's file {title}")
         parser.add_argument(f"--step-{side}", type=int, metavar="STEP", help=f"of a run {title}")
         parser.add_argument(
@@ -52,13 +57,21 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--layout", help="of a peer's file: of both, where not said for one")
     parser.add_argument("--model", help="name in our table, for a file that does not say it")
     add_stated(parser)
-    parser.add_argument("--precision", choices=PRECISIONS, default="f32", help="beside float64")
-    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="f32", help="beside float64; default: f32"
+    )
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
     parser.add_argument("--images", type=Path, metavar="FILE.npy", help="(n, h, w, c), normalised")
     parser.add_argument("--labels", type=Path, metavar="FILE.npy", help="(n,): cross-entropy loss")
-    parser.add_argument("--batch", type=int, default=4, help="number of random images")
-    parser.add_argument("--size", type=int, help="of random images; default: 32 or 64 pixels")
-    parser.add_argument("--seed", type=int, default=0, help="of random images and of the loss")
+    parser.add_argument("--batch", type=int, default=4, help="number of random images; default: 4")
+    parser.add_argument(
+        "--size",
+        type=int,
+        help="height and width of random images; default: 32 for a stem for small ones, else 64",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of random images and of the loss; default: 0"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with a plot")
     parser.set_defaults(command=_run)
