@@ -46,6 +46,7 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any
         and options.get("out_sharding") is None
         and options.get("preferred_element_type") is None
         and _is_spread(x) == _is_spread(kernel)
+        and not (_is_placed(x) or _is_placed(kernel))
     )
     if is_plain and jax.default_backend() == "cpu":
         edges = tuple((int(low), int(high)) for low, high in padding)
@@ -75,6 +76,12 @@ def _product(x: Array, kernel: Array, strides: Any, precision: Any) -> Array:
 def _is_spread(x: Array) -> Any:
     """Over which axes of a `jax.shard_map`: JAX's own gradients know how to sum over them."""
     return getattr(jax.typeof(x), "manual_axis_type", None)
+
+
+def _is_placed(x: Array) -> bool:
+    """On a mesh with explicit axes: JAX's own gradients say where their results go."""
+    mesh = jax.typeof(x).sharding.mesh
+    return jax.sharding.AxisType.Explicit in mesh.axis_types
 
 
 def _plain(

@@ -95,6 +95,27 @@ def test_a_kernel_that_devices_share_gets_the_sum_of_their_gradients():
     np.testing.assert_allclose(over(x, kernel), whole, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_gradients_in_a_loop_on_a_mesh_with_explicit_axes_are_those_of_jax(kernel_size):
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.standard_normal((4, 6, 6, 3)))
+    kernel = jnp.asarray(generator.standard_normal((kernel_size, kernel_size, 3, 2)))
+    edge = (kernel_size // 2, kernel_size // 2)
+
+    def loss(x, kernel):
+        with in_loop():
+            return jnp.sum(convolve(x, kernel, (1, 1), (edge, edge), dimension_numbers=FORM) ** 2)
+
+    gradient = jax.jit(jax.grad(loss, (0, 1)))
+    expected = gradient(x, kernel)
+    mesh = jax.make_mesh((2,), ("d",))  # explicit, as JAX makes one
+    places = jax.NamedSharding(mesh, jax.P("d")), jax.NamedSharding(mesh, jax.P())
+    with jax.set_mesh(mesh):
+        actual = gradient(*jax.device_put((x, kernel), places))
+    for one, other in zip(actual, expected, strict=True):
+        assert relative_error(one, other) <= 1e-13
+
+
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_a_convolution_of_one_pixel_is_a_product_with_the_same_result_and_gradients(stride):
     generator = np.random.default_rng(0)
