@@ -1,6 +1,7 @@
 """The training step: data order, augmentation, schedule, decay, devices, and lowering for TPU."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from train import parallel
 from train.augment import Augment, draw_keys
 from train.config import Config
 from train.data import Dataset, Split, batch_indices, normalise
+from train.errors import UserError
 from train.network import Network
 from train.optimizer import make_optimizer, make_schedule, named_state
 from train.parallel import Spread
@@ -31,8 +33,11 @@ from train.step import (
     make_eval_step,
     make_train_step,
 )
+from train.trainer import Trainer, describe
 
 SMALL = "WideResNet16-1-0.0"
+# Another order would change every run that is resumed.
+FIRST_BATCH_OF_111 = [7, 15, 1, 32, 6, 11, 46, 34]
 
 
 def random_dataset(count: int = 64, size: int = 8, seed: int = 0) -> Dataset:
@@ -337,6 +342,22 @@ def test_evaluation_counts_every_image_once():
     assert float(sums.loss) == pytest.approx(loss, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"mixup": 0.2, "global_batch_size": 8}, "blend images in pairs"),  # one on each device
+        ({"model": "ResNet18", "global_batch_size": 1}, "shrinks these images to one pixel"),
+    ],
+)
+def test_what_only_training_needs_does_not_keep_a_network_from_being_tested(fields, said):
+    config = Config(model=SMALL, warmup_steps=0)
+    config = dataclasses.replace(config, init_from=Path("w.pth"), **fields)
+    dataset = random_dataset(count=8)
+    with pytest.raises(UserError, match=said):
+        Trainer(config, dataset)
+    Trainer(dataclasses.replace(config, eval_only=True), dataset)
+
+
 def test_dropout_has_a_key_of_its_own_on_every_device_in_every_part_and_step(monkeypatch):
     dataset, spread = random_dataset(), Spread()
     step, state, _, network = make_step("WideResNet16-1", dataset)
@@ -380,3 +401,28 @@ def test_the_bfloat16_step_lowers_for_tpu(name, size, scan_blocks):
     assert ("stablehlo.while" in module) or not scan_blocks
     if scan_blocks:  # three stages of 199 equal blocks, forward and backward
         assert len(convolutions) < 60
+
+
+def test_no_epoch_of_any_seed_has_the_order_of_another():
+    orders = {
+        tuple(batch_indices(seed, epoch, 50, 50).tolist())
+        for seed in range(5)
+        for epoch in range(5)
+    }
+    assert len(orders) == 25
+    assert batch_indices(111, 0, 8, 50).tolist() == FIRST_BATCH_OF_111
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(1, [4, 7, 10, 13, 16, 19, 20]), (3, [10, 19, 20])]
+)
+def test_tests_fall_where_epochs_end_and_at_the_end_of_the_run(every, expected):
+    """100 images in batches of 32: the epochs end within steps 4, 7, 10, ..."""
+    config = Config(model=SMALL, global_batch_size=32, max_steps=20, eval_every_epochs=every)
+    trainer = Trainer(config, random_dataset(100))
+    assert [step for step in range(1, 21) if trainer.ends_period(step)] == expected
+
+
+def test_a_network_says_how_many_images_its_variances_were_taken_over():
+    config = Config(model=SMALL, global_batch_size=32, accumulate_steps=2)
+    assert describe(config, random_dataset()).statistics_batch_size == 16

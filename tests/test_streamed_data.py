@@ -1,7 +1,9 @@
 """Folders of images and ImageNet as data sets: what is found, held out, and said when missing."""
 
 import dataclasses
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +93,46 @@ def test_a_held_out_part_of_a_folder_has_all_classes_and_is_the_same_each_time(t
         load_dataset(folder_config(root, validation_size=120))
 
 
+def test_every_seed_holds_out_the_same_images(tmp_path):
+    make_folder(tmp_path, {"train": {"a": 8, "b": 8}})
+    held_out = [
+        load_dataset(folder_config(tmp_path, validation_size=6, seed=seed)).test.head(6).images
+        for seed in (1, 7)
+    ]
+    np.testing.assert_array_equal(*held_out)
+
+
 def test_a_test_folder_without_classes_is_passed_over(tmp_path):
     root = make_folder(tmp_path, {"train": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}})
     (root / "test").mkdir()
     (root / "test" / "secret.png").write_bytes(b"")
     assert load_dataset(folder_config(root)).test_name == "val"
+
+
+def test_the_first_folder_with_the_classes_is_tested_on(tmp_path):
+    classes = {"a": 1, "b": 1}
+    splits = {"train": {"a": 3, "b": 2}, "val": {"a": 1}, "validation": classes}
+    root = make_folder(tmp_path, {**splits, "test": {"images": 7}})
+    dataset = load_dataset(folder_config(root))
+    assert (dataset.test_name, labels_of(dataset, "test")) == ("validation", [0, 1])
+    shutil.rmtree(root / "validation")
+    with pytest.raises(UserError, match="no folder in train/ for the classes images"):
+        load_dataset(folder_config(root))
+
+
+def test_only_training_needs_images_to_train_on(tmp_path):
+    root = make_folder(tmp_path, {"test": {"b": 1, "a": 2}})
+    config = folder_config(root, eval_only=True, init_from=Path("w.pth"))
+    dataset = load_dataset(config)
+    assert (len(dataset.train), len(dataset.test), dataset.class_names) == (0, 3, ("a", "b"))
+    assert labels_of(dataset, "test") == [0, 0, 1]
+    Trainer(config.resolved(len(dataset.train)), dataset)
+    for changes in ({"eval_only": False}, {"validation_size": 1}):
+        with pytest.raises(UserError, match="train/ holds no classes"):
+            load_dataset(dataclasses.replace(config, **changes))
+    make_folder(tmp_path, {"train": {"a": 1, "c": 1}})  # what labels mean, where it is there
+    with pytest.raises(UserError, match="no folder in train/ for the classes b"):
+        load_dataset(config)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +232,27 @@ def test_imagenet_is_streamed_and_its_images_are_the_files():
     assert all(batch.images.std() > 40 for batch in batches)  # real pictures
     assert not dataset.train.skipped
     assert "JPEG" in dataset.train._source.name(0)
+
+
+@needs_imagenet
+def test_only_training_needs_imagenets_training_set(tmp_path):
+    (version,) = (path for path in IMAGENET.iterdir() if path.is_dir())
+    place = tmp_path / "imagenet2012" / version.name
+    place.mkdir(parents=True)
+    for path in version.iterdir():
+        if "-train." not in path.name:
+            shutil.copyfile(path, place / path.name)
+    info = json.loads((place / "dataset_info.json").read_text())
+    info["splits"] = [split for split in info["splits"] if split["name"] == "validation"]
+    (place / "dataset_info.json").write_text(json.dumps(info))
+    config = Config(data="imagenet2012", data_dir=tmp_path, image_size=32)
+    tests = dataclasses.replace(config, eval_only=True, init_from=Path("w.pth"))
+    dataset = load_dataset(tests)
+    assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (0, 60, 1000)
+    assert dataset.class_names == load_dataset(Config(data="imagenet2012")).class_names
+    for refused in (config, dataclasses.replace(tests, validation_size=5)):
+        with pytest.raises(UserError, match=r"imagenet2012 \(train\) cannot be read"):
+            load_dataset(refused)
 
 
 @needs_imagenet

@@ -72,7 +72,8 @@ class Trainer:
             raise UserError(
                 f"--frozen-stages {config.frozen_stages}: {config.model} has {stages} stages"
             )
-        _check_image_size(config, self.classifier.network, dataset.image_shape[0])
+        if not config.eval_only:
+            _check_image_size(config, self.classifier.network, dataset.image_shape[0])
         self._weights = weights or {}
         schedule = make_schedule(config, self.total_steps)
         self._optimizer = make_optimizer(config, schedule)
@@ -90,7 +91,8 @@ class Trainer:
         )
         augment, mixing = Augment(config, dataset), Mixing(config, dataset.num_classes)
         shares = config.accumulate_steps * (jax.device_count() if axis_name else 1)
-        mixing.check_share(config.global_batch_size // shares)
+        if not config.eval_only:
+            mixing.check_share(config.global_batch_size // shares)
         self._train_step = self.spread.train(
             make_train_step(
                 network,

@@ -40,8 +40,13 @@ class FolderSource:
         return self._names[index]
 
 
-def open_folder(root: Path, *, needs_test: bool) -> tuple[FolderSource, FolderSource | None, str]:
+def open_folder(
+    root: Path, *, needs_train: bool = True, needs_test: bool
+) -> tuple[FolderSource, FolderSource | None, str]:
     """The images to train on; those to test on, where that is needed; and their folder's name.
+
+    Without train/, where it is not needed, there are no images to train on, and test/ says the
+    classes.
 
     Raises:
         UserError: what is missing or does not fit; all of it at once.
@@ -49,8 +54,10 @@ def open_folder(root: Path, *, needs_test: bool) -> tuple[FolderSource, FolderSo
     if not root.is_dir():
         raise UserError(f"--data folder:{root}: there is no such folder")
     splits = {"train": _list_classes(root, "train")}
-    problems = [] if splits["train"] else ["train/ holds no classes, which are folders of images"]
-    test = _find_test(root) if needs_test else ""
+    problems = []
+    if needs_train and not splits["train"]:
+        problems.append("train/ holds no classes, which are folders of images")
+    test = _find_test(root, set(splits["train"])) if needs_test else ""
     if test:
         splits[test] = _list_classes(root, test)
     elif needs_test:
@@ -58,16 +65,25 @@ def open_folder(root: Path, *, needs_test: bool) -> tuple[FolderSource, FolderSo
             f"none of {', '.join(f'{name}/' for name in TESTS)} holds classes to test on: make "
             "one, or hold out a part of train/ by --validation-size"
         )
-    problems += [problem for name in splits for problem in _wrong_classes(name, splits)]
+    problems += [
+        problem for name in splits if splits[name] for problem in _wrong_classes(name, splits)
+    ]
     if problems:
         raise UserError(f"--data folder:{root}: {'; '.join(problems)}")
+    splits["train"] = splits["train"] or {name: [] for name in splits[test]}
     train, *rest = (FolderSource(root, classes) for classes in splits.values())
     return train, rest[0] if rest else None, test
 
 
-def _find_test(root: Path) -> str:
-    """The first that holds classes; ImageNet's own test/ has none, as its labels are secret."""
-    return next((name for name in TESTS if any(_list_folders(root / name))), "")
+def _find_test(root: Path, classes: set[str]) -> str:
+    """The first that holds these classes, or else any: a test/ whose labels are secret has none."""
+    first = ""
+    for name in TESTS:
+        found = {folder.name for folder in _list_folders(root / name)}
+        if found and found == classes:
+            return name
+        first = first or (name if found else "")
+    return first
 
 
 def _list_folders(folder: Path) -> list[Path]:

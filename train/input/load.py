@@ -15,14 +15,17 @@ from train.input.stream import Stream
 def load_imagenet(config: Config) -> Dataset:
     """ImageNet's training set, and its validation set or the end of the training set to test on.
 
+    Where a run only tests, images to train on are needed for that end alone.
+
     Raises:
         UserError: they are not where they were looked for.
     """
     name, where = config.data, config.data_dir
-    train = TfdsSource(name, "train", where)
     if config.validation_size is None:
         test = TfdsSource(name, "validation", where)
+        train = Part(test, ()) if config.eval_only else TfdsSource(name, "train", where)
         return _streamed(config, train, test, "validation", whole_test_size=50_000)
+    train = TfdsSource(name, "train", where)
     kept = count_kept(config, len(train))
     indices = np.arange(len(train))
     parts = Part(train, indices[:kept]), Part(train, indices[kept:])
@@ -33,12 +36,16 @@ def load_folder(config: Config) -> Dataset:
     """A folder's training images, and its test images or a part of the others to test on.
 
     A part that is held out is drawn by a fixed seed, as the end of the list is the last class.
+    Where a run only tests, images to train on are needed for that part alone.
 
     Raises:
         UserError: what is missing or does not fit; all of it at once.
     """
     root = at_home(Path(config.data.removeprefix(FOLDER)))
-    train, test, name = open_folder(root, needs_test=config.validation_size is None)
+    holds_out = config.validation_size is not None
+    train, test, name = open_folder(
+        root, needs_train=holds_out or not config.eval_only, needs_test=not holds_out
+    )
     if test is not None:
         return _streamed(config, train, test, name)
     kept = count_kept(config, len(train))
