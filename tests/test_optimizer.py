@@ -63,6 +63,27 @@ def test_a_warm_up_never_begins_above_the_rate_that_it_leads_to():
     assert max(float(np.asarray(schedule(step))) for step in range(2000)) == pytest.approx(0.025)
 
 
+def test_a_warm_up_begins_where_the_configuration_says_unless_the_batch_scales_the_peak():
+    config = Config(learning_rate=0.005, warmup_learning_rate=0.02, warmup_steps=5)
+    resolved = config.resolved(10_000)
+    assert resolved == config
+    schedule = make_schedule(resolved, 2000)
+    assert [float(np.asarray(schedule(step))) for step in (0, 5)] == pytest.approx([0.02, 0.005])
+
+
+def test_more_steps_than_the_epochs_have_are_said():
+    config = Config(
+        epochs=2, max_steps=21, schedule="cosine", warmup_steps=0, global_batch_size=100
+    )
+    total_steps = count_steps(config, 1000)
+    assert total_steps == 20
+    said = "the run ends at step 20, before --max-steps 21, which --epochs 2 does not reach"
+    assert unreached(config, total_steps) == said
+    for steps in (20, 19, None):
+        within = dataclasses.replace(config, max_steps=steps)
+        assert not unreached(within, count_steps(within, 1000))
+
+
 @pytest.mark.parametrize(
     ("total_steps", "said"),
     [
@@ -95,6 +116,8 @@ def test_a_run_that_ends_before_its_schedule_says_so(total_steps, said):
         ({"epochs": 10**400}, "--epochs must be at most"),
         ({"global_batch_size": 10**400}, "--global-batch-size must be at most"),
         ({"seeds": "4000000000"}, "one seed is --seed"),
+        ({"clip_norm": 0.0}, "--clip-norm must be above 0, not 0: leave it out for none"),
+        ({"clip_norm": -1.0}, "--clip-norm must be at least 0, not -1.0"),
     ],
 )
 def test_numbers_that_no_run_can_have_are_named(fields, said):
@@ -121,8 +144,8 @@ def test_drops_that_fall_on_one_step_are_named_as_they_were_given():
 
 
 def test_lars_trusts_weights_by_their_norms_and_leaves_batch_norm_and_biases_to_sgd():
-    """You et al. 2017, algorithm 1: the local rate is 0.001 |w| / |g + decay w|."""
-    optimizer = make(optimizer="lars", weight_decay=0.01, momentum=0.9)
+    """You et al. 2017, algorithm 1: the local rate is 0.001 |w| / (|g| + decay |w|)."""
+    optimizer = make(optimizer="lars", weight_decay=0.3, momentum=0.9)
     params, first, second = arrays(0, 3.0), arrays(1), arrays(2)
     state = optimizer.init(params)
     updates, state = optimizer.update(first, state, params)
@@ -133,11 +156,22 @@ def test_lars_trusts_weights_by_their_norms_and_leaves_batch_norm_and_biases_to_
         for gradient, update in ((first, updates), (second, again)):
             g, local = np.asarray(gradient[name]), 1.0
             if name.endswith("kernel"):
-                g = g + 0.01 * w
-                local = 0.001 * np.linalg.norm(w) / np.linalg.norm(g)
+                slope, size = np.linalg.norm(g), np.linalg.norm(w)
+                local = 0.001 * size / (slope + 0.3 * size)
+                g = g + 0.3 * w
             v = 0.9 * v + 0.1 * local * g
             np.testing.assert_allclose(update[name], -v, rtol=1e-6, err_msg=name)
             w = w - v
+
+
+@pytest.mark.parametrize("zero", ["weights", "gradients"])
+def test_lars_takes_the_global_rate_where_a_norm_is_zero(zero):
+    optimizer = make(optimizer="lars", weight_decay=0.3, momentum=0.0)
+    params, gradients = arrays(0, float(zero != "weights")), arrays(1, float(zero != "gradients"))
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    for name in ("conv.kernel", "head.kernel"):
+        expected = -0.1 * (gradients[name] + 0.3 * params[name])
+        np.testing.assert_allclose(updates[name], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("clip_norm", [0.5, 1e3])

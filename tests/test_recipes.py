@@ -8,7 +8,7 @@ import pytest
 
 from resnet_spec import find_spec
 from train.config import Config
-from train.optimizer import make_schedule
+from train.optimizer import make_schedule, unreached
 from train.published import published
 from train.recipes import DEFAULT, RECIPES
 from train.trainer import count_steps
@@ -58,6 +58,7 @@ def test_every_recipe_is_whole_and_its_schedule_ends_with_it(name):
     assert config.warmup_steps < total
     if config.schedule == "drops":
         assert max(config.drop_steps) < total
+    assert not unreached(config, total)
     last = rates(name, total - 1)[0]
     assert last < 0.02 * config.learning_rate
 

@@ -14,6 +14,7 @@ from train.fields import DataFields, DeviceFields, ModelFields, OptimizerFields,
 DATASETS = ("digits", "cifar10", "cifar100", "imagenet2012")
 FOLDER = "folder:"
 MOST_STEPS = 2**31 - 1  # steps are counted in int32
+FIRST_PROFILED, LAST_PROFILED = 10, 20  # steps after the start: compiled, the queue full
 _MANY_SEEDS = 100  # more is a seed that was meant for --seed
 
 
@@ -33,6 +34,17 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
         """The seeds of all runs."""
         return (self.seed,) if self.seeds is None else _parse_seeds(self.seeds)
 
+    @property
+    def peak_learning_rate(self) -> float:
+        """That of this batch size."""
+        if self.learning_rate_batch_size is None:
+            return self.learning_rate
+        return self.learning_rate * self.global_batch_size / self.learning_rate_batch_size
+
+    @property
+    def has_warmup(self) -> bool:
+        return bool(self.warmup_steps if self.warmup_epochs is None else self.warmup_epochs)
+
     def resolved(self, train_images: int) -> "Config":
         """The same with every number in steps, and the learning rate of this batch size."""
         steps_per_epoch = train_images / self.global_batch_size
@@ -45,10 +57,10 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
             steps = round(self.warmup_epochs * steps_per_epoch)
             changes |= {"warmup_epochs": None, "warmup_steps": steps}
         if self.learning_rate_batch_size is not None:
-            rate = self.learning_rate * self.global_batch_size / self.learning_rate_batch_size
-            changes |= {"learning_rate_batch_size": None, "learning_rate": rate}
-        peak = changes.get("learning_rate", self.learning_rate)
-        changes["warmup_learning_rate"] = min(self.warmup_learning_rate, peak)
+            peak = self.peak_learning_rate
+            changes |= {"learning_rate_batch_size": None, "learning_rate": peak}
+            # of a small batch the peak may fall below what is meant to lead to it
+            changes["warmup_learning_rate"] = min(self.warmup_learning_rate, peak)
         return dataclasses.replace(self, **changes)
 
     def _drop_steps(self, epochs: tuple[float, ...], steps_per_epoch: float) -> tuple[int, ...]:
@@ -132,6 +144,8 @@ def _wrong_numbers(config: Config) -> list[str]:
             problems.append(f"{option} must be finite, not {value}")
     if config.ema_decay is not None and config.ema_decay >= 1:
         problems.append(f"--ema-decay must be below 1, not {config.ema_decay}")
+    if config.clip_norm == 0:
+        problems.append("--clip-norm must be above 0, not 0: leave it out for none")
     for name in ("drop_steps", "drop_epochs"):
         drops = getattr(config, name)
         if drops is None:

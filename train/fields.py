@@ -81,7 +81,7 @@ class OptimizerFields:
     epochs: int = 160
     """Passes over the training set."""
     max_steps: int | None = None
-    """Stop after this many steps, whatever the epochs."""
+    """Stop after this many steps at most; where `epochs` are fewer, these end the run."""
     global_batch_size: int = 128
     """Images a step, over all devices of all processes."""
     accumulate_steps: int = 1
@@ -109,7 +109,7 @@ class OptimizerFields:
     warmup_epochs: float | None = None
     """The same in epochs, instead of `warmup_steps`."""
     warmup_learning_rate: float = 0.01
-    """Learning rate of the first step."""
+    """Learning rate of the first step; the peak, where a small batch makes that lower."""
     momentum: float = 0.9
     """Momentum of SGD, in torch's and optax's sense."""
     nesterov: bool = False

@@ -12,6 +12,7 @@ from train.config import Config
 
 MOMENTUM = "momentum."  # and a parameter's name
 SCHEDULE_STEP = "schedule_step"
+_TRUST = 0.001  # the trust coefficient of LARS
 
 
 def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
@@ -34,13 +35,17 @@ def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
 
 
 def unreached(config: Config, total_steps: int) -> str:
-    """A sentence on what of a resolved configuration's schedule lies beyond the end; or nothing."""
+    """A sentence on what a resolved configuration has beyond the end of its run; or nothing."""
     beyond = []
     if config.warmup_steps >= total_steps:
         beyond.append(f"its warm-up does at {config.warmup_steps}")
     late = [step for step in config.drop_steps if step >= total_steps]
     if config.schedule == "drops" and late:
         beyond.append(f"its learning rate falls at {', '.join(map(str, late))}")
+    if config.max_steps is not None and config.max_steps > total_steps:
+        beyond.append(
+            f"--max-steps {config.max_steps}, which --epochs {config.epochs} does not reach"
+        )
     return f"the run ends at step {total_steps}, before {' and '.join(beyond)}" if beyond else ""
 
 
@@ -48,18 +53,38 @@ def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTr
     """The update of torch.optim.SGD, or LARS, for parameters in a dict by name.
 
     Gradients are clipped first, where that is on. Weight decay is added to the gradient before the
-    momentum, and only to convolution and linear weights, those called `kernel`. LARS (You et al.
-    2017, arXiv:1708.03888; trust coefficient 0.001) scales the steps of these alone; its momentum
-    is of steps, not of gradients. Without momentum SGD has no buffers of it.
+    momentum, and only to convolution and linear weights, those called `kernel`. LARS scales the
+    steps of these alone; its momentum is of steps, not of gradients. Without momentum SGD has no
+    buffers of it.
     """
-    momentum: Any = {"momentum": config.momentum, "nesterov": config.nesterov}
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     if config.optimizer == "lars":
-        masks: Any = {"weight_decay_mask": _is_weight, "trust_ratio_mask": _is_weight}
-        return optax.chain(*clip, optax.lars(schedule, config.weight_decay, **masks, **momentum))
-    momentum["momentum"] = config.momentum or None
+        trace = optax.trace(config.momentum, config.nesterov)
+        rate = optax.scale_by_learning_rate(schedule)
+        return optax.chain(*clip, _trust(config.weight_decay), rate, trace)
     decay = optax.add_decayed_weights(config.weight_decay, mask=_is_weight)
-    return optax.chain(*clip, decay, optax.sgd(schedule, **momentum))
+    sgd = optax.sgd(schedule, config.momentum or None, config.nesterov)
+    return optax.chain(*clip, decay, sgd)
+
+
+def _trust(weight_decay: float) -> optax.GradientTransformation:
+    """The local rates of LARS (You et al. 2017, arXiv:1708.03888, algorithm 1), with the decay.
+
+    Each is 0.001 |w| / (|g| + decay |w|), where `optax.lars` divides by |g + decay w|; and 1 where
+    either norm is zero, or such weights would never move.
+    """
+
+    def scale(gradient: Array, weight: Array) -> Array:
+        size, slope = jnp.linalg.norm(weight), jnp.linalg.norm(gradient)
+        rate = _TRUST * size / (slope + weight_decay * size)
+        rate = jnp.where((size == 0) | (slope == 0), 1, rate)
+        return rate * (gradient + weight_decay * weight)
+
+    def update(gradients: Any, params: Any) -> dict[str, Array]:
+        weights = _is_weight(gradients)
+        return {n: scale(g, params[n]) if weights[n] else g for n, g in gradients.items()}
+
+    return optax.stateless(update)
 
 
 def named_state(state: Any) -> dict[str, Array]:

@@ -6,9 +6,7 @@ from typing import Any
 import jax
 
 from train import parallel
-from train.config import Config
-
-_FIRST, _LAST = 10, 20  # steps after the start: compiled, and the queue is full
+from train.config import FIRST_PROFILED, LAST_PROFILED, Config
 
 
 class Profile:
@@ -16,7 +14,7 @@ class Profile:
 
     def __init__(self, config: Config, folder: Path, first_step: int):
         self._folder = folder / "profile"
-        self._first, self._last = first_step + _FIRST, first_step + _LAST
+        self._first, self._last = first_step + FIRST_PROFILED, first_step + LAST_PROFILED
         self._is_wanted, self._is_on = config.profile and parallel.is_first_process(), False
 
     def __enter__(self) -> "Profile":
