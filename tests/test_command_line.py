@@ -64,11 +64,91 @@ def test_a_resumed_run_takes_steps_in_place_of_its_epochs(tmp_path: Path):
             "--drop-steps (7,) is for --schedule drops, not for cosine; --drop-factor 0.5 is for",
         ),
         (("imagenet-modern", "--drop-epochs", "3"), "--drop-epochs (3.0,) is for --schedule drops"),
+        (("digits", "--nesterov", "--momentum", "0"), "--nesterov True is for --momentum above 0"),
+        (("digits", "--seeds-mode", "vmap"), "--seeds-mode vmap is for the runs of --seeds"),
+        (
+            ("--seed", "5", "--seeds", "1,2"),
+            "--seed 5 is for one run, not for those of --seeds 1,2",
+        ),
+        (
+            ("digits", "--warmup", "linear", "--warmup-learning-rate", "0.02"),
+            "--warmup linear is for a warm-up, of --warmup-steps or --warmup-epochs above 0; "
+            "--warmup-learning-rate 0.02 is for a warm-up",
+        ),
+        (("imagenet", "--warmup-epochs", "0", "--warmup", "constant"), "--warmup constant is for"),
+        (("cifar10", "--read-threads", "2"), "--read-threads 2 is for streamed images"),
+        (("--data-dir", "a"), "--data-dir a is for data of tensorflow-datasets, not for digits"),
+        (("imagenet", "--data", "folder:b", "--data-dir", "a"), "--data-dir a is for data of"),
+        (
+            ("imagenet", "--rand-augment-magnitude", "5"),
+            "--rand-augment-magnitude 5.0 is for --rand-augment above 0",
+        ),
+        (
+            ("digits", "--profile", "--max-steps", "9"),
+            "--profile True is for runs of 10 steps or more, not for --max-steps 9",
+        ),
+        (
+            ("--eval-only", "--init-from", "w.pth", "--resume", "--run-dir", "nowhere"),
+            "--init-from w.pth is for --eval-only without --resume, which tests the run's own",
+        ),
+        (
+            ("cifar10", "--learning-rate", "0.005"),
+            "--warmup-learning-rate 0.01 is above the peak, 0.005: give no more than that",
+        ),
+        (
+            ("imagenet", "--global-batch-size", "1024", "--warmup-learning-rate", "0.5"),
+            "--warmup-learning-rate 0.5 is above the peak, 0.4",
+        ),
     ],
 )
 def test_a_field_without_a_use_is_refused(arguments, said):
     with pytest.raises(UserError, match=re.escape(said)):
         parse([*arguments])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_nothing_that_is_not_used_and_is_taken_with_any_switch_of_its_own(name):
+    assert not unused_fields(parse([name]), Config())
+    switches = ("--seeds", "5", "--warmup-steps", "0", "--max-steps", "10", "--profile")
+    parse([name, *switches, "--seeds-mode", "turns", "--no-nesterov", "--momentum", "0"])
+    parse([name, "--global-batch-size", "64", "--data", "cifar10", "--data-dir", "a"])
+    parse([name, "--eval-only", "--init-from", "w.pth", "--learning-rate", "1e-6"])
+
+
+def test_a_recipe_named_beside_a_run_is_that_of_the_run(tmp_path: Path):
+    began = ["cifar10", "--model", "ResNet110", "--nesterov", "--epochs", "200", "--seed", "7"]
+    folder = ["--run-dir", f"{tmp_path}"]
+    begin_folder(tmp_path, parse([*began, *folder]), train_images=9, total_steps=9)
+    resume = [*folder, "--resume"]
+    for command in ([*began, *resume], [*began, "--epochs", "3", *resume], ["cifar10", *resume]):
+        assert parse(command).model == "ResNet110"
+    for other in ("cifar10-wide", "cifar10-he2015-110", "cifar10-small"):
+        said = f"{tmp_path} is nearer to the recipe cifar10 than to {other}: leave the recipe out"
+        with pytest.raises(UserError, match=re.escape(said)):
+            parse([other, *resume])
+    with pytest.raises(UserError, match="is a run on cifar10, not cifar100: leave the recipe out"):
+        parse(["cifar100", *resume])
+
+
+def test_a_command_that_began_a_run_far_from_its_recipe_goes_on_with_it(tmp_path: Path):
+    wide = RECIPES["cifar10-wide"].config
+    by_hand = ("epochs", "drop_factor", "weight_decay", "warmup_steps", "model")
+    fields = [(f"--{name.replace('_', '-')}", f"{getattr(wide, name)}") for name in by_hand]
+    drops = ["--nesterov", "--drop-epochs", "60", "120", "160"]
+    command = ["cifar10", *sum(fields, ()), *drops, "--run-dir", f"{tmp_path}"]
+    begin_folder(tmp_path, parse(command), train_images=9, total_steps=9)
+    assert parse([*command, "--resume"]).epochs == 200
+    with pytest.raises(UserError, match="is nearer to the recipe cifar10-wide than to cifar10:"):
+        parse(["cifar10", "--run-dir", f"{tmp_path}", "--resume"])
+
+
+def test_weights_that_a_run_began_with_do_not_keep_it_from_being_tested(tmp_path: Path):
+    config = Config(init_from=Path("w.pth"), init_layout="timm", run_dir=tmp_path)
+    begin_folder(tmp_path, config, train_images=9, total_steps=9)
+    tests = ["--eval-only", "--resume", "--run-dir", f"{tmp_path}"]
+    assert parse(tests).init_from == Path("w.pth")
+    with pytest.raises(UserError, match=r"--init-from v\.pth is for --eval-only without --resume"):
+        parse([*tests, "--init-from", "v.pth"])
 
 
 def test_a_field_of_no_use_that_a_recipe_or_an_older_run_has_is_only_said(tmp_path: Path):

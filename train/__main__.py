@@ -105,16 +105,51 @@ def parse(arguments: list[str]) -> Config:
     if config.resume and config.run_dir is not None:
         saved = saved_config(config.run_dir)
         if saved is not None:
-            if has_recipe and _kind(config.data) != _kind(saved.data):
-                raise UserError(
-                    f"--run-dir {config.run_dir} is a run on {saved.data}, not {name}: leave the "
-                    "recipe out to go on with it"
-                )
+            if has_recipe:
+                _check_recipe(name, config, saved)
             default = dataclasses.replace(saved, **OF_ONE_START)
             config = _parse_fields(name, default, fields)
-    if problems := unused_fields(config, default):
+    if problems := [*unused_fields(config, default), *_too_warm(config)]:
         raise UserError("; ".join(problems))
     return config
+
+
+def _check_recipe(name: str, config: Config, saved: Config) -> None:
+    """A recipe that is named beside a run must be that of the run."""
+    nearest = _nearest_recipe(name, config, saved)
+    if _kind(config.data) != _kind(saved.data):
+        reason = f"is a run on {saved.data}, not {name}"
+    elif nearest != name:
+        reason = f"is nearer to the recipe {nearest} than to {name}"
+    else:
+        return
+    raise UserError(f"--run-dir {config.run_dir} {reason}: leave the recipe out to go on with it")
+
+
+def _nearest_recipe(name: str, config: Config, saved: Config) -> str:
+    """The recipe with the fewest fields unlike a run's; of several the one that is named.
+
+    A field that the command changes as it did when the run began is none of them.
+    """
+    own, now, then = (vars(c) for c in (RECIPES[name].config, config, saved))
+    compared = [field for field in then if own[field] == then[field] or now[field] != then[field]]
+
+    def distance(other: str) -> tuple[int, bool]:
+        fields = vars(RECIPES[other].config)
+        return sum(fields[field] != then[field] for field in compared), other != name
+
+    return min(RECIPES, key=distance)
+
+
+def _too_warm(config: Config) -> list[str]:
+    """A recipe's warm-up may be too warm for a peak that was lowered, too."""
+    most = max(config.learning_rate, config.peak_learning_rate)
+    if config.eval_only or not config.has_warmup or config.warmup_learning_rate <= most:
+        return []
+    return [
+        f"--warmup-learning-rate {config.warmup_learning_rate} is above the peak, {most}: give no "
+        "more than that, or --warmup-steps 0"
+    ]
 
 
 def _kind(data: str) -> str:
