@@ -311,6 +311,50 @@ def test_a_processor_that_does_something_else_is_named(folders, changes, part):
         read_folder(folders["transformers"])
 
 
+def read_without(
+    folder: Path, file: str, *names: str, **changes: Any
+) -> tuple[dict, Preprocessing]:
+    """What a folder describes that is silent of some entries, at any depth."""
+    module = timm_config if folder.name == "timm" else transformers_config
+    files = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    files[file] |= changes
+    for entries in (files[file], files[file].get("pretrained_cfg", {})):
+        for name in names:
+            entries.pop(name, None)
+    fields, preprocessing = module.read(files)
+    assert preprocessing is not None
+    return fields, preprocessing
+
+
+def test_what_a_timm_folder_leaves_out_is_timms_default(timm, folders):
+    names = ("interpolation", "crop_pct", "mean", "std", "input_size", "crop_mode")
+    _, preprocessing = read_without(folders["timm"], "config.json", *names)
+    usual = timm.models.PretrainedCfg()
+    assert preprocessing.interpolation == usual.interpolation
+    assert preprocessing.crop_fraction == usual.crop_pct
+    assert (preprocessing.mean, preprocessing.std) == (usual.mean, usual.std)
+    assert (3, preprocessing.image_size, preprocessing.image_size) == usual.input_size
+
+
+def test_timms_arguments_count_before_its_preprocessing_and_names_by_their_numbers(folders):
+    names = {str(number): f"class {number}" for number in range(12)}
+    labels = dict(sorted(names.items()))  # 0, 1, 10, 11, 2, ...
+    changes = {"model_args": {"in_chans": 1}, "num_classes": 12, "label_names": labels}
+    fields, preprocessing = read_without(folders["timm"], "config.json", **changes)
+    assert fields["network"]["in_planes"] == 1
+    assert preprocessing.class_names == tuple(names.values())
+
+
+def test_what_a_transformers_folder_leaves_out_is_its_processors_default(transformers, folders):
+    file = "preprocessor_config.json"
+    changes = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}}
+    names = ("resample", "crop_pct", "crop_size", "do_center_crop")
+    _, preprocessing = read_without(folders["transformers"], file, *names, **changes)
+    usual = transformers.ConvNextImageProcessor()
+    assert preprocessing.interpolation == usual.resample.name.lower()
+    assert preprocessing.crop_fraction == usual.crop_pct
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", "[" * 200_000, "3", '{"a": 1}', '{"architecture": 1e999}']
 )

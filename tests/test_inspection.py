@@ -1,5 +1,6 @@
 """What `resnet-convert inspect` says of a file, and heads that are kept, dropped or drawn anew."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,12 +9,13 @@ import torch
 
 import convert
 import torch_resnet
-from convert.files import read_weights, write_weights
+from convert.files import Weights, read_weights, write_weights
 from convert.guess import guess
 from convert.heads import change_head
 from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS, find_layout, layout_spec, write_layout
-from resnet_spec import ClassifierSpec
+from convert.models import arrays_of, describe
+from resnet_spec import PREPROCESSINGS, ClassifierSpec
 from tests.commands import run
 from tests.twins import make_twins, random_images, run_torch
 
@@ -124,9 +126,22 @@ def test_a_head_is_kept_dropped_or_new_and_the_rest_stays(tmp_path):
         np.testing.assert_array_equal(run_torch(built, images), run_torch(features, images))
     again = change_head(weights, "new:100")
     np.testing.assert_array_equal(again.arrays["head.weight"], new.arrays["head.weight"])
-    assert 0 < np.abs(new.arrays["head.weight"]).max() <= 1 / 8
+    drawn = new.arrays["head.weight"]  # evenly from -1/8 to 1/8, for 64 inputs
+    assert 0.12 < drawn.max() <= 1 / 8
+    assert -1 / 8 <= drawn.min() < -0.12
+    assert abs(drawn.mean()) < 0.005
     with pytest.raises(convert.ConversionError, match="no head"):
         change_head(dropped, "drop")
+
+
+def test_a_new_head_of_the_same_size_has_no_names_of_the_old_classes():
+    _, model = make_twins("ResNet20", dtype="float32")
+    names = tuple(f"class {number}" for number in range(10))
+    preprocessing = dataclasses.replace(PREPROCESSINGS["cifar10"], class_names=names)
+    weights = Weights(arrays_of(model), describe(model), preprocessing)
+    changed = change_head(weights, f"new:{len(model.state_dict()['head.bias'])}").preprocessing
+    assert changed is not None
+    assert changed.class_names is None
 
 
 def test_import_takes_dialects_heads_and_preprocessing_and_records_them(tmp_path):

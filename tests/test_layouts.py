@@ -21,7 +21,7 @@ import torch_resnet
 from benchmarks.peers import torch_resnet_package
 from convert.layouts import LAYOUTS, find_layout, layout_spec
 from convert.layouts.trees import flatten
-from resnet_spec import MODELS
+from resnet_spec import MODELS, find_spec
 from tests.peers import Peer, import_timm, make_peer
 from tests.twins import (
     assert_same_state,
@@ -333,3 +333,10 @@ def test_one_seed_of_torch_draws_the_seeds_initial_weights(seed, name):
     model = getattr(torch_resnet, name)()
     for parameter, expected in zip(model.parameters(), theirs, strict=True):
         assert torch.equal(parameter, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_of_the_other_packages_only_flaxs_keep_the_biased_variance(layout):
+    row = find_spec("ResNet50" if layout != "cifar" else "ResNet20")
+    biased = {"flax-imagenet": "biased", "bonsai": "biased"}
+    assert LAYOUTS[layout].adapt(row).running_variance == biased.get(layout, "unbiased")

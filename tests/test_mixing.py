@@ -93,9 +93,22 @@ def test_lambda_has_the_moments_of_the_beta_distribution(alpha):
     assert abs(share.var() / variance - 1) < 0.03
 
 
-def test_a_batch_draws_one_of_the_two():
-    seen = {bool(set(np.unique(np.asarray(mix(seed=s, **BOTH)[0][0]))) <= {0, 1}) for s in range(8)}
-    assert seen == {True, False}
+def test_half_of_the_batches_draw_the_one_and_half_the_other():
+    images = jnp.zeros((2, 6, 8, 1)).at[1].set(1)
+    keys, labels = jax.random.split(jax.random.key(0), 2), jnp.arange(2)
+    mixing = make(**BOTH)
+    draw = jax.vmap(lambda batch_key: mixing(images, labels, keys, batch_key)[0])
+    mixed = np.asarray(jax.jit(draw)(jax.random.split(jax.random.key(1), 1000)))
+    is_cut = np.isin(mixed, (0, 1)).all((1, 2, 3, 4))
+    assert abs(is_cut.mean() - 0.5) < 0.05
+
+
+def test_a_box_may_have_its_centre_in_any_row_and_column():
+    """Of sides 0 to 4 in 4 pixels, 3/4 are 2 to 3: two pixels, the centre's and the one before."""
+    (mixed, _), images, _ = mix(count=8000, size=(4, 4), cutmix=1.0)
+    foreign = (np.asarray(mixed) != images)[..., 0].mean(0)
+    along = np.array([2, 2, 2, 1]) / 4
+    np.testing.assert_allclose(foreign, 3 / 4 * np.outer(along, along), atol=0.02)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])

@@ -16,6 +16,7 @@ import torch_resnet
 from convert import leaves
 from flax_resnet import BatchNorm
 from flax_resnet.layers import no_values
+from resnet_spec import count_multiplications, find_spec
 from tests.twins import (
     NUM_CLASSES,
     make_twins,
@@ -284,3 +285,22 @@ def test_what_a_torch_layer_returned_is_not_changed_behind_its_hooks(name):
     model(torch.randn(2, 3, 16, 16, requires_grad=True)).sum().backward()
     assert len(outputs) > 50
     assert all(torch.equal(a, b) for a, b in zip(outputs, copies, strict=True))
+
+
+@pytest.mark.parametrize("size", [33, 225])
+@pytest.mark.parametrize("name", ["ResNet18", "PreActResNet20", "ResNet34-small"])
+def test_odd_images_cost_what_the_twin_multiplies(name, size):
+    with torch.device("meta"):
+        model = torch_resnet.create(name).eval()
+        seen = []
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(
+                    lambda conv, _, out: seen.append(conv.weight.numel() * out[0, 0].numel())
+                )
+        last: list[int] = []
+        model.stages[-1].register_forward_hook(lambda *args: last.append(args[2].shape[-1]))
+        model(torch.empty(1, 3, size, size))
+    spec = find_spec(name)
+    assert count_multiplications(spec, size) == sum(seen)
+    assert last == [spec.final_size(size)]

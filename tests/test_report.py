@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from tensorboardX.proto import event_pb2 as protocol
 from train.config import Config
 from train.errors import UserError
 from train.metrics import MetricsLog, read_metrics
+from train.progress import Progress
 from train.report import Display, Stopwatch, describe_memory, duration, epoch_line
+from train.trainer import Score
 
 event_pb2: Any = protocol  # its names are made at run time
 
@@ -297,3 +300,19 @@ def test_weights_and_biases_that_is_not_there_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"flax-resnet\[wandb\]"):
         MetricsLog(tmp_path, start_step=0, config=Config(wandb="resnets"))
+
+
+def test_the_best_is_that_of_the_weights_that_are_exported(tmp_path):
+    """The averages, where a run keeps them, whatever the newest weights reach."""
+    run = types.SimpleNamespace(seed=1, best_error=0.3, log=lambda *line: None)
+    trainer = types.SimpleNamespace(
+        config=Config(), dataset=types.SimpleNamespace(is_streamed=False), total_steps=9
+    )
+    trainer.epoch = float
+    progress: Any = Progress(
+        *(trainer, [run], Display(enabled=False)),
+        **{"diverged": (), "first_step": 0, "start_time": 0},
+    )
+    newest, average = Score(1.0, 0.1, 10), Score(1.0, 0.2, 10)
+    assert progress.test(3, [newest], [average]) == [0.2]
+    assert progress.test(4, [newest], None) == [0.1]

@@ -1,5 +1,6 @@
 """`resnet-train results`: the table, its files and the curves, of real runs and damaged ones."""
 
+import dataclasses
 import io
 import json
 import os
@@ -20,9 +21,10 @@ from resnet_spec import find_spec
 from tests.commands import run
 from tests.conftest import DIGITS_RUNS
 from train.__main__ import main
+from train.config import Config
 from train.metrics import read_metrics
 from train.published import SOURCES, published
-from train.results.groups import group_runs
+from train.results.groups import computed_fields, group_runs
 from train.results.runs import find_runs
 
 MODEL, SEEDS, STEPS = DIGITS_RUNS
@@ -106,6 +108,25 @@ def test_the_best_error_is_that_of_the_tests_on_the_way(runs, results):
     assert [(entry["best_error"], entry["best_step"]) for entry in group["runs"]] == [(0, 12)] * 2
 
 
+def test_of_a_run_that_averages_the_best_error_is_that_of_its_averages(runs, results):
+    folder = runs / "seed-111"
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    tests = [json.loads(line) for line in lines if '"test"' in line]
+    best = tests[0] | {"ema_error": tests[0]["error"] / 2}
+    others = [line | {"ema_error": line["error"] * 2} for line in tests[1:]]
+    text = "".join(json.dumps(line) + "\n" for line in (best, *others))
+    (folder / "metrics.jsonl").write_text(text)
+    result = json.loads((folder / "result.json").read_text()) | {"weights": "ema", "error": 1.0}
+    del result["best_error"], result["best_step"]
+    (folder / "result.json").write_text(json.dumps(result))
+    (group,) = results()["results"]
+    (entry,) = [entry for entry in group["runs"] if entry["seed"] == 111]
+    assert (entry["best_error"], entry["best_step"]) == (
+        pytest.approx(best["ema_error"], abs=1e-6),
+        best["step"],
+    )
+
+
 def test_parameters_are_those_of_the_exported_network(runs, results):
     model = convert.load(runs / "seed-111" / "model.safetensors", backend="torch")
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -160,6 +181,16 @@ def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(runs, resu
     assert [group["tested_on"] for group in content["results"]] == ["test", "train[1437:]"]
     change_config(runs / "seed-222", validation_size=None, data_dir="elsewhere", run_dir="moved")
     assert len(results()["results"]) == 1  # what does not change what is computed
+
+
+def test_every_field_that_a_run_computes_with_makes_a_group_of_its_own():
+    not_computed = {
+        *("seed", "seeds", "seeds_mode", "run_dir", "resume", "overwrite", "data_dir", "wandb"),
+        *("log_every_steps", "checkpoint_every_steps", "profile", "read_threads", "distributed"),
+        *("coordinator", "process_id", "num_processes"),
+    }
+    names = {field.name for field in dataclasses.fields(Config)}
+    assert set(computed_fields(Config())) == names - not_computed
 
 
 def test_a_seed_counts_once(runs, results):

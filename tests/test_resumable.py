@@ -55,6 +55,26 @@ def test_all_fields_that_cannot_change_in_a_run_are_named_at_once():
     assert "--init-from a" in message
 
 
+CHANGES: dict[str, Any] = {
+    **{"padding": "same", "stem_padding": "same", "bottleneck_stride": "1x1"},
+    **{"running_variance": "biased", "zero_init_residual": True, "image_size": 96},
+    **{"crop_fraction": 0.5, "crop_padding": 1, "flip": False, "min_crop_area": 0.5},
+    **{"rand_augment": 1, "rand_augment_magnitude": 4, "mixup": 0.3, "cutmix": 0.3},
+    **{"label_smoothing": 0.2, "init_layout": "timm", "seeds": "1,2"},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_field_that_says_what_is_learned_from_what_cannot_change(name):
+    saved = dataclasses.replace(CONFIG, init_from=Path("weights.pt"))
+    now = dataclasses.replace(saved, **{name: CHANGES[name]})
+    assert getattr(saved, name) != getattr(now, name)
+    with pytest.raises(
+        UserError, match=f"1 fields cannot change in a run:\n  --{name.replace('_', '-')} "
+    ):
+        check_resumable(saved, now)
+
+
 def test_a_resumed_run_may_learn_faster_longer_and_elsewhere():
     began = dataclasses.replace(CONFIG, ema_decay=0.9, data="folder:old")
     now = dataclasses.replace(

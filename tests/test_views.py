@@ -89,6 +89,28 @@ def test_an_operation_is_torchvisions(name):
             np.testing.assert_array_equal(difference, 0)
 
 
+def test_the_magnitude_of_rand_augment_is_out_of_thirty(monkeypatch):
+    seen = []
+
+    def note(image: np.ndarray, generator: Any, count: int, strength: float) -> np.ndarray:
+        seen.append((count, strength))
+        return image
+
+    monkeypatch.setattr("train.input.views.rand_augment", note)
+    fields = dataclasses.replace(FIELDS, rand_augment=2, rand_augment_magnitude=9)
+    train_view(encode(make_pixels(40, 40)), np.random.default_rng(0), fields)
+    assert seen == [(2, pytest.approx(0.3))]
+
+
+def test_a_crop_is_as_often_wide_as_high():
+    """Its ratio is drawn evenly between 3:4 and 4:3 by its logarithm: 1 is the middle."""
+    generator = np.random.default_rng(0)
+    boxes = [random_box(1000, 1000, generator, 0.08) for _ in range(4000)]
+    boxes = [box for box in boxes if box.height * box.width < 700_000]  # no wider one is refused
+    wide = np.mean([box.width > box.height for box in boxes])
+    assert abs(wide - 0.5) < 0.03, wide
+
+
 def test_rand_augment_draws_every_operation_and_nothing_but_its_generator():
     image = make_pixels(height=32, width=32)
     drawn = [rand_augment(image, np.random.default_rng(i), 1, 0.5).tobytes() for i in range(300)]
