@@ -304,8 +304,8 @@ def test_weights_and_biases_that_is_not_there_is_refused(tmp_path, monkeypatch):
 
 def test_the_best_is_that_of_the_weights_that_are_exported(tmp_path):
     """The averages, where a run keeps them, whatever the newest weights reach."""
-    run = types.SimpleNamespace(seed=1, best_error=0.3, log=lambda *line: None)
-    trainer = types.SimpleNamespace(
+    run: Any = types.SimpleNamespace(seed=1, best_error=0.3, log=lambda *line: None)
+    trainer: Any = types.SimpleNamespace(
         config=Config(), dataset=types.SimpleNamespace(is_streamed=False), total_steps=9
     )
     trainer.epoch = float
