@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flax_resnet.convolution import in_loop
+from flax_resnet.stochastic_depth import with_rate_as_array
 
 Block = Callable[[Array], Array]
 Pure = Callable[[Array, Any], tuple[Array, Any]]
@@ -92,7 +93,7 @@ class _Split:
 
     def __init__(self, block: Any):
         self.block = block
-        self.graph, self.state = nnx.split(block)
+        self.graph, self.state = nnx.split(with_rate_as_array(block))
 
     def kind(self) -> tuple[Any, Any]:
         """Equal for blocks that one scan can run."""

@@ -11,7 +11,7 @@ from resnet_spec import branch_drop_rates, check_probability
 
 
 class BranchDropRate(nnx.Variable[Array]):
-    """An array and no static number: blocks that differ only by it are scanned as one."""
+    """The rate of blocks that are scanned as one, which may differ in it; no model's state."""
 
 
 class StochasticDepth(nnx.Module):
@@ -32,17 +32,17 @@ class StochasticDepth(nnx.Module):
     def __init__(self, rate: float = 0.0, *, rngs: nnx.Rngs | None = None):
         check_probability("rate", rate)
         self.deterministic = False
-        self.is_used = rate > 0
-        if self.is_used:
+        self.rate: float | BranchDropRate = float(rate)
+        if rate > 0:
             if rngs is None:
                 raise ValueError(f"StochasticDepth({rate}) draws at random: give it rngs")
-            self.rate = BranchDropRate(jnp.asarray(rate, jnp.result_type(float)))
             self.rngs = rngs["dropout"].fork()
 
     def __call__(self, y: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        if self.deterministic or not self.is_used:
+        rate = self.rate
+        if self.deterministic or (not isinstance(rate, BranchDropRate) and rate == 0):
             return y
-        keep = 1 - self.rate.get_value()
+        keep = 1 - (rate.get_value() if isinstance(rate, BranchDropRate) else _as_array(rate))
         # float32 whatever the mode of JAX, so that one key drops the same branches
         kept = jax.random.bernoulli(self.rngs(), keep.astype(jnp.float32), (y.shape[0], 1, 1, 1))
         return y * jnp.where(kept, 1 / keep, 0).astype(y.dtype)
@@ -55,6 +55,24 @@ class StochasticDepth(nnx.Module):
         """
         if deterministic is not None:
             self.deterministic = deterministic
+
+
+def _as_array(rate: float) -> Array:
+    return jnp.asarray(rate, jnp.result_type(float))
+
+
+def with_rate_as_array(block: Any) -> Any:
+    """A block as it is, or a copy with the same variables whose rate is one more of them.
+
+    Blocks that differ only in their rate are then alike, and one scan runs them.
+    """
+    layer = getattr(block, "stochastic_depth", None)
+    rate = layer.rate if isinstance(layer, StochasticDepth) else 0.0
+    if isinstance(rate, BranchDropRate) or rate == 0:
+        return block
+    block = nnx.merge(*nnx.split(block))
+    block.stochastic_depth.rate = nnx.data(BranchDropRate(_as_array(rate)))
+    return block
 
 
 def set_stochastic_depth(model: Any, stochastic_depth: float, rngs: nnx.Rngs) -> None:

@@ -15,7 +15,6 @@ import flax_resnet
 import torch_resnet
 from convert.diff import compare
 from convert.models import build_flax, build_torch
-from flax_resnet.stochastic_depth import BranchDropRate
 from resnet_spec import ClassifierSpec, ResNetSpec, branch_drop_rates
 from resnet_spec.description import encode
 from tests.twins import (
@@ -74,7 +73,7 @@ def test_rates_grow_in_proportion_to_the_number_of_the_block_through_all_stages(
     flax_model, torch_model = twins(spec)
     blocks = [block for stage in torch_model.stages for block in stage]
     assert [b.stochastic_depth.rate for b in blocks] == pytest.approx([0.08, 0.16, 0.24, 0.32, 0.4])
-    rates = [float(b.stochastic_depth.rate.get_value()) for s in flax_model.stages for b in s]
+    rates = [b.stochastic_depth.rate for stage in flax_model.stages for b in stage]
     assert rates == [b.stochastic_depth.rate for b in blocks]
 
 
@@ -189,6 +188,23 @@ def test_blocks_that_differ_only_in_their_rate_are_scanned_as_one_and_draw_the_s
     assert "scan[" in programs[1]
 
 
+@pytest.mark.parametrize("options", [{}, {"scan_blocks": True}, {"remat": True}], ids=str)
+def test_a_rate_is_no_state_of_a_model(options):
+    """The state of one at another rate is restored and leaves it."""
+    states = {}
+    for rate in (0.3, 0.6):
+        model, _ = twins(small(stage_depths=(3, 1), stochastic_depth=rate), **options)
+        graph, params, statistics, streams = nnx.split(
+            model, nnx.Param, nnx.BatchStat, nnx.RngState
+        )
+        states[rate] = params, statistics, streams
+    images = jnp.asarray(random_images(8, 8))
+    expected = nnx.merge(graph, *states[0.6])(images)
+    nnx.update(model, *states[0.3])
+    np.testing.assert_array_equal(model(images), expected)
+    assert model.stages[0][2].stochastic_depth.rate == 0.6 * 3 / 4
+
+
 def test_weights_and_files_do_not_differ_by_it(tmp_path):
     spec = small(stochastic_depth=0.5)
     flax_model, torch_model = twins(spec)
@@ -199,9 +215,8 @@ def test_weights_and_files_do_not_differ_by_it(tmp_path):
     convert.save(tmp_path / "model.safetensors", flax_model)
     loaded = convert.load(tmp_path / "model.safetensors", backend="flax")
     assert loaded.spec.stochastic_depth == 0.5
-    assert [float(b.stochastic_depth.rate.get_value()) for s in loaded.stages for b in s] == [
-        *spec.branch_drop_rates()
-    ]
+    rates = [b.stochastic_depth.rate for stage in loaded.stages for b in stage]
+    assert tuple(rates) == spec.branch_drop_rates()
     assert convert.load(tmp_path / "model.safetensors", backend="torch").spec == spec
     theirs = convert.to_layout(make_named(0.2).state_dict(), "ResNet18", "torchvision")
     assert set(theirs) == set(
@@ -217,7 +232,7 @@ def test_twins_are_compared_without_it():
     assert "stages.1.0.bn2" in names
     assert not [name for name in names if "stochastic" in name]
     assert torch_model.stages[1][0].stochastic_depth.rate == 0.9  # the models are as they were
-    assert flax_model.stages[1][0].stochastic_depth.is_used
+    assert flax_model.stages[1][0].stochastic_depth.rate == 0.9
 
 
 def make_named(rate: float) -> Any:
@@ -243,8 +258,7 @@ def test_models_built_to_be_filled_have_their_rates():
     for build in (build_flax, build_torch):
         model: Any = build(classifier, arrays)
         rates = [b.stochastic_depth.rate for stage in model.stages for b in stage]
-        values = [float(r.get_value() if isinstance(r, BranchDropRate) else r) for r in rates]
-        assert values == pytest.approx([0.5 * n / 6 for n in range(1, 7)])
+        assert rates == pytest.approx([0.5 * n / 6 for n in range(1, 7)])
         assert model.spec == classifier.network
 
 
@@ -275,12 +289,7 @@ def test_what_is_no_probability_or_has_no_layer_for_it_is_refused(package):
 
     model = package.ResNet(dimensions, Own, stochastic_depth=0.1, **options)
     assert model.spec is None
-    assert float(torch.as_tensor(rate_of(model.stages[0][1]))) == pytest.approx(0.1)
-
-
-def rate_of(block: Any) -> Any:
-    rate = block.stochastic_depth.rate
-    return float(rate.get_value()) if isinstance(rate, BranchDropRate) else rate
+    assert model.stages[0][1].stochastic_depth.rate == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("rate", [-1.0, 1.5, float("nan")])

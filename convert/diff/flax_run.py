@@ -85,10 +85,8 @@ _NORMS = (BatchNorm, nnx.BatchNorm)
 
 def _run_plainly(module: Any) -> None:
     """Without random draws, scans and mapped axes, in the precision of inputs and parameters."""
-    if isinstance(module, nnx.Dropout):
+    if isinstance(module, nnx.Dropout | StochasticDepth):
         module.rate = 0.0
-    if isinstance(module, StochasticDepth):
-        module.is_used = False
     plain = {"scan_blocks": False, "remat": False, "axis_name": None, "dtype": None}
     for name in plain.keys() & vars(module).keys():
         setattr(module, name, plain[name])
