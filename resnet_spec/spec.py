@@ -88,6 +88,7 @@ class Dialect(TypedDict, total=False):
 
 _TRAINING_ONLY = ("drop_rate", "stochastic_depth", "zero_init_residual", "running_variance")
 DIALECT = tuple(Dialect.__annotations__)
+_UNSEEN = ("preact", "shortcut", *DIALECT)
 
 
 _FLAGS = ("preact", "small_images", "zero_init_residual")
@@ -307,12 +308,17 @@ class ResNetSpec:
         names = (*plain, "zero_init_residual", *DIALECT)
         return {name: getattr(self, name) for name in names}
 
-    def differences(self, other: "ResNetSpec") -> list[str]:
-        """In which fields another network with these weights would compute something else."""
+    def differences(self, other: "ResNetSpec", *, unseen: bool = False) -> list[str]:
+        """In which fields another network with these weights would compute something else.
+
+        With `unseen`, only those that neither names nor shapes of a layer's weights show.
+        """
         return [
             f"{f.name}: {getattr(other, f.name)!r}, not {getattr(self, f.name)!r}"
             for f in dataclasses.fields(self)
-            if f.name not in _TRAINING_ONLY and getattr(other, f.name) != getattr(self, f.name)
+            if f.name not in _TRAINING_ONLY
+            and (f.name in _UNSEEN or not unseen)
+            and getattr(other, f.name) != getattr(self, f.name)
         ]
 
     def to_json(self) -> dict[str, Any]:

@@ -51,7 +51,10 @@ FLAX_ALONE = (
     *("layers.BatchNorm", "layers.Context", "layers.Identity", "layers.NoKeys"),
     "stochastic_depth.BranchDropRate",
 )
-TORCH_ALONE = ("dialect.BiasedBatchNorm2d", "dialect.SameConv2d", "dialect.SameMaxPool2d")
+TORCH_ALONE = (
+    *("dialect.BiasedBatchNorm2d", "dialect.SameConv2d", "dialect.SameMaxPool2d"),
+    "description",
+)
 
 
 def test_the_twins_have_the_same_files_and_classes():

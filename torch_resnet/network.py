@@ -11,7 +11,6 @@ from resnet_spec import (
     MODELS,
     BlockKind,
     BottleneckStride,
-    ClassifierSpec,
     Dialect,
     Dimensions,
     PaddingKind,
@@ -22,9 +21,8 @@ from resnet_spec import (
     plan_stages,
     stem_conv,
 )
-from resnet_spec.description import DESCRIPTION_KEY, decode, encode
+from torch_resnet.description import describe_weights, list_differences_of_weights
 from torch_resnet.dialect import speak
-from torch_resnet.edits import differences_from_row
 from torch_resnet.init import init_new
 from torch_resnet.layers import AveragePool, batch_norm, conv
 from torch_resnet.shortcut import SHORTCUTS, ProjectionShortcut
@@ -146,8 +144,7 @@ class ResidualNetwork(nn.Module):
         self.out_planes = planes
         self.avgpool = AveragePool()
         self.head: nn.Module = nn.Identity()
-        self.register_state_dict_post_hook(_describe_weights)
-        self.register_load_state_dict_pre_hook(_refuse_another_network)
+        self.register_state_dict_post_hook(describe_weights)
         if self.spec is not None:
             speak(self, self.spec)
         set_stochastic_depth(self, stochastic_depth)
@@ -164,6 +161,21 @@ class ResidualNetwork(nn.Module):
     def set_head(self, head: nn.Module) -> None:
         """Puts `head` behind the pooling: `model.set_head(nn.Linear(model.out_planes, 10))`."""
         self.head = head
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: Any,
+        unexpected_keys: Any,
+        error_msgs: list[str],
+    ) -> None:
+        error_msgs += list_differences_of_weights(self.spec, local_metadata)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def __getattr__(self, name: str) -> Any:
         return super().__getattr__(_SEED_NAMES.get(name, name))
@@ -200,40 +212,6 @@ class ResidualNetwork(nn.Module):
             "shortcut": SHORTCUTS[spec.shortcut],
             **spec.options(),
         }
-
-
-def _describe_weights(
-    model: ResidualNetwork, state_dict: Any, prefix: str, local_metadata: dict[str, Any]
-) -> None:
-    """A state dict says, where torch keeps the versions of layers, which network it is of.
-
-    Not that of a network that was edited: it is no longer the one in its row.
-    """
-    if model.spec is None or differences_from_row(model):
-        return
-    head = model.head
-    is_linear = isinstance(head, nn.Linear)
-    classifier = ClassifierSpec(
-        model.spec,
-        head.out_features if is_linear else None,
-        head.bias is not None if is_linear else True,
-    )
-    local_metadata[DESCRIPTION_KEY] = encode(classifier)
-
-
-def _refuse_another_network(
-    model: ResidualNetwork, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any
-) -> None:
-    """Weights may say which network they are of: not of one that computes something else."""
-    text = local_metadata.get(DESCRIPTION_KEY)
-    fields = None if text is None else decode(text)["model"]
-    if fields is not None and model.spec is not None:
-        described = ClassifierSpec.from_json(fields).network
-        *_, error_messages = rest
-        error_messages += [
-            f"weights of another network: {difference}"
-            for difference in model.spec.differences(described)
-        ]
 
 
 class Named(ResidualNetwork):
