@@ -1,30 +1,21 @@
 """The command line of the converter: `resnet-convert`, or `python -m convert`."""
 
 import argparse
-import dataclasses
 import difflib
 import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from convert import checkpoints, files, folders, inference
 from convert.diff import command as diff
 from convert.errors import ConversionError
-from convert.heads import change_head
+from convert.incoming import as_asked, as_ours
 from convert.inspection import as_text, inspect
-from convert.layouts import (
-    LAYOUTS,
-    find_layout,
-    layout_spec,
-    read_layout,
-    with_channels,
-    write_layout,
-)
+from convert.layouts import LAYOUTS, find_layout, write_layout
 from convert.models import check
-from convert.options import add_stated, stated
-from convert.sources import Source, read_source
+from convert.options import add_prefix, add_stated
+from convert.sources import read_source
 from convert.weights import Weights
 from resnet_spec import PREPROCESSINGS
 
@@ -77,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser("inspect", help="what a file, a run or a folder holds")
     look.add_argument("source", type=Path)
     look.add_argument("--json", action="store_true", help="for programs")
+    add_prefix(look)
     look.set_defaults(command=_inspect)
 
     diff.add_parser(commands)
@@ -134,6 +126,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    add_prefix(parser)
     parser.add_argument(
         "--head", default="keep", help="keep, drop, or new:N for a new one of N classes"
     )
@@ -160,6 +153,7 @@ def _export(options: argparse.Namespace) -> None:
         options.source,
         step=options.step,
         average=options.weights,
+        prefix=options.prefix,
         allow_nonfinite=options.allow_nonfinite,
     )
     weights = source.weights
@@ -168,7 +162,9 @@ def _export(options: argparse.Namespace) -> None:
             f"{options.source} does not say which model it holds: use `import` first"
         )
     check(weights.classifier, weights.arrays)
-    weights = _changed(weights, options)
+    for note in weights.notes:
+        print(f"note: {note}")
+    weights = as_asked(weights, options)
     assert weights.classifier is not None
     if form is not None:
         print(inference.export_inference(weights, output, form, options.image_size))
@@ -192,15 +188,14 @@ def _import(options: argparse.Namespace) -> None:
     source = read_source(
         options.source,
         reset_counters=options.reset_counters,
-        allow_nonfinite=True,  # to say all at once that is wrong with the tensors
+        prefix=options.prefix,
+        judge_values=False,  # to say all at once that is wrong with the tensors
     )
-    weights = _ours(source, options, stated(options))
+    weights = as_asked(as_ours(source, options), options, is_headless=options.head != "keep")
     assert weights.classifier is not None
     notes = list(weights.notes)
     if weights.classifier.num_classes is None and options.head == "keep":
         notes.append("there is no head: the model gives pooled features")
-    weights = _changed(weights, options)
-    weights = _with_statistics(weights, options.statistics_batch_size)
     if is_folder:
         checkpoints.write_run(output, weights, allow_nonfinite=options.allow_nonfinite)
     else:
@@ -210,74 +205,8 @@ def _import(options: argparse.Namespace) -> None:
     print(f"wrote {len(weights.arrays)} tensors to {output}")
 
 
-def _ours(source: Source, options: argparse.Namespace, changes: dict[str, Any]) -> Weights:
-    """The source's weights under our names, of the model that it or the user states."""
-    weights, described = source.weights, source.weights.classifier
-    layout = options.layout or OURS
-    if source.layout is not None and layout == source.layout:
-        layout = OURS  # the folder's names are translated already
-    if described is not None and (layout == OURS or options.model is not None):
-        spec = dataclasses.replace(described.network, **changes)
-        asked = spec
-        if options.model is not None:
-            asked = with_channels(
-                layout_spec(options.model, layout, **changes), weights.arrays, layout
-            )
-        differences = asked.differences(described.network)
-        if problems := [d for d in differences if d.partition(":")[0] not in changes]:
-            raise ConversionError(f"{options.source} says that it is of another network:", problems)
-    elif options.model is not None:
-        spec = with_channels(layout_spec(options.model, layout, **changes), weights.arrays, layout)
-    else:
-        raise ConversionError(
-            f"give --model, the name in our table of what {options.source} holds, and --layout "
-            "where its names are not ours: `resnet-convert inspect` guesses both"
-        )
-    arrays, classifier = read_layout(
-        weights.arrays,
-        spec,
-        layout,
-        reset_counters=options.reset_counters,
-        allow_nonfinite=options.allow_nonfinite,
-    )
-    if described is not None:
-        classifier = dataclasses.replace(
-            classifier, statistics_batch_size=described.statistics_batch_size
-        )
-        notes = [
-            f"instead of the source's {name}, {value}: {changes[name]}"
-            for name, value in described.network.to_json().items()
-            if changes.get(name, value) != value
-        ]
-        weights = dataclasses.replace(weights, notes=(*weights.notes, *notes))
-    return dataclasses.replace(weights, arrays=arrays, classifier=classifier)
-
-
-def _changed(weights: Weights, options: argparse.Namespace) -> Weights:
-    weights = change_head(weights, options.head)
-    if options.preprocessing is None:
-        return weights
-    if weights.preprocessing is not None:
-        print(f"note: instead of the source's preprocessing, {weights.preprocessing}")
-    if options.preprocessing == "none":
-        return dataclasses.replace(weights, preprocessing=None)
-    assert weights.classifier is not None
-    known = PREPROCESSINGS[options.preprocessing]
-    if known.class_names is not None and len(known.class_names) != weights.classifier.num_classes:
-        known = dataclasses.replace(known, class_names=None)
-    return dataclasses.replace(weights, preprocessing=known)
-
-
-def _with_statistics(weights: Weights, batch_size: int | None) -> Weights:
-    if batch_size is None:
-        return weights
-    assert weights.classifier is not None
-    classifier = dataclasses.replace(weights.classifier, statistics_batch_size=batch_size)
-    return dataclasses.replace(weights, classifier=classifier)
-
-
 def _inspect(options: argparse.Namespace) -> None:
-    found = inspect(options.source)
+    found = inspect(options.source, options.prefix)
     print(json.dumps(found, indent=2) if options.json else as_text(found))
 
 

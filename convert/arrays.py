@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from convert.errors import ConversionError
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,6 +27,36 @@ def to_numpy(value: Any) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:  # which torch cannot hand to NumPy
         return tensor.view(torch.int16).numpy().view(BFLOAT16)
     return tensor.numpy()
+
+
+def check_mapping(tensors: Any) -> None:
+    """Raises a ConversionError where something is no state dict, nor a tree."""
+    if not isinstance(tensors, Mapping):
+        raise ConversionError(
+            f"a state dict is a mapping of names to tensors, not a {type(tensors).__name__}"
+        )
+
+
+def as_arrays(tensors: Any) -> dict[Any, np.ndarray]:
+    """A state dict's tensors as arrays that share their memory where they can.
+
+    Raises:
+        ConversionError: it is no mapping, or a value is nothing that NumPy can hold (sparse or
+            8-bit tensors, shapes alone, dictionaries): all of them are named.
+    """
+    check_mapping(tensors)
+    arrays, problems = {}, []
+    for name, tensor in tensors.items():
+        try:
+            arrays[name] = to_numpy(tensor)
+            if arrays[name].dtype.kind == "O":
+                raise TypeError(f"it is a {type(tensor).__name__}")
+        except (TypeError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            problems.append(f"{name} is not an array of numbers: {reason}")
+    if problems:
+        raise ConversionError("these are not weights:", problems)
+    return arrays
 
 
 def to_tensor(array: np.ndarray) -> "torch.Tensor":

@@ -15,7 +15,7 @@ from convert.formats import FORMS, READ_ONLY_FORMS, Form
 from convert.formats.contents import Contents, Visitor
 from convert.models import arrays_of, build_flax, build_torch, check, describe
 from convert.weights import Weights, decode_description, encode_description
-from convert.wrappers import unwrap, unwrap_module
+from convert.wrappers import take_prefix, unwrap, unwrap_module
 from resnet_spec import Preprocessing
 
 __all__ = [
@@ -80,6 +80,10 @@ def load(
     """
     if backend not in ("torch", "flax"):
         raise ValueError(f"backend is 'torch' or 'flax', not {backend!r}")
+    if Path(path).is_dir():
+        raise ConversionError(
+            f"{path} is a folder: `resnet-convert import {path} -o FILE` makes a file of it"
+        )
     weights = read_weights(Path(path), allow_nonfinite=allow_nonfinite)
     if weights.classifier is None:
         raise ConversionError(
@@ -155,7 +159,12 @@ def _load_description(path: Path) -> dict[str, Any]:
 
 
 def read_weights(
-    path: Path, *, suffix: str | None = None, allow_nonfinite: bool = False
+    path: Path,
+    *,
+    suffix: str | None = None,
+    prefix: str = "",
+    allow_nonfinite: bool = False,
+    judge_values: bool = True,
 ) -> Weights:
     """Arrays by name, their description where the file has one, and notes on what was left out.
 
@@ -165,7 +174,9 @@ def read_weights(
     Args:
         path: the file.
         suffix: of the form that it is in, where its own name does not tell.
+        prefix: take only the tensors whose names begin so, and take it off.
         allow_nonfinite: take NaN and infinite values, too.
+        judge_values: False takes empty tensors, too: who asks says what is wrong with them.
 
     Raises:
         ConversionError: the suffix is unknown, the file is damaged or needs code to load, a name
@@ -174,11 +185,16 @@ def read_weights(
     """
     arrays: dict[str, np.ndarray] = {}
     contents = _read(path, arrays.__setitem__, suffix)
-    problems = [*contents.problems, *_value_problems(arrays, allow_nonfinite)]
+    description = decode_description(path, contents.metadata, len(arrays))
+    try:
+        arrays, notes = take_prefix(arrays, prefix) if prefix else unwrap(arrays)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
+    problems = list(contents.problems)
+    if judge_values or not arrays:
+        problems += _value_problems(arrays, allow_nonfinite)
     if problems:
         raise ConversionError(f"{path} holds what no weights should:", problems)
-    description = decode_description(path, contents.metadata, len(arrays))
-    arrays, notes = unwrap(arrays)
     return Weights(arrays, **description, notes=(*contents.notes, *notes))
 
 

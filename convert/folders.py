@@ -16,7 +16,7 @@ from convert.errors import ConversionError
 from convert.files import read_weights, write_weights
 from convert.layouts import read_layout, timm_config, transformers_config, write_layout
 from convert.weights import Weights
-from resnet_spec import ClassifierSpec, Preprocessing
+from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec
 
 _CONFIGS: dict[str, ModuleType] = {"timm": timm_config, "transformers": transformers_config}
 LAYOUTS = tuple(_CONFIGS)
@@ -104,7 +104,7 @@ def read_folder(
         return weights
     layout, classifier, preprocessing = _read_description(folder, weights)
     arrays, with_head = read_layout(
-        weights.arrays,
+        _CONFIGS[layout].whole_names(weights.arrays),
         classifier.network,
         layout,
         reset_counters=reset_counters,
@@ -124,6 +124,36 @@ def read_folder(
             f"there is no {transformers_config.PREPROCESSOR}"
         )
     return Weights(arrays, with_head, preprocessing, notes=tuple(notes))
+
+
+def network_beside(file: Path, weights: Weights) -> ResNetSpec | None:
+    """The network that a folder's configuration says its file of weights is of, if it has one.
+
+    Raises:
+        ConversionError: the table has no such network (the differences are listed).
+    """
+    path = file.parent / _CONFIG
+    if file.name not in _WEIGHTS or not path.is_file():
+        return None
+    config = _read_json(path)
+    if (layout := _layout_of(config)) is None:
+        return None
+    with _naming(file.parent, layout, f"move {file.name} away if that is not its configuration"):
+        fields = _CONFIGS[layout].read_network(config)
+        return parse_description(fields, len(weights.arrays)).network
+
+
+@contextlib.contextmanager
+def _naming(folder: Path, layout: str, advice: str = "") -> Iterator[None]:
+    """Whatever hostile JSON brings about, as one error that names the folder."""
+    hint = f" ({advice})" if advice else ""
+    try:
+        yield
+    except ConversionError as error:
+        raise ConversionError(f"{folder}{hint}: {error}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConversionError(f"{folder}{hint}: not as {layout} writes it ({reason})") from error
 
 
 def layout_of(folder: Path) -> str | None:
@@ -155,16 +185,11 @@ def _read_description(
             f"{folder / _CONFIG} is neither of timm nor of transformers: name the file of weights "
             "in it, with its --layout and --model"
         )
-    try:
+    with _naming(folder, layout):
         fields, preprocessing = _CONFIGS[layout].read(files)
         classifier = parse_description(fields, len(weights.arrays))
         if preprocessing is not None:
             preprocessing.check(classifier)
-    except ConversionError as error:
-        raise ConversionError(f"{folder}: {error}") from error
-    except Exception as error:  # whatever hostile JSON brings about
-        reason = f"{type(error).__name__}: {error}"
-        raise ConversionError(f"{folder}: not as {layout} writes it ({reason})") from error
     return layout, classifier, preprocessing
 
 

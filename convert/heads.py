@@ -1,23 +1,46 @@
 """The head of weights kept, dropped or drawn anew, as the user says; never silently."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
 from convert.errors import ConversionError
+from convert.layouts import find_layout
 from convert.weights import Weights
+from resnet_spec import ResNetSpec
 
 _MOST_CLASSES = 10**6
 _SEED = 0  # a new head is the same each time
 
 
-def change_head(weights: Weights, choice: str) -> Weights:
+def without_head(
+    arrays: Mapping[str, np.ndarray], spec: ResNetSpec, layout: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Tensors in a layout without what is under its head's name, `fc.1.weight` too, and its names.
+
+    Raises:
+        ConversionError: the layout cannot express the network.
+    """
+    found = find_layout(layout)
+    found.check(spec)
+    weight = found.spelling.name(dict(found.names(spec))["head"], "weight", 2)
+    parts = weight.split(found.spelling.separator)[:-1]
+    while parts[-1].isdigit():  # transformers' is the second of `classifier`
+        parts.pop()
+    path = found.spelling.separator.join([*parts, ""])
+    left_out = [name for name in arrays if name.startswith(path)]
+    return {name: array for name, array in arrays.items() if name not in left_out}, left_out
+
+
+def change_head(weights: Weights, choice: str, *, is_headless: bool = False) -> Weights:
     """Weights with the head that `choice` says.
 
     Args:
         weights: of a described model.
         choice: `keep`; `drop`, which leaves the pooled features; or `new:N`, a linear layer of N
             classes, both parameters uniform as torch draws them, in the dtype of the convolutions.
+        is_headless: the old head has been left out already.
 
     Raises:
         ConversionError: `choice` is none of these, or there is no head to drop.
@@ -31,7 +54,7 @@ def change_head(weights: Weights, choice: str) -> Weights:
         preprocessing = dataclasses.replace(preprocessing, class_names=None)
     kind, _, number = choice.partition(":")
     if choice == "drop":
-        if classifier.num_classes is None:
+        if classifier.num_classes is None and not is_headless:
             raise ConversionError("--head drop: these weights have no head")
         num_classes, head = None, {}
     elif kind == "new" and number.isdecimal() and 0 < int(number) <= _MOST_CLASSES:

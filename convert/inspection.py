@@ -7,29 +7,42 @@ from pathlib import Path
 from typing import Any
 
 from convert.arrays import dtype_problems, value_problems
-from convert.guess import Guess, guess
+from convert.errors import ConversionError
+from convert.guess import Guess, find_prefix, guess
+from convert.models import check
 from convert.sources import read_source
 from convert.weights import Weights
-from resnet_spec import MODELS, ClassifierSpec, ResNetSpec
+from convert.wrappers import name_some
+from resnet_spec import MODELS, ResNetSpec
 
 # What no optimiser trains, in torch's names and in Flax's.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "mean", "var")
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path, prefix: str = "") -> dict[str, Any]:
     """Format, layout, model, head, dtypes and numbers of a source, as JSON values.
+
+    Args:
+        path: a file, a run or a folder.
+        prefix: look only at the tensors of a file whose names begin so, and take it off.
 
     Raises:
         ConversionError: the source is damaged or of no known form.
         OSError: it cannot be read.
     """
-    source = read_source(path, reset_counters=True, allow_nonfinite=True)
+    source = read_source(path, prefix=prefix, reset_counters=True, judge_values=False)
     weights = source.weights
+    notes = list(_notes(weights))
     if weights.classifier is not None:
-        matches = [_described(weights.classifier, source.layout or "flax-resnet")]
+        matches = [_described(weights, source.layout or "flax-resnet")]
     else:
         found = guess({name: array.shape for name, array in weights.arrays.items()})
         matches = [_guessed(one) for one in found]
+        if not matches:
+            notes.append(f"the first names are {name_some(weights.arrays)}")
+        inner = find_prefix(weights.arrays)
+        if inner is not None and all(one.share < 1 for one in found):
+            notes.append(f"names of a known layout are behind {inner!r}: --prefix {inner}")
     preprocessing = weights.preprocessing
     return {
         "source": str(path),
@@ -41,15 +54,23 @@ def inspect(path: Path) -> dict[str, Any]:
         ),
         "dtypes": dict(collections.Counter(str(a.dtype) for a in weights.arrays.values())),
         "preprocessing": None if preprocessing is None else preprocessing.to_json(),
-        "notes": list(_notes(weights)),
+        "notes": notes,
     }
 
 
-def _described(classifier: ClassifierSpec, layout: str) -> dict[str, Any]:
+def _described(weights: Weights, layout: str) -> dict[str, Any]:
+    classifier = weights.classifier
+    assert classifier is not None
+    problems: list[str] = []
+    try:
+        check(classifier, weights.arrays)
+    except ConversionError as error:
+        problems = error.problems
     return {
         "layout": layout,
         "model": _name(classifier.network),
-        "sure": "the file says so",
+        "sure": "the file says so, but has not its tensors" if problems else "the file says so",
+        "problems": problems,
         "num_classes": classifier.num_classes,
         "statistics_batch_size": classifier.statistics_batch_size,
         "spec": classifier.network.to_json(),
@@ -82,6 +103,7 @@ def _guessed(found: Guess) -> dict[str, Any]:
         "layout": found.layout,
         "model": found.model,
         "sure": exact if found.share == 1 else f"only {found.share:.0%} of the names fit: nearest",
+        "problems": list(found.problems),
         "num_classes": found.classifier.num_classes,
         "statistics_batch_size": None,
         "spec": found.classifier.network.to_json(),
@@ -108,6 +130,7 @@ def as_text(found: dict[str, Any]) -> str:
         )
         if match["statistics_batch_size"] is not None:
             lines.append(f"    running variances over batches of {match['statistics_batch_size']}")
+        lines += [f"    {problem}" for problem in match["problems"]]
         if match["undecided"]:
             lines.append(f"    not to be seen in tensors, taken as {', '.join(match['undecided'])}")
     if not found["matches"]:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from convert.arrays import compare_shapes, dtype_problems, to_numpy, to_tensor
+from convert.arrays import as_arrays, compare_shapes, dtype_problems, to_tensor
 from convert.description import describe, describe_state
 from convert.errors import ConversionError
 from convert.twins import fill_by_name, flax_to_arrays
+from convert.wrappers import TORCHS_PREFIXES, unwrap
 from resnet_spec import ClassifierSpec
 
 __all__ = ["arrays_of", "build", "build_flax", "build_torch", "check", "describe"]
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def arrays_of(model: Any) -> dict[str, np.ndarray]:
     """The arrays of either twin with torch's names and axes, as views where that can be."""
     if hasattr(model, "state_dict"):
-        return {name: to_numpy(tensor) for name, tensor in model.state_dict().items()}
+        return as_arrays(model.state_dict())
     return flax_to_arrays(model)
 
 
@@ -50,7 +51,7 @@ def build(state: Mapping[str, Any], backend: Literal["torch", "flax"]) -> Any:
             "this state dict does not say which network it is of: build the model by "
             "`create` and load it, or take the state dict from `from_layout`"
         )
-    arrays = {name: to_numpy(tensor) for name, tensor in state.items()}
+    arrays, _ = unwrap(as_arrays(state), TORCHS_PREFIXES)
     return (build_torch if backend == "torch" else build_flax)(classifier, arrays)
 
 

@@ -19,6 +19,15 @@ def add_stated(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, choices=CHOICES[name], help="if it is not the layout's usual")
 
 
+def add_prefix(parser: argparse.ArgumentParser) -> None:
+    """Adds `--prefix`."""
+    parser.add_argument(
+        "--prefix",
+        default="",
+        help="take only the tensors of a file whose names begin so, as encoder., and take it off",
+    )
+
+
 def stated(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of the spec that the user states."""
     return {name: value for name in _STATED if (value := getattr(options, name))}

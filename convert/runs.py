@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from convert import checkpoints, sgd
-from convert.arrays import is_floating, to_numpy, to_tensor, value_problems
+from convert.arrays import as_arrays, is_floating, to_tensor, value_problems
 from convert.checkpoints import Checkpoint
 from convert.description import as_state_dict, describe_state, parse_description
 from convert.errors import ConversionError
 from convert.leaves import as_flax, as_torch
 from convert.models import check, torch_skeleton
 from convert.schedule import make_schedule, resolve
+from convert.wrappers import TORCHS_PREFIXES, unwrap
 from resnet_spec import ClassifierSpec, Preprocessing, __version__
 from resnet_spec.checkpoints import EMA, MODEL, OPTIMIZER
 
@@ -209,7 +210,7 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     sgd.check_stock(config)
     classifier = parse_description(state["classifier"], len(state["model"]))
     weights = {
-        key: {name: to_numpy(tensor) for name, tensor in state[key].items()}
+        key: unwrap(as_arrays(state[key]), TORCHS_PREFIXES)[0]
         for key in (MODEL, EMA)
         if state[key] is not None
     }

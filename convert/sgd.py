@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert.arrays import compare_shapes, to_numpy, value_problems
+from convert.arrays import as_arrays, compare_shapes, value_problems
 from convert.errors import ConversionError
 from convert.leaves import as_flax, as_torch
 
@@ -116,11 +116,13 @@ def buffers_of_state(
     An optimizer that has not made a step yet has none: they are `zeros`, of the right shapes and
     dtypes. `names` are in the order of `parameter_names`.
     """
-    found = {
-        index: to_numpy(entry["momentum_buffer"])
-        for index, entry in state["state"].items()
-        if entry.get("momentum_buffer") is not None
-    }
+    found = as_arrays(
+        {
+            index: entry["momentum_buffer"]
+            for index, entry in state["state"].items()
+            if entry.get("momentum_buffer") is not None
+        }
+    )
     if not config["momentum"]:
         return {}, []
     if not found and step == 0:

@@ -7,18 +7,30 @@ from typing import Literal
 from convert import checkpoints, files, folders
 from convert.errors import ConversionError
 from convert.weights import Weights
+from resnet_spec import ResNetSpec
 
 
 @dataclass(frozen=True)
 class Source:
     """What was read, the form that it was in, and whose names it had, where the form says it.
 
-    The weights of a model folder are under our names already.
+    The weights of a model folder are under our names already. `beside` is the network of a file
+    without a description, as the `config.json` in its folder has it.
     """
 
     weights: Weights
     form: str
     layout: str | None = None
+    beside: ResNetSpec | None = None
+
+    def check_beside(self, path: Path, spec: ResNetSpec) -> None:
+        """Raises a ConversionError where the user states another network than is said beside."""
+        if self.beside is not None and (problems := spec.differences(self.beside)):
+            raise ConversionError(
+                f"the config.json beside {path} says that it is of another network (move the file "
+                "away if that is not its configuration):",
+                problems,
+            )
 
 
 def read_source(
@@ -26,8 +38,10 @@ def read_source(
     *,
     step: int | None = None,
     average: Literal["raw", "ema"] | None = None,
+    prefix: str = "",
     reset_counters: bool = False,
     allow_nonfinite: bool = False,
+    judge_values: bool = True,
 ) -> Source:
     """The weights at a path.
 
@@ -35,11 +49,14 @@ def read_source(
         path: a file of weights, the folder of a training run, or a Hugging Face folder.
         step: of a run's checkpoint; None is the newest.
         average: the run's newest weights or their moving average; None is the average if any.
+        prefix: of a file take only the tensors whose names begin so, and take it off.
         reset_counters: take missing `num_batches_tracked` of a model folder as zero.
         allow_nonfinite: take NaN and infinite values too.
+        judge_values: False takes them, and empty tensors of a file: the caller lists them.
 
     Raises:
-        ConversionError: it is none of these, or it is damaged.
+        ConversionError: it is none of these, or it is damaged, or the `config.json` beside a file
+            describes a network that the table has not.
         OSError: it cannot be read.
     """
     path.stat()  # a clear FileNotFoundError or PermissionError before any guess at its form
@@ -47,6 +64,9 @@ def read_source(
     is_run = path.is_dir() and not is_hugging_face
     if not is_run and (step is not None or average is not None):
         raise ConversionError(f"--step and --weights are for a run's folder, and {path} is none")
+    allow_nonfinite |= not judge_values
+    if prefix and path.is_dir():
+        raise ConversionError(f"--prefix is for a file of weights, and {path} is a folder")
     if is_hugging_face:
         weights = folders.read_folder(
             path, reset_counters=reset_counters, allow_nonfinite=allow_nonfinite
@@ -58,5 +78,8 @@ def read_source(
             checkpoints.read_run(path, step, average, allow_nonfinite=allow_nonfinite),
             "training run (Orbax)",
         )
-    weights = files.read_weights(path, allow_nonfinite=allow_nonfinite)
-    return Source(weights, f"{path.suffix} file")
+    weights = files.read_weights(
+        path, prefix=prefix, allow_nonfinite=allow_nonfinite, judge_values=judge_values
+    )
+    beside = None if weights.classifier is not None else folders.network_beside(path, weights)
+    return Source(weights, f"{path.suffix} file", beside=beside)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convert import leaves
-from convert.arrays import compare_shapes, is_floating, is_lossless, to_numpy
+from convert.arrays import as_arrays, compare_shapes, is_floating, is_lossless
 from convert.description import as_state_dict, describe, describe_state, differences_from_row
 from convert.errors import ConversionError
+from convert.wrappers import TORCHS_PREFIXES, unwrap
 from resnet_spec import ClassifierSpec
 
 if TYPE_CHECKING:
@@ -27,22 +28,25 @@ def flax_to_torch(flax_model: "nnx.Module") -> "dict[str, torch.Tensor]":
     edited since it was built says nothing.
 
     Raises:
-        ConversionError: two arrays of the model have one name in torch.
+        ConversionError: it is no module of Flax NNX, has no values (`nnx.eval_shape`), or two of
+            its arrays have one name in torch.
     """
+    arrays = flax_to_arrays(flax_model)
     try:
         classifier = describe(flax_model)
     except ConversionError:  # blocks or a head of one's own: the network alone, if it is ours
         spec, classifier = getattr(flax_model, "spec", None), None
         if spec is not None and not differences_from_row(flax_model):
             classifier = ClassifierSpec(spec)
-    return as_state_dict(flax_to_arrays(flax_model), classifier)
+    return as_state_dict(arrays, classifier)
 
 
 def torch_to_flax(state_dict: Mapping[str, Any], flax_model: "nnx.Module") -> None:
     """Fills a Flax model, in place and bit for bit, with the state dict of its torch twin.
 
     Args:
-        state_dict: torch tensors, or NumPy arrays with torch's names and axes.
+        state_dict: torch tensors, or NumPy arrays with torch's names and axes; `module.` and
+            `_orig_mod.`, which torch's wrappers put before all names, are taken off.
         flax_model: the twin, or one of `nnx.eval_shape`; arrays stay on the devices they are on.
 
     Raises:
@@ -50,7 +54,9 @@ def torch_to_flax(state_dict: Mapping[str, Any], flax_model: "nnx.Module") -> No
             the values; all of them are listed, and the model is unchanged.
     """
     variables = _variables(flax_model)
-    arrays = {name: to_numpy(value) for name, value in state_dict.items()}
+    arrays = as_arrays(state_dict)
+    if not variables.keys() & arrays.keys():
+        arrays, _ = unwrap(arrays, TORCHS_PREFIXES)
     problems = compare_shapes(
         {name: _torch_shape(flax_name, v) for name, (flax_name, v) in variables.items()},
         {name: array.shape for name, array in arrays.items()},
@@ -69,22 +75,27 @@ def torch_to_flax(state_dict: Mapping[str, Any], flax_model: "nnx.Module") -> No
 
 def flax_to_arrays(flax_model: "nnx.Module") -> dict[str, np.ndarray]:
     """As `flax_to_torch`, as read-only views with torch's names and axes; needs no torch."""
-    return {
-        name: leaves.to_torch(flax_name, np.asarray(variable.get_value()))
-        for name, (flax_name, variable) in _variables(flax_model).items()
-    }
+    variables = _variables(flax_model)
+    arrays = as_arrays({name: variable.get_value() for name, (_, variable) in variables.items()})
+    return {name: leaves.to_torch(variables[name][0], array) for name, array in arrays.items()}
 
 
 def _variables(model: "nnx.Module") -> "dict[str, tuple[str, nnx.Variable[Any]]]":
     """The variables by torch's name, each with Flax's name.
 
     Raises:
-        ConversionError: a layer has no counterpart, or two arrays have one name in torch.
+        ConversionError: it is no module of Flax NNX, a layer has no counterpart, or two arrays
+            have one name in torch.
     """
     from flax import nnx
 
     from flax_resnet.variables import named_parts
 
+    if not isinstance(model, nnx.Module):
+        raise ConversionError(
+            f"a model of Flax NNX is wanted here, not a {type(model).__name__} of "
+            f"{type(model).__module__.partition('.')[0]}"
+        )
     variables, modules = named_parts(model)
     for name, module in modules.items():
         if isinstance(module, nnx.ConvTranspose):  # torch's has other axes, and is mirrored

@@ -1,12 +1,16 @@
 """What is put around a state dict: a prefix before every name, a dictionary with other entries."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
+
+from convert.errors import ConversionError
 
 # What torch's DataParallel and torch.compile put before every name, and what people call the
 # network in a module around it (a Lightning module, most often). No layout of ours begins so.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
+TORCHS_PREFIXES = ("module.", "_orig_mod.")
+_PREFIXES = (*TORCHS_PREFIXES, "model.", "net.", "network.", "backbone.")
 _COUNT = "n_averaged"  # of torch's AveragedModel, which calls the network `module`
 # By the class, where torch's wrappers keep the network.
 _INNER = {
@@ -15,21 +19,49 @@ _INNER = {
     "DistributedDataParallel": "module",
     "AveragedModel": "module",
 }
+_NAMED = 4  # of many names in a sentence
 Value = TypeVar("Value")
 
 
-def unwrap(arrays: dict[str, Value]) -> tuple[dict[str, Value], list[str]]:
+def unwrap(
+    arrays: dict[str, Value], prefixes: tuple[str, ...] = _PREFIXES
+) -> tuple[dict[str, Value], list[str]]:
     """The arrays without the prefixes that all their names share, and notes on what was taken."""
     notes = []
     if _COUNT in arrays and all(n.startswith(_PREFIXES[0]) for n in arrays if n != _COUNT):
         arrays = {name: array for name, array in arrays.items() if name != _COUNT}
         notes.append(f"left out: {_COUNT!r}, of how many weights these are the average")
     while arrays and (
-        prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in arrays)), None)
+        prefix := next((p for p in prefixes if all(n.startswith(p) for n in arrays)), None)
     ):
         arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
         notes.append(f"every name began with {prefix!r}, which was taken off")
     return arrays, notes
+
+
+def take_prefix(arrays: Mapping[str, Value], prefix: str) -> tuple[dict[str, Value], list[str]]:
+    """The arrays whose names begin so, without it, and notes on what was left out.
+
+    Raises:
+        ConversionError: none begins so, before or after the prefixes that all of them share.
+    """
+    found, notes = dict(arrays), list[str]()
+    if not any(name.startswith(prefix) for name in found):
+        found, notes = unwrap(found)
+    taken = {n.removeprefix(prefix): a for n, a in found.items() if n.startswith(prefix)}
+    if not taken:
+        raise ConversionError(f"no name begins with {prefix!r}; there are {name_some(arrays)}")
+    if left_out := [name for name in found if not name.startswith(prefix)]:
+        notes.append(f"left out: {name_some(left_out)}, which do not begin with {prefix!r}")
+    taken, more = unwrap(taken)
+    return taken, [*notes, *more]
+
+
+def name_some(names: Collection[str]) -> str:
+    """The first few of many names."""
+    first = ", ".join(name[:60] for name in itertools.islice(names, _NAMED))
+    more = len(names) - _NAMED
+    return f"{first} and {more} more" if more > 0 else first
 
 
 def unwrap_module(model: Any) -> Any:
@@ -44,9 +76,18 @@ def only_state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Other entries may be arrays of one number: PyTorch's own example keeps the best accuracy so.
     """
-    found = [entry for entry in content.values() if _is_state_dict(entry)]
+    found = [content[name] for name in _entries(content)]
     has_weights = any(math.prod(getattr(entry, "shape", ())) != 1 for entry in content.values())
     return found[0] if len(found) == 1 and not has_weights else content
+
+
+def state_dicts(content: Mapping[str, Any]) -> list[str]:
+    """The entries that are whole state dicts: their names have parts, unlike a layer's."""
+    return [name for name in _entries(content) if any("." in inner for inner in content[name])]
+
+
+def _entries(content: Mapping[str, Any]) -> list[str]:
+    return [name for name, entry in content.items() if _is_state_dict(entry)]
 
 
 def _is_state_dict(entry: Any) -> bool:

@@ -198,6 +198,23 @@ def test_a_folder_that_transformers_wrote_is_read(transformers, tmp_path):
     assert relative_error(logits(model), logits(theirs)) <= 1e-5
 
 
+def test_a_network_of_transformers_without_its_classifier_has_no_head(transformers, tmp_path):
+    config = transformers.ResNetConfig(
+        layer_type="basic", depths=[1, 1, 1, 1], hidden_sizes=[64, 128, 256, 512]
+    )
+    theirs = transformers.ResNetModel(config)
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path / "f")
+    weights = read_folder(tmp_path / "f")
+    assert weights.classifier is not None
+    assert weights.classifier.num_classes is None
+    model = build_torch(weights.classifier, weights.arrays).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = theirs.eval()(images).pooler_output.flatten(1)
+        assert relative_error(to_numpy(model(images)), to_numpy(features)) <= 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_timms_architecture_is_our_network_tensor_for_tensor(timm, architecture):
@@ -270,7 +287,7 @@ UNSUPPORTED = [
         ("hidden_act is 'gelu', here 'relu'", "downsample_in_first_stage"),
     ),
     ("transformers", {"model_type": "timm_wrapper"}, ("'timm_wrapper'",)),
-    ("transformers", {"architectures": ["ResNetModel"]}, ("ResNetModel",)),
+    ("transformers", {"architectures": ["ResNetBackbone"]}, ("'ResNetBackbone'", "ResNetModel")),
     ("transformers", {"layer_type": "fire"}, ("'fire'",)),
     ("transformers", {"quantization_config": {}}, ("quantised",)),
     ("transformers", {"layer_type": "bottleneck", "hidden_sizes": [65, 4]}, ("divide by 4",)),
@@ -297,6 +314,10 @@ def test_what_the_table_has_not_is_named(folders, layout, changes, parts):
         ({"do_normalize": False}, "do_normalize is false"),
         ({"rescale_factor": 1}, "rescale_factor is 1"),
         ({"image_processor_type": "ViTImageProcessor"}, "ViTImageProcessor"),
+        (
+            {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}},
+            "ViTImageProcessor is neither ConvNext",
+        ),
         ({"size": {"shortest_edge": 384}}, "squeezed to 384"),
         ({"size": {"height": 224}}, "as transformers writes it"),
         ({"crop_size": {"height": 300, "width": 300}}, "no square within 224"),

@@ -346,6 +346,19 @@ def test_the_state_dicts_of_a_run_say_which_network_they_are_of(made, tmp_path):
         convert.run_from_torch(state, tmp_path / "run")
 
 
+def test_what_torchs_wrappers_put_before_the_names_of_a_state_is_taken_off(made, tmp_path):
+    state = copy.deepcopy(made.states[10])
+    for key in ("model", "ema"):
+        state[key] = {f"module.{name}": tensor for name, tensor in state[key].items()}
+    convert.run_from_torch(state, tmp_path / "b")
+    again = convert.run_to_torch(tmp_path / "b")
+    assert_same_state(again["model"], made.states[10]["model"])
+    state["model"]["module.head.bias"] = state["model"]["module.head.bias"].to_sparse()
+    with pytest.raises(convert.ConversionError, match=r"head\.bias is not an array of numbers"):
+        convert.run_from_torch(state, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 def test_momentum_that_is_not_finite_is_no_runs(made, tmp_path):
     state = copy.deepcopy(made.states[10])
     state["optimizer"]["state"][0]["momentum_buffer"].fill_(float("nan"))

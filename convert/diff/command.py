@@ -209,6 +209,7 @@ def _read(
         )
     layout = side.layout or "flax-resnet"
     spec = with_channels(layout_spec(options.model, layout, **stated(options)), arrays, layout)
+    source.check_beside(side.source, spec)
     arrays, classifier = read_layout(arrays, spec, layout, reset_counters=options.reset_counters)
     return classifier, arrays
 

@@ -10,13 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.arrays import (
-    compare_shapes,
-    dtype_problems,
-    is_counter,
-    to_numpy,
-    value_problems,
-)
+from convert.arrays import as_arrays, check_mapping, compare_shapes, is_counter
 from convert.description import as_state_dict, describe_state
 from convert.errors import ConversionError
 from convert.layouts import (
@@ -30,14 +24,13 @@ from convert.layouts import (
     transformers,
 )
 from convert.layouts.layout import Layout
+from convert.layouts.mismatch import array_problems, layout_problems
 from convert.layouts.trees import flatten, nest
-from convert.wrappers import only_state_dict, unwrap
+from convert.wrappers import TORCHS_PREFIXES, only_state_dict, state_dicts, take_prefix, unwrap
 from resnet_spec import ClassifierSpec, ResNetSpec, UnknownNameError, find_spec
 
 _FILES = (ours, torchvision, timm, transformers, torch_resnet, cifar, flax_imagenet, bonsai)
 LAYOUTS: dict[str, Layout] = {file.LAYOUT.name: file.LAYOUT for file in _FILES}
-_COUNTER = "num_batches_tracked"
-_ADVICE = "reset_counters (--reset-counters) takes them as zero"
 
 
 def from_layout(
@@ -45,6 +38,7 @@ def from_layout(
     name: str,
     layout: str,
     *,
+    prefix: str = "",
     reset_counters: bool = False,
     allow_nonfinite: bool = False,
     **changes: Any,
@@ -60,6 +54,7 @@ def from_layout(
             dict, and `module.` before all names, are taken off.
         name: full name of the model in our table, such as `ResNet50`.
         layout: a key of `LAYOUTS`.
+        prefix: take only the tensors whose names begin so, `encoder.`, and take it off.
         reset_counters: take the `num_batches_tracked` that are missing, as in files of old torch
             versions, or are no counts as torch has them, as zero; layouts of Flax never have them.
         allow_nonfinite: take NaN and infinite values, too.
@@ -76,13 +71,26 @@ def from_layout(
     """
     spec = layout_spec(name, layout, **changes)
     found = find_layout(layout)
+    check_mapping(tensors)
     if not found.spelling.is_flax:
         tensors = only_state_dict(tensors)
         _check_described(tensors, spec)
-    arrays, _ = unwrap(_as_arrays(flatten(tensors, found)))
-    ours, classifier = read_layout(
-        arrays, spec, layout, reset_counters=reset_counters, allow_nonfinite=allow_nonfinite
-    )
+    arrays = flatten(tensors, found)
+    arrays, _ = take_prefix(arrays, prefix) if prefix else unwrap(arrays)
+    try:
+        ours, classifier = read_layout(
+            as_arrays(arrays),
+            spec,
+            layout,
+            reset_counters=reset_counters,
+            allow_nonfinite=allow_nonfinite,
+        )
+    except ConversionError as error:
+        if len(several := state_dicts(tensors)) < 2:
+            raise
+        raise ConversionError(
+            f"this holds {len(several)} state dicts, {', '.join(map(repr, several))}: give one"
+        ) from error
     return as_state_dict(ours, classifier)
 
 
@@ -122,10 +130,10 @@ def to_layout(
     """
     spec = layout_spec(name, layout, **changes)
     _check_described(tensors, spec)
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    classifier = _with_head(spec, shapes, "head.weight", "head.bias" in shapes)
-    arrays = _as_arrays(tensors)
-    if problems := _array_problems(arrays, allow_nonfinite):
+    arrays, _ = unwrap(as_arrays(tensors), TORCHS_PREFIXES)
+    shapes = {key: array.shape for key, array in arrays.items()}
+    classifier = with_head(spec, shapes, "head.weight", "head.bias" in shapes)
+    if problems := array_problems(arrays, allow_nonfinite):
         raise ConversionError("these are not weights:", problems)
     theirs = write_layout(arrays, classifier, layout)
     if find_layout(layout).spelling.is_flax:
@@ -151,7 +159,7 @@ def read_layout(
     if weight in given and given[weight].shape[2:] == (1, 1):
         given[weight] = given[weight][:, :, 0, 0]
     has_bias = bias in given or not found.may_lack_bias
-    classifier = _with_head(spec, {n: a.shape for n, a in given.items()}, weight, has_bias)
+    classifier = with_head(spec, {n: a.shape for n, a in given.items()}, weight, has_bias)
     theirs = found.tensors(classifier)
     counters = [name for name in classifier.tensors() if is_counter(name)]
     if reset_counters:
@@ -160,19 +168,8 @@ def read_layout(
             for name in counters
             if name in theirs and not _is_count(given.get(theirs[name]))
         }
-    problems = compare_shapes(
-        {theirs[name]: shape for name, shape in classifier.tensors().items() if name in theirs},
-        {name: array.shape for name, array in given.items()},
-    )
-    if problems and all(p.startswith("missing") and _COUNTER in p for p in problems):
-        problems.append(f"counters alone are missing: {_ADVICE}")
-    if problems:
-        signs = found.signs({name: array.shape for name, array in tensors.items()})
-        problems = [*signs, *problems]
-    problems += _array_problems(given, allow_nonfinite)
-    if problems and all(f"{_COUNTER} should be int64" in problem for problem in problems):
-        problems.append(f"counters alone are none of torch's: {_ADVICE}")
-    if problems:
+    expected = {theirs[n]: shape for n, shape in classifier.tensors().items() if n in theirs}
+    if problems := layout_problems(found, expected, given, allow_nonfinite=allow_nonfinite):
         raise ConversionError(
             f"these tensors are not this model's in the layout {layout}:", problems
         )
@@ -216,28 +213,6 @@ def find_layout(layout: str) -> Layout:
     return LAYOUTS[layout]
 
 
-def _as_arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Raises a ConversionError that names every value which NumPy cannot hold."""
-    arrays, problems = {}, []
-    for name, tensor in tensors.items():
-        try:
-            arrays[name] = to_numpy(tensor)
-        except (TypeError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            problems.append(f"{name} is not an array of numbers: {reason}")
-    if problems:
-        raise ConversionError("these are not weights:", problems)
-    return arrays
-
-
-def _array_problems(arrays: Mapping[str, np.ndarray], allow_nonfinite: bool) -> list[str]:
-    problems: list[str] = []
-    for name, array in arrays.items():
-        problems += dtype_problems(name, array)
-        problems += value_problems(name, array, allow_nonfinite=allow_nonfinite)
-    return problems
-
-
 def _check_described(tensors: Mapping[str, Any], spec: ResNetSpec) -> None:
     """Raises a ConversionError where a twin's state dict says that it is of another network."""
     described = describe_state(tensors)
@@ -253,7 +228,7 @@ def _is_count(array: np.ndarray | None) -> bool:
     return array is not None and array.shape == () and array.dtype == np.int64
 
 
-def _with_head(
+def with_head(
     spec: ResNetSpec, shapes: Mapping[str, Any], weight: str, has_bias: bool
 ) -> ClassifierSpec:
     """The description with the head that is there; `weight` is its name."""

@@ -89,21 +89,14 @@ def read(files: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing]:
     """The description of the model, as `ClassifierSpec.to_json`'s, and its preprocessing.
 
     Raises:
-        ConversionError: it is a network that the table has not; the differences are listed.
+        ConversionError: it is a network or a preprocessing that the table has not; the differences
+            are listed.
         ValueError, KeyError, TypeError: the content is not timm's.
     """
     config = files["config.json"]
-    pretrained = {**_DEFAULTS, **config.get("pretrained_cfg", config)}
-    arguments = config.get("model_args", {})
-    architecture = config["architecture"].partition(".")[0]
-    problems = [*_differences(architecture), *_unsupported(config, pretrained, arguments)]
-    if problems:
-        raise ConversionError("config.json describes a network that this table has not:", problems)
-    channels, height, _ = pretrained["input_size"]
-    channels = arguments.get("in_chans", channels)
-    spec = dataclasses.replace(find_spec(ARCHITECTURES[architecture]), in_planes=channels)
-    num_classes = config.get("num_classes", pretrained["num_classes"])
-    num_classes = arguments.get("num_classes", num_classes)
+    pretrained = _pretrained(config)
+    fields = read_network(config, tuple(_unprepared(pretrained)))
+    channels, height = fields["network"]["in_planes"], pretrained["input_size"][1]
     labels = config.get("label_names", pretrained.get("label_names"))
     if isinstance(labels, dict) and set(labels) == {str(n) for n in range(len(labels))}:
         labels = [labels[str(number)] for number in range(len(labels))]
@@ -116,8 +109,33 @@ def read(files: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing]:
         interpolation=pretrained["interpolation"],
         crop_fraction=pretrained["crop_pct"],
     )
-    fields = {"network": spec.to_json(), "num_classes": num_classes or None, "head_bias": True}
     return fields, preprocessing
+
+
+def read_network(config: Mapping[str, Any], problems: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The description of the model alone.
+
+    Raises: as `read`; `problems` are listed, too.
+    """
+    pretrained, arguments = _pretrained(config), config.get("model_args", {})
+    architecture = config["architecture"].partition(".")[0]
+    problems = (*_differences(architecture), *_unsupported(config, arguments), *problems)
+    if problems:
+        raise ConversionError("config.json describes a network that this table has not:", problems)
+    channels = arguments.get("in_chans", pretrained["input_size"][0])
+    spec = dataclasses.replace(find_spec(ARCHITECTURES[architecture]), in_planes=channels)
+    num_classes = config.get("num_classes", pretrained["num_classes"])
+    num_classes = arguments.get("num_classes", num_classes)
+    return {"network": spec.to_json(), "num_classes": num_classes or None, "head_bias": True}
+
+
+def whole_names(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arrays by the layout's names, which timm's folders have."""
+    return arrays
+
+
+def _pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_DEFAULTS, **config.get("pretrained_cfg", config)}
 
 
 def _find_architecture(spec: ResNetSpec) -> str:
@@ -142,14 +160,15 @@ def _differences(architecture: str) -> Iterator[str]:
     yield f"architecture {architecture!r}: {why or 'none of the papers'}{hint}"
 
 
-def _unsupported(
-    config: Mapping[str, Any], pretrained: Mapping[str, Any], arguments: Mapping[str, Any]
-) -> Iterator[str]:
+def _unsupported(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> Iterator[str]:
     given = {"global_pool": config.get("global_pool", "avg"), **arguments}
     for name, value in given.items():
         if name not in _HARMLESS and value != _ONLY_VALUES.get(name, given):
             only = f", here {_ONLY_VALUES[name]!r}" if name in _ONLY_VALUES else ""
             yield f"{name} is {value!r}{only}"
+
+
+def _unprepared(pretrained: Mapping[str, Any]) -> Iterator[str]:
     if pretrained.get("label_offset"):
         yield f"label_offset is {pretrained['label_offset']!r}, here 0"
     _, height, width = pretrained["input_size"]

@@ -25,6 +25,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 _ONLY_VALUES = {"model_type": "resnet", "hidden_act": "relu", "downsample_in_first_stage": False}
 _ARCHITECTURE = "ResNetForImageClassification"
+_HEADLESS = "ResNetModel"
 _STEPS = ("do_resize", "do_rescale", "do_normalize")
 
 
@@ -60,8 +61,19 @@ def read(files: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing | None
         ConversionError: it is a network that the table has not; the differences are listed.
         ValueError, KeyError, TypeError: the content is not transformers'.
     """
-    given = files["config.json"]
-    config = {**_DEFAULTS, **given}
+    config = files["config.json"]
+    fields, processor = read_network(config), files.get(PREPROCESSOR)
+    if processor is None:
+        return fields, None
+    return fields, _read_processor(processor, class_names(config))
+
+
+def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of the model alone.
+
+    Raises: as `read`.
+    """
+    config = {**_DEFAULTS, **config}
     expansion = BOTTLENECK_EXPANSION if config["layer_type"] == "bottleneck" else 1
     problems = list(_unsupported(config))
     if any(size % expansion for size in config["hidden_sizes"]):
@@ -77,11 +89,13 @@ def read(files: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing | None
     }
     if config["downsample_in_bottleneck"] and config["layer_type"] == "bottleneck":
         network["bottleneck_stride"] = "1x1"
-    fields = {"network": network, "num_classes": len(_labels(config)) or None, "head_bias": True}
-    processor = files.get(PREPROCESSOR)
-    if processor is None:
-        return fields, None
-    return fields, _read_processor(processor, class_names(config))
+    return {"network": network, "num_classes": len(_labels(config)) or None, "head_bias": True}
+
+
+def whole_names(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arrays by the layout's names: a `ResNetModel` has no name for itself before its own."""
+    is_inner = any(name.startswith("embedder.") for name in arrays)
+    return {f"resnet.{name}": array for name, array in arrays.items()} if is_inner else arrays
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -96,8 +110,8 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
         if config.get(name, only) != only:
             yield f"{name} is {config[name]!r}, here {only!r}"
     architectures = config.get("architectures") or [_ARCHITECTURE]
-    if architectures != [_ARCHITECTURE]:
-        yield f"architectures are {architectures!r}, here {_ARCHITECTURE}"
+    if architectures not in ([_ARCHITECTURE], [_HEADLESS]):
+        yield f"architectures are {architectures!r}, here {_ARCHITECTURE} or {_HEADLESS}"
     if config["layer_type"] not in ("basic", "bottleneck"):
         yield f"layer_type is {config['layer_type']!r}, here basic or bottleneck"
     if config.get("quantization_config") is not None:
@@ -107,6 +121,8 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
 def _labels(config: Mapping[str, Any]) -> list[str]:
     """The names of the classes in order; two without names are transformers' default."""
     labels = config.get("id2label")
+    if config.get("architectures") == [_HEADLESS]:
+        return []
     if labels is None:
         return [f"LABEL_{number}" for number in range(config.get("num_labels", 2))]
     return [labels[str(number)] for number in range(len(labels))]
@@ -138,9 +154,11 @@ def _read_processor(
     processor: Mapping[str, Any], class_names: tuple[str, ...] | None
 ) -> Preprocessing:
     kind = str(processor.get("image_processor_type", processor.get("feature_extractor_type")))
-    edge, cut, fraction = _read_size(processor)
     problems = [f"{step} is false" for step in _STEPS if processor.get(step, True) is not True]
-    if not kind.startswith(("ConvNext", "BitImage")):
+    edge, cut, fraction = 0, 0, 1.0
+    if kind.startswith(("ConvNext", "BitImage")):
+        edge, cut, fraction = _read_size(processor)
+    else:
         problems.append(f"{kind} is neither ConvNextImageProcessor nor BitImageProcessor")
     if abs(processor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         problems.append(f"rescale_factor is {processor['rescale_factor']!r}, here 1/255")

@@ -1,0 +1,115 @@
+"""A source's weights under our names, of the model that it or the user states, and as asked for."""
+
+import argparse
+import dataclasses
+
+from convert.errors import ConversionError
+from convert.guess import undecided
+from convert.heads import change_head, without_head
+from convert.layouts import layout_spec, read_layout, with_channels
+from convert.options import stated
+from convert.sources import Source
+from convert.weights import Weights
+from convert.wrappers import name_some
+from resnet_spec import PREPROCESSINGS, ResNetSpec
+
+_OURS = "flax-resnet"
+
+
+def as_ours(source: Source, options: argparse.Namespace) -> Weights:
+    """The source's weights under our names, with notes on what was left out or taken on trust.
+
+    Raises:
+        ConversionError: nothing says which model they are, or their source says another than the
+            user; or they are not those of the model.
+    """
+    weights, described = source.weights, source.weights.classifier
+    layout = options.layout or _OURS
+    if source.layout is not None and layout == source.layout:
+        layout = _OURS  # the folder's names are translated already
+    spec, notes = _find_network(source, layout, options), list(weights.notes)
+    if described is None and source.beside is None:
+        taken = ", ".join(undecided(spec, stated(options)))
+        notes.append(f"not to be seen in tensors, taken as {taken}")
+    arrays = weights.arrays
+    if options.head != "keep":
+        arrays, left_out = without_head(arrays, spec, layout)
+        if left_out:
+            notes.append(f"left out: {name_some(left_out)}, the head")
+        elif options.head == "drop":
+            raise ConversionError(f"--head drop: {options.source} has no head")
+    arrays, classifier = read_layout(
+        arrays,
+        spec,
+        layout,
+        reset_counters=options.reset_counters,
+        allow_nonfinite=options.allow_nonfinite,
+    )
+    if described is not None:
+        classifier = dataclasses.replace(
+            classifier, statistics_batch_size=described.statistics_batch_size
+        )
+        changes = stated(options)
+        notes += [
+            f"instead of the source's {name}, {value}: {changes[name]}"
+            for name, value in described.network.to_json().items()
+            if changes.get(name, value) != value
+        ]
+    if (batch_size := options.statistics_batch_size) is not None:
+        classifier = dataclasses.replace(classifier, statistics_batch_size=batch_size)
+    return dataclasses.replace(weights, arrays=arrays, classifier=classifier, notes=tuple(notes))
+
+
+def as_asked(
+    weights: Weights, options: argparse.Namespace, *, is_headless: bool = False
+) -> Weights:
+    """Described weights with the head and the preprocessing that the user asks for.
+
+    With `is_headless` the old head has been left out.
+    """
+    weights = change_head(weights, options.head, is_headless=is_headless)
+    if options.preprocessing is None:
+        return weights
+    if weights.preprocessing is not None:
+        print(f"note: instead of the source's preprocessing, {weights.preprocessing}")
+    if options.preprocessing == "none":
+        return dataclasses.replace(weights, preprocessing=None)
+    assert weights.classifier is not None
+    known = PREPROCESSINGS[options.preprocessing]
+    if known.class_names is not None and len(known.class_names) != weights.classifier.num_classes:
+        known = dataclasses.replace(known, class_names=None)
+    return dataclasses.replace(weights, preprocessing=known)
+
+
+def _find_network(source: Source, layout: str, options: argparse.Namespace) -> ResNetSpec:
+    """The network, of which what the source and the user say must agree."""
+    weights, described = source.weights, source.weights.classifier
+    changes = stated(options)
+    if (
+        described is not None
+        and layout != _OURS
+        and described.tensors().keys() <= weights.arrays.keys()
+    ):
+        raise ConversionError(
+            f"{options.source} says itself which model it is, and has the names of the layout "
+            f"{_OURS}: leave out --layout {layout}, --model is not needed"
+        )
+    if described is not None and (layout == _OURS or options.model is not None):
+        spec = dataclasses.replace(described.network, **changes)
+        asked = spec
+        if options.model is not None:
+            asked = with_channels(
+                layout_spec(options.model, layout, **changes), weights.arrays, layout
+            )
+        differences = asked.differences(described.network)
+        if problems := [d for d in differences if d.partition(":")[0] not in changes]:
+            raise ConversionError(f"{options.source} says that it is of another network:", problems)
+        return spec
+    if options.model is None:
+        raise ConversionError(
+            f"give --model, the name in our table of what {options.source} holds, and --layout "
+            "where its names are not ours: `resnet-convert inspect` guesses both"
+        )
+    spec = with_channels(layout_spec(options.model, layout, **changes), weights.arrays, layout)
+    source.check_beside(options.source, spec)
+    return spec
