@@ -1,7 +1,10 @@
 """What options on the command line make of a recipe, and of the configuration of a resumed run."""
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +164,31 @@ def test_a_field_of_no_use_that_a_recipe_or_an_older_run_has_is_only_said(tmp_pa
     assert parse(resume).image_size == parse([*resume, "--image-size", "7"]).image_size == 7
     with pytest.raises(UserError, match="--image-size 8 is for streamed images"):
         parse([*resume, "--image-size", "8"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("digits", "--help"), 0, ""),
+        (("digits", "--print-config"), 0, ""),
+        (
+            ("digits", "--model", "WideResNet16-1-0.0", "--max-steps", "1", "--run-dir", "run"),
+            1,
+            "resnet-train: standard output was closed\n",
+        ),
+    ],
+)
+def test_a_reader_of_the_output_may_leave(arguments, code, said, tmp_path: Path):
+    """`| head` has what it wants of a list; a run whose lines nobody reads has failed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, "-m", "train", *arguments],
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (code, said)

@@ -23,8 +23,8 @@ from train.recipes import DEFAULT, RECIPES
 from train.resume import OF_ONE_START
 from train.unused import unused_fields
 
-_USAGE = "usage: resnet-train [RECIPE] [--field value ...]"
 _PRINT = "--print-config"
+_USAGE = f"usage: resnet-train [RECIPE] [--field value ...] [{_PRINT}]"
 COMMANDS = {  # beside the recipes: a module with `main(arguments) -> exit code`
     "prepare": "train.prepare",
     "results": "train.results",
@@ -52,10 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         _run(parse(arguments))
     except ModuleNotFoundError as error:
-        return _fail(error, f"this needs the package {error.name}: install flax-resnet[train]")
+        extra = "torch" if error.name == "torch" else "train"
+        return _fail(error, f"this needs the package {error.name}: install flax-resnet[{extra}]")
     except KeyboardInterrupt as error:
         way_on = "; --resume --run-dir FOLDER goes on from a checkpoint" if trains else ""
         return _fail(error, f"interrupted{way_on}")
+    except BrokenPipeError as error:  # `| head`: what was asked for was read, or a run is not
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no end
+        is_said = _PRINT in arguments or {"-h", "--help"} & {*arguments} or not trains
+        return 0 if is_said else _fail(error, "standard output was closed")
     except (
         *(UserError, UnknownNameError, StoppedError, DivergedError, DeviceError),
         OSError,

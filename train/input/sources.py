@@ -118,13 +118,18 @@ def at_home(path: Path) -> Path:
 @contextlib.contextmanager
 def explaining(name: str, split: str, data_dir: Path | None) -> Iterator[None]:
     """Any error of tfds, which raises a dozen kinds for what is not there, as a UserError."""
+    place = find_data_dir(data_dir)
+    way_on = (
+        f"prepare it there by `resnet-train prepare {name} --data-dir {place}`, or name its folder "
+        "by --data-dir or TFDS_DATA_DIR"
+    )
+    if not (place / name).is_dir():  # tfds would speak of forms of files that it looked for
+        raise UserError(f"there is no folder {place / name}: {way_on}")
     try:
         yield
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        place = find_data_dir(data_dir)
         raise UserError(
-            f"{name} ({split}) cannot be read from {place}: prepare it there by `resnet-train "
-            f"prepare {name} --data-dir {place}`, or name its folder by --data-dir or "
-            f"TFDS_DATA_DIR ({type(error).__name__}: {reason})"
+            f"{name} ({split}) cannot be read from {place}: {way_on} "
+            f"({type(error).__name__}: {reason})"
         ) from error
