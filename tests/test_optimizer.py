@@ -164,13 +164,16 @@ def test_lars_trusts_weights_by_their_norms_and_leaves_batch_norm_and_biases_to_
             w = w - v
 
 
-@pytest.mark.parametrize("zero", ["weights", "gradients"])
-def test_lars_takes_the_global_rate_where_a_norm_is_zero(zero):
-    optimizer = make(optimizer="lars", weight_decay=0.3, momentum=0.0)
-    params, gradients = arrays(0, float(zero != "weights")), arrays(1, float(zero != "gradients"))
+@pytest.mark.parametrize(
+    ("weight", "gradient", "decay", "local"),
+    [(0.0, 1.0, 0.3, 1.0), (1.0, 0.0, 0.3, 0.001 / 0.3), (0.0, 0.0, 0.3, 1.0), (1.0, 0.0, 0.0, 1)],
+)
+def test_lars_moves_weights_of_zero_and_no_norm_of_zero_makes_nan(weight, gradient, decay, local):
+    optimizer = make(optimizer="lars", weight_decay=decay, momentum=0.0)
+    params, gradients = arrays(0, weight), arrays(1, gradient)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     for name in ("conv.kernel", "head.kernel"):
-        expected = -0.1 * (gradients[name] + 0.3 * params[name])
+        expected = -0.1 * local * (gradients[name] + decay * params[name])
         np.testing.assert_allclose(updates[name], expected, rtol=1e-6)
 
 

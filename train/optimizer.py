@@ -70,14 +70,14 @@ def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTr
 def _trust(weight_decay: float) -> optax.GradientTransformation:
     """The local rates of LARS (You et al. 2017, arXiv:1708.03888, algorithm 1), with the decay.
 
-    Each is 0.001 |w| / (|g| + decay |w|), where `optax.lars` divides by |g + decay w|; and 1 where
-    either norm is zero, or such weights would never move.
+    Each is 0.001 |w| / (|g| + decay |w|), where `optax.lars` divides by |g + decay w|; and 1 for
+    weights that are all zero, which would never move.
     """
 
     def scale(gradient: Array, weight: Array) -> Array:
-        size, slope = jnp.linalg.norm(weight), jnp.linalg.norm(gradient)
-        rate = _TRUST * size / (slope + weight_decay * size)
-        rate = jnp.where((size == 0) | (slope == 0), 1, rate)
+        size = jnp.linalg.norm(weight)
+        bound = jnp.linalg.norm(gradient) + weight_decay * size
+        rate = jnp.where((size == 0) | (bound == 0), 1, _TRUST * size / bound)
         return rate * (gradient + weight_decay * weight)
 
     def update(gradients: Any, params: Any) -> dict[str, Array]:
