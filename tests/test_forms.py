@@ -292,16 +292,6 @@ def test_what_is_no_state_dict_is_said(tmp_path, content):
         read_weights(tmp_path / "m.pt")
 
 
-def test_a_torchscript_file_is_told_how_to_re_save(tmp_path):
-    path: Path = tmp_path / "m.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in ("m/data.pkl", "m/constants.pkl"):
-            archive.writestr(name, b"\x80\x02).")
-    with pytest.raises(convert.ConversionError, match="TorchScript") as caught:
-        read_weights(path)
-    assert "torch.jit.load('m.pt')" in caught.value.problems[0]
-
-
 def test_tensors_that_say_to_be_larger_than_the_file_are_refused(tmp_path):
     path = tmp_path / "m.pt"
     torch.save({"w": torch.ones(1).expand(10**6, 10**6)}, path)

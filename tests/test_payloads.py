@@ -88,15 +88,17 @@ def test_every_payload_is_alive(tmp_path):
 
 
 def test_a_refusal_lists_what_the_file_asks_for(tmp_path):
-    import argparse
+    import fractions
 
     path = tmp_path / "run.pth"
-    content = {"args": argparse.Namespace(lr=0.1), "state_dict": {"w": torch.ones(3)}}
+    content = {"args": fractions.Fraction(1, 3), "state_dict": {"w": torch.ones(3)}}
     torch.save(content, path)
     message = refusal(path)
-    assert "argparse.Namespace" in message
+    assert "fractions.Fraction" in message
     lines = [line.strip() for line in message.splitlines()]
-    script = "\n".join(line for line in lines if line.startswith(("content =", "torch.save(")))
+    script = "\n".join(
+        line for line in lines if line.startswith(("content", "state", "torch.save("))
+    )
     code = f"import torch\n{script}"  # the advice works, word for word
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     weights = read_weights(tmp_path / "weights.pt")

@@ -11,26 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from convert.formats.names import HARMLESS, STORAGES
+
 # An object may take 20 times the opcodes that make it; 50,000 tensors fit.
 LARGEST_PICKLE = 2**23
 _MOST_AXES = 64  # as NumPy has
 _MOST_OBJECTS = 2**20  # containers, tensors and remembered values: some 100 bytes each
 
-_KINDS = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexDouble ComplexFloat"
-_DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex128 complex64"
-STORAGES = {
-    **{f"torch.{k}Storage": d for k, d in zip(_KINDS.split(), _DTYPES.split(), strict=True)},
-    "torch.storage.UntypedStorage": "uint8",
-}
-# Without effect on the tensors: a file may name them.
-_HARMLESS = {
-    "builtins.set",
-    "torch.Size",
-    "torch.device",
-    "torch.nn.parameter.Parameter",
-    "torch.storage.TypedStorage",
-    *(f"torch.{dtype}" for dtype in _DTYPES.split()),
-}
 _CONJUGATED = "a tensor is stored conjugated or negated: call .resolve_conj() or .resolve_neg()"
 
 
@@ -176,7 +163,7 @@ class _Machine:
             dotted = f"{'builtins' if module == '__builtin__' else module}.{name}"
         else:
             dotted = "(a name that is computed)"
-        if not (dotted in _CALLS or dotted in STORAGES or dotted in _HARMLESS):
+        if not (dotted in _CALLS or dotted in STORAGES or dotted in HARMLESS):
             self.unsafe.add(dotted)
         self.push_new(Global(dotted))
 

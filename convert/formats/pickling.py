@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from convert.errors import ConversionError
-from convert.formats.pickles import STORAGES, Tensor
+from convert.formats.names import STORAGES
+from convert.formats.pickles import Tensor
 
 _STORAGE_OF = {dtype: kind for kind, dtype in STORAGES.items() if "Untyped" not in kind}
 

@@ -15,7 +15,8 @@ from convert.description import own_metadata
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
 from convert.formats.contents import Contents, Visitor
-from convert.formats.pickles import LARGEST_PICKLE, Storage, Tensor, Unknown, read_pickle
+from convert.formats.entries import advise, advise_on_arrays, find_state_dict
+from convert.formats.pickles import LARGEST_PICKLE, Storage, Tensor, read_pickle
 from convert.formats.pickling import write_pickle
 from convert.formats.storages import Place, StartOf, dtype_of, read_in_pieces
 
@@ -73,7 +74,7 @@ def read(path: Path, visit: Visitor) -> Contents:
     try:
         with path.open("rb", buffering=0) as file:
             content, start_of = _open(path, file)
-            state_dict, notes = _find_state_dict(path, content)
+            state_dict, notes = find_state_dict(path, content)
             places = [Place(name, tensor, start_of) for name, tensor in state_dict.items()]
             # of their memory, too, at most as much again: views of one another take it twice
             if sum(max(p.num_bytes, p.end - p.start) for p in places) > 2 * path.stat().st_size:
@@ -104,7 +105,11 @@ def _open(path: Path, file: FileIO) -> tuple[Any, StartOf]:
             raise
     if unsafe or opened is None:
         raise ConversionError(
-            f"{path} needs code to load, which is not run here:", _advice(path, unsafe)
+            f"{path} needs code to load, which is not run here:",
+            [
+                *(f"asks for: {name[:200]!r}"[:220] for name in sorted(unsafe)),
+                *advise(path, None if opened is None else opened[0]),
+            ],
         )
     return opened
 
@@ -118,7 +123,11 @@ def _open_zip(path: Path, file: FileIO, unsafe: set[str]) -> tuple[Any, StartOf]
     if len(pickles) != 1:
         raise ValueError(f"it has {len(pickles)} members data.pkl")
     if members[pickles[0]].file_size > LARGEST_PICKLE:
-        raise ValueError(f"a pickle of {members[pickles[0]].file_size} bytes is too long")
+        raise ConversionError(
+            f"{path} has {members[pickles[0]].file_size} bytes beside its tensors, too many to be "
+            "looked through: most likely its values are NumPy arrays or lists:",
+            advise_on_arrays(path),
+        )
     folder = pickles[0].removesuffix("data.pkl")
 
     def read(name: str) -> bytes:
@@ -151,6 +160,11 @@ def _start(file: FileIO, member: zipfile.ZipInfo) -> int:
 
 def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
     members = archive.infolist()
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise ConversionError(
+            f"{path} holds a TorchScript program: re-save its weights, where you trust it, by",
+            [f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pt')"],
+        )
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ValueError("its members are compressed, which torch.save never does")
     if any(member.flag_bits & 1 for member in members):
@@ -159,11 +173,6 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
         raise ValueError("it has a member twice")
     if unpacked_size(archive) > path.stat().st_size:
         raise ValueError("its members overlap")
-    if any(member.filename.endswith("/constants.pkl") for member in members):
-        raise ConversionError(
-            f"{path} holds a TorchScript program: re-save its weights, where you trust it, by",
-            [f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')"],
-        )
 
 
 def _open_legacy(file: FileIO, unsafe: set[str]) -> tuple[Any, StartOf]:
@@ -188,57 +197,3 @@ def _open_legacy(file: FileIO, unsafe: set[str]) -> tuple[Any, StartOf]:
     if end > file.seek(0, 2):
         raise ValueError("it ends early")
     return content, lambda storage: starts[storage.key]
-
-
-def _advice(path: Path, unsafe: set[str]) -> list[str]:
-    """What a file asks for, and the two lines that make a plain one of it."""
-    return [
-        *(f"asks for: {name[:200]!r}"[:220] for name in sorted(unsafe)),
-        "if you trust it, re-save its weights where it was made, with its project at hand:",
-        f"  content = torch.load({path.name!r}, map_location='cpu', weights_only=False)",
-        "  torch.save(content['state_dict'], 'weights.pt')  # or content['model'], or "
-        "content.state_dict() where it is a whole model",
-    ]
-
-
-def _find_state_dict(path: Path, content: Any) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """The only mapping of names to tensors: all that there is, or one entry of it."""
-    if _is_state_dict(content):
-        return content, ()
-    entries = content if isinstance(content, Mapping) else {}
-    found = [name for name, entry in entries.items() if _is_state_dict(entry)]
-    if not found:
-        raise ConversionError(
-            f"{path} does not hold a state dict, a mapping of names to tensors: it is "
-            f"{_describe(content)}"
-        )
-    if len(found) > 1:
-        raise ConversionError(
-            f"{path} holds {len(found)} state dicts: write the one you want to a file of its own:",
-            [
-                f"torch.save(torch.load({path.name!r}, map_location='cpu')[{name!r}], 'weights.pt')"
-                for name in found
-            ],
-        )
-    notes = [f"the state dict is the entry {found[0]!r}"]
-    notes += [f"left out: {n!r}, {_describe(e)}" for n, e in entries.items() if n != found[0]]
-    return entries[found[0]], tuple(notes)
-
-
-def _is_state_dict(content: Any) -> bool:
-    return (
-        isinstance(content, Mapping)
-        and len(content) > 0
-        and all(isinstance(name, str) for name in content)
-        and all(isinstance(value, Tensor) for value in content.values())
-    )
-
-
-def _describe(value: Any) -> str:
-    """A value in a few words."""
-    if isinstance(value, Mapping):
-        names = ", ".join(repr(name)[:40] for name in list(value)[:8])
-        return f"a mapping of {len(value)} entries ({names}{', ...' if len(value) > 8 else ''})"
-    if isinstance(value, bool | int | float | str):
-        return repr(value)[:60]
-    return f"of type {value.name if isinstance(value, Unknown) else type(value).__name__}"

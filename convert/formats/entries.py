@@ -1,0 +1,161 @@
+"""The state dict among what `torch.save` wrote, or how to make a plain file of what is there."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.errors import ConversionError
+from convert.formats.names import HARMLESS
+from convert.formats.pickles import Tensor, Unknown
+
+_NAMED = 8  # entries or values in a sentence
+_NUMPY = "numpy."
+_RESAVED = "weights.pt"
+_PLAIN = {  # what makes a plain tensor, by a part of the name of what rebuilds another
+    _NUMPY: "torch.as_tensor(v)",
+    "_rebuild_sparse_tensor": "v.to_dense()",
+    "_rebuild_qtensor": "v.dequantize() if v.is_quantized else v",
+    "torch._utils._rebuild_tensor_v3": "v.float() if 'float8' in str(v.dtype) else v",
+}
+_IS_TRUSTED = "if you trust it, re-save its weights where it was made, with its project at hand:"
+
+
+def find_state_dict(path: Path, content: Any) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The only mapping of names to tensors, all that there is or one entry of it, and notes.
+
+    Raises:
+        ConversionError: there is none, or several.
+    """
+    if _is_state_dict(content):
+        return content, ()
+    entries = content if isinstance(content, Mapping) else {}
+    found = [name for name, entry in entries.items() if _is_state_dict(entry)]
+    if not found:
+        raise _no_state_dict(path, content)
+    if len(found) > 1:
+        raise ConversionError(
+            f"{path} holds {len(found)} state dicts: write the one you want, where you trust it, "
+            "to a file of its own:",
+            [f"torch.save({_load(path)}[{name!r}], {_RESAVED!r})" for name in found],
+        )
+    notes = [f"the state dict is the entry {found[0]!r}"]
+    notes += [f"left out: {n!r}, {_describe(e)}" for n, e in entries.items() if n != found[0]]
+    return entries[found[0]], tuple(notes)
+
+
+def advise(path: Path, content: Any = None) -> list[str]:
+    """The lines that make a plain file of one that is not, word for word where `content` shows."""
+    place, state = _find_nearly(content)
+    lines = [_IS_TRUSTED, f"  content = {_load(path)}"]
+    if state is not None:
+        lines.append(f"  state = {place}")
+        lines += [
+            f"  state = {{k: {change} for k, v in state.items(){condition}}}"
+            for change, condition in _changes(state)
+        ]
+        return [*lines, f"  torch.save(state, {_RESAVED!r})"]
+    if place is not None:
+        return [*lines, f"  torch.save({place}.state_dict(), {_RESAVED!r})"]
+    return [
+        *lines,
+        f"  torch.save(content['state_dict'], {_RESAVED!r})  # or content['model'], or "
+        "content.state_dict() where it is a whole model",
+    ]
+
+
+def advise_on_arrays(path: Path) -> list[str]:
+    """As `advise`, where the pickle is too long to be looked into: NumPy arrays are in it."""
+    return [
+        _IS_TRUSTED,
+        f"  content = {_load(path)}",
+        "  state = content.get('state_dict', content.get('model', content))",
+        f"  state = {{k: {_PLAIN[_NUMPY]} for k, v in state.items()}}",
+        f"  torch.save(state, {_RESAVED!r})",
+    ]
+
+
+def _load(path: Path) -> str:
+    return f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)"
+
+
+def _no_state_dict(path: Path, content: Any) -> ConversionError:
+    _, state = _find_nearly(content)
+    if state is None:
+        return ConversionError(
+            f"{path} does not hold a state dict, a mapping of names to tensors: it is "
+            f"{_describe(content)}"
+        )
+    others = [(n, value) for n, value in state.items() if not isinstance(value, Tensor)]
+    named = [f"{name!r} is {_describe(value)}" for name, value in others[:_NAMED]]
+    if len(others) > _NAMED:
+        named.append(f"and {len(others) - _NAMED} more")
+    return ConversionError(
+        f"{path} holds a state dict whose values are not all tensors:",
+        [*named, *advise(path, content)],
+    )
+
+
+def _find_nearly(content: Any) -> tuple[str | None, Mapping[str, Any] | None]:
+    """The expression for the state dict, and its content where it is one but for some values.
+
+    Without a content the expression is for a whole model; without either nothing is known.
+    """
+    if isinstance(content, Mapping):
+        for name, entry in content.items():
+            if _is_nearly(entry):
+                return f"content[{name!r}]", entry
+        if _is_nearly(content):
+            return "content", content
+        models = [name for name, entry in content.items() if _is_object(entry)]
+        return (f"content[{models[0]!r}]", None) if len(models) == 1 else (None, None)
+    return ("content" if _is_object(content) else None), None
+
+
+def _is_nearly(content: Any) -> bool:
+    """Whether most values are tensors or arrays."""
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        return False
+    arrays = sum(
+        isinstance(value, Tensor)
+        or (isinstance(value, Unknown) and any(part in value.name for part in _PLAIN))
+        for value in content.values()
+    )
+    return 2 * arrays > len(content)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Unknown) and "." in value.name and value.name not in HARMLESS
+
+
+def _changes(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(new value, condition) of what makes plain tensors of all values."""
+    names = [value.name for value in state.values() if isinstance(value, Unknown)]
+    kinds = [part for part in _PLAIN if any(part in name for name in names)]
+    is_known = [any(part in name for part in kinds) for name in names]
+    if sum(is_known) + sum(isinstance(v, Tensor) for v in state.values()) < len(state):
+        array = " or hasattr(v, 'dtype')" if _NUMPY in kinds else ""
+        yield "v", f" if torch.is_tensor(v){array}"
+    for part in kinds:
+        yield _PLAIN[part], ""
+
+
+def _is_state_dict(content: Any) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(name, str) for name in content)
+        and all(isinstance(value, Tensor) for value in content.values())
+    )
+
+
+def _describe(value: Any) -> str:
+    """A value in a few words."""
+    if isinstance(value, Mapping):
+        names = ", ".join(repr(name)[:40] for name in list(value)[:_NAMED])
+        more = ", ..." if len(value) > _NAMED else ""
+        return f"a mapping of {len(value)} entries ({names}{more})"
+    if isinstance(value, bool | int | float | str):
+        return repr(value)[:60]
+    if isinstance(value, Unknown) and value.name.startswith(_NUMPY):
+        return "of NumPy"
+    return f"of type {value.name if isinstance(value, Unknown) else type(value).__name__}"
