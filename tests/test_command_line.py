@@ -95,8 +95,8 @@ def test_a_resumed_run_takes_steps_in_place_of_its_epochs(tmp_path: Path):
             "--init-from w.pth is for --eval-only without --resume, which tests the run's own",
         ),
         (
-            ("cifar10", "--learning-rate", "0.005"),
-            "--warmup-learning-rate 0.01 is above the peak, 0.005: give no more than that",
+            ("cifar10", "--warmup-learning-rate", "0.2"),
+            "--warmup-learning-rate 0.2 is above the peak, 0.1: give no more than that",
         ),
         (
             ("imagenet", "--global-batch-size", "1024", "--warmup-learning-rate", "0.5"),
@@ -192,3 +192,7 @@ def test_a_reader_of_the_output_may_leave(arguments, code, said, tmp_path: Path)
     )
     os.close(writer)
     assert (result.returncode, result.stderr) == (code, said)
+
+
+def test_a_rate_below_a_recipes_warm_up_is_taken():
+    assert parse(["cifar10", "--learning-rate", "0.005"]).learning_rate == 0.005

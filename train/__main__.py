@@ -114,7 +114,7 @@ def parse(arguments: list[str]) -> Config:
                 _check_recipe(name, config, saved)
             default = dataclasses.replace(saved, **OF_ONE_START)
             config = _parse_fields(name, default, fields)
-    if problems := [*unused_fields(config, default), *_too_warm(config)]:
+    if problems := [*unused_fields(config, default), *_too_warm(config, default)]:
         raise UserError("; ".join(problems))
     return config
 
@@ -146,10 +146,10 @@ def _nearest_recipe(name: str, config: Config, saved: Config) -> str:
     return min(RECIPES, key=distance)
 
 
-def _too_warm(config: Config) -> list[str]:
-    """A recipe's warm-up may be too warm for a peak that was lowered, too."""
-    most = max(config.learning_rate, config.peak_learning_rate)
-    if config.eval_only or not config.has_warmup or config.warmup_learning_rate <= most:
+def _too_warm(config: Config, usual: Config) -> list[str]:
+    """A warm-up that is asked for must not begin above the peak, as a recipe's never does."""
+    rate, most = config.warmup_learning_rate, config.peak_learning_rate
+    if not config.has_warmup or rate <= most or rate == usual.warmup_learning_rate:
         return []
     return [
         f"--warmup-learning-rate {config.warmup_learning_rate} is above the peak, {most}: give no "

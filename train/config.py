@@ -57,10 +57,9 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
             steps = round(self.warmup_epochs * steps_per_epoch)
             changes |= {"warmup_epochs": None, "warmup_steps": steps}
         if self.learning_rate_batch_size is not None:
-            peak = self.peak_learning_rate
-            changes |= {"learning_rate_batch_size": None, "learning_rate": peak}
-            # of a small batch the peak may fall below what is meant to lead to it
-            changes["warmup_learning_rate"] = min(self.warmup_learning_rate, peak)
+            changes |= {"learning_rate_batch_size": None, "learning_rate": self.peak_learning_rate}
+        # of a small batch or a lowered rate the peak may fall below what a recipe leads to it by
+        changes["warmup_learning_rate"] = min(self.warmup_learning_rate, self.peak_learning_rate)
         return dataclasses.replace(self, **changes)
 
     def _drop_steps(self, epochs: tuple[float, ...], steps_per_epoch: float) -> tuple[int, ...]:

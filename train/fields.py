@@ -109,7 +109,7 @@ class OptimizerFields:
     warmup_epochs: float | None = None
     """The same in epochs, instead of `warmup_steps`."""
     warmup_learning_rate: float = 0.01
-    """Learning rate of the first step; the peak, where a small batch makes that lower."""
+    """Learning rate of the first step; the peak, where that is lower."""
     momentum: float = 0.9
     """Momentum of SGD, in torch's and optax's sense."""
     nesterov: bool = False
