@@ -120,13 +120,20 @@ def linear(in_features: int, out_features: int, **context: Unpack[Context]) -> n
     return nnx.Linear(in_features, out_features, kernel_init=uniform, bias_init=uniform, **context)
 
 
+def widest(*dtypes: DTypeLike) -> DTypeLike:
+    """Of floating dtypes and float32: without JAX's promotion, which may be told to be strict."""
+    return max((jnp.float32, *dtypes), key=lambda dtype: jnp.finfo(dtype).bits)
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation over (n, h, w) with torch's running statistics.
 
     Ioffe & Szegedy 2015, arXiv:1502.03167. Unlike Flax's own it keeps the *unbiased* variance of
     a batch (times m / (m - 1) for m values per channel), weighs a new batch by `momentum`, counts
     batches, takes the variance in two passes, and does not slow down tracing with depth.
-    It computes in float32 at least, and so are its parameters and statistics.
+    It computes in float32 at least, and so are its parameters and statistics. The count of batches
+    is an int32: a mean over devices (`jax.lax.pmean`) is for the two others, it would make a float
+    of it, and JAX compile again.
 
     Attributes:
         use_running_average: set by `model.train()` and `model.eval()`.
@@ -159,7 +166,7 @@ class BatchNorm(nnx.Module):
         self.axis_name = axis_name
         self.use_running_average = False
         self.running_variance: RunningVariance = "unbiased"
-        param_dtype = jnp.promote_types(param_dtype, jnp.float32)  # torch mixes it so, too
+        param_dtype = widest(param_dtype)  # torch mixes it so, too
         self.scale = nnx.Param(_constant(1, (planes,), param_dtype))
         self.bias = nnx.Param(_constant(0, (planes,), param_dtype))
         self.mean = nnx.BatchStat(_constant(0, (planes,), param_dtype))
@@ -168,7 +175,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         scale, bias = self.scale.get_value(), self.bias.get_value()
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.promote_types(scale.dtype, jnp.float32)))
+        wide = x.astype(widest(x.dtype, scale.dtype))
         scale, bias = scale.astype(wide.dtype), bias.astype(wide.dtype)
         if self.use_running_average:
             mean, var = (s.get_value().astype(wide.dtype) for s in (self.mean, self.var))
@@ -233,4 +240,4 @@ class AveragePool(nnx.Module):
     """The mean over height and width, in float32 at least."""
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
-        return jnp.mean(x, (1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        return jnp.mean(x, (1, 2), dtype=widest(x.dtype))

@@ -16,7 +16,7 @@ import torch_resnet
 from convert import leaves
 from flax_resnet import BatchNorm
 from flax_resnet.layers import no_values
-from resnet_spec import count_multiplications, find_spec
+from resnet_spec import ResNetSpec, count_multiplications, find_spec
 from tests.twins import (
     NUM_CLASSES,
     make_twins,
@@ -156,6 +156,19 @@ def test_no_array_is_given_axes_that_are_not_said(options):
         model.eval()
         assert model(images).shape == (4, NUM_CLASSES)
     assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+
+
+def test_no_dtype_is_promoted_that_is_not_said():
+    """`jax.numpy_dtype_promotion("strict")` holds for a step of training, and for evaluation."""
+    fields: Any = {"stage_depths": (1,), "stage_planes": (8,), "stem_planes": 4}
+    spec = ResNetSpec(block="basic", **fields, drop_rate=0.3, stochastic_depth=0.5)
+    images = jnp.asarray(random_images(2, 32, "float32"))
+    with jax.numpy_dtype_promotion("strict"):
+        model = flax_resnet.from_spec(spec, NUM_CLASSES, rngs=nnx.Rngs(0), dtype="bfloat16")
+        gradients = nnx.grad(lambda model: jnp.sum(model(images) ** 2))(model)
+        model.eval()
+        assert model(images).dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradients))
 
 
 @pytest.mark.parametrize(
