@@ -21,6 +21,7 @@ from convert.errors import ConversionError
 from convert.files import Weights
 from convert.leaves import as_flax, as_torch
 from convert.models import check
+from convert.orbax_folders import check_own
 from resnet_spec import ClassifierSpec, Preprocessing
 from resnet_spec.checkpoints import (
     DESCRIPTION,
@@ -85,16 +86,20 @@ def find_checkpoint(run: Path, step: int | None = None) -> Path:
     """The folder of a run's newest checkpoint, or of that of one `step`.
 
     Raises:
-        ConversionError: there is none.
+        ConversionError: there is none, or it is another program's.
     """
     folder = run / FOLDER if (run / FOLDER).is_dir() else run
     if not folder.is_dir():
         raise ConversionError(f"{run} is no folder of a training run")
     steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    if not steps:
+        check_own(folder)
     if not steps or (step is not None and step not in steps):
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         raise ConversionError(f"{run} holds {wanted}; steps there: {steps or 'none'}")
-    return folder / str(steps[-1] if step is None else step)
+    found = folder / str(steps[-1] if step is None else step)
+    check_own(found)
+    return found
 
 
 def has_average(folder: Path) -> bool:
