@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from convert import checkpoints, files, folders, inference
+from convert.atomic import check_text
 from convert.diff import command as diff
 from convert.errors import ConversionError
 from convert.incoming import as_asked, as_ours
@@ -183,6 +184,8 @@ def _import(options: argparse.Namespace) -> None:
     output = options.output
     is_folder = not output.suffix or output.suffix[1:].isdigit()  # runs/WideResNet28-10-0.0
     _check_output(output, is_folder=is_folder)
+    if is_folder:
+        check_text(output)
     if options.layout is not None:
         find_layout(options.layout)
     source = read_source(

@@ -6,6 +6,20 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from convert.errors import ConversionError
+
+
+def check_text(path: Path) -> None:
+    """Raises a ConversionError for a path that is no text, which not every writer can take."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        name = str(path).encode(errors="backslashreplace").decode()
+        raise ConversionError(
+            f"{name} is not UTF-8, and what writes this kind of file takes no other name: give "
+            "another, or write it elsewhere and rename it"
+        ) from error
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:

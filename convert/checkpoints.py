@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from convert.arrays import same_bits, value_problems
-from convert.atomic import sync_folder, sync_tree
+from convert.atomic import check_text, sync_folder, sync_tree
 from convert.description import parse_description
 from convert.errors import ConversionError
 from convert.files import Weights
@@ -162,6 +162,7 @@ def new_run(run: Path) -> Iterator[Path]:
     """
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ConversionError(f"{run} is not empty: give a new folder")
+    check_text(run)
     run = run.resolve()
     run.parent.mkdir(parents=True, exist_ok=True)
     temporary = run.with_name(f".{run.name}.new-{os.getpid()}")

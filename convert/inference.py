@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert.atomic import replacing
+from convert.atomic import check_text, replacing
 from convert.errors import ConversionError
 from convert.models import arrays_of, build_torch, describe
 from convert.programs import FORMS, trace
@@ -111,6 +111,7 @@ def choose_format(options: argparse.Namespace) -> str | None:
             raise ConversionError(f"--image-size is of a model for inference, not of {output}")
         return None
     _check_suffix(output, format)
+    check_text(output)
     if options.layout != "flax-resnet":
         raise ConversionError(f"--layout is of weights: {output} holds a model")
     if not output.parent.is_dir():
@@ -137,6 +138,7 @@ def _export(
     form = FORMS[format]
     form.check_packages()
     _check_suffix(path, format)
+    check_text(path)
     weights, size = describe_export(model, preprocessing, image_size)
     assert weights.classifier is not None
     twin = build_torch(weights.classifier, weights.arrays).float()

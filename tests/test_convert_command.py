@@ -1,8 +1,14 @@
 """The converter's command line: foreign files in, foreign files out, mistakes in one sentence."""
 
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
 
 import convert
+from convert.__main__ import main
 from convert.layouts import LAYOUTS
 from tests.commands import assert_refused, run
 from tests.peers import import_torchvision
@@ -78,3 +84,39 @@ def test_a_users_mistake_is_one_clear_sentence_and_no_file(tmp_path):
     ):
         assert_refused(run("convert", *arguments, cwd=tmp_path), *parts)
         assert {path.name for path in tmp_path.iterdir()} == files, arguments
+
+
+@pytest.mark.parametrize("output", [b"caf\xe9", b"caf\xe9.onnx", b"caf\xe9.pt2"])
+def test_a_name_that_a_writer_cannot_take_is_refused_at_once_and_others_are_taken(
+    output, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    flax_model, model = make_twins("ResNet20", dtype="float32")
+    convert.save(os.fsdecode(b"\xe9.safetensors"), flax_model)
+    name = os.fsdecode(output)
+    command = "export" if b"." in output else "import"
+    assert main([command, os.fsdecode(b"\xe9.safetensors"), "-o", name]) == 2
+    error = capsys.readouterr().err
+    assert r"caf\udce9" in error
+    assert "is not UTF-8" in error
+    assert len(error.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [os.fsdecode(b"\xe9.safetensors")]
+    if name.endswith(".pt2"):
+        with pytest.raises(convert.ConversionError, match="is not UTF-8"):
+            convert.export_program(model, name)
+
+
+def test_a_reader_that_leaves_does_not_make_networks_differ(tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32")
+    convert.save(tmp_path / "m.safetensors", model)
+    arguments = ("m.safetensors", "--backend-b", "torch", "--batch", "1", "--size", "8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "convert", "diff", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, error = process.communicate()
+    assert (process.returncode, error) == (0, b"")

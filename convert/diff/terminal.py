@@ -1,5 +1,8 @@
 """A comparison as tables on a terminal."""
 
+import os
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
@@ -7,11 +10,24 @@ from convert.diff.comparison import SECTIONS, Comparison
 from convert.diff.report import cells, headings, remark
 
 
+class _Console(Console):
+    """A console whose reader may leave, as `head` does: the exit code stays the verdict's.
+
+    Rich's own ends the process with 1, which means that the networks are not the same.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Prints no more, also when Python flushes its buffers at its end."""
+        self.quiet = True
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 def print_tables(comparison: Comparison) -> None:
     """Every section as a table on the terminal; of the weights only those that part."""
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=160)  # a pipe has no width to keep to
+        console = _Console(highlight=False, width=160)  # a pipe has no width to keep to
     for section, rows in comparison.sections.items():
         shown = rows if section != "weights" else tuple(row for row in rows if row.parts)
         if not shown:
