@@ -29,6 +29,10 @@ def run_blocks(
             x = block(x)
         return x
     for graph, members in _groups(blocks):
+        if graph is None:
+            function = members[0].block
+            x = (jax.checkpoint(function) if remat else function)(x)
+            continue
         run = _rematerialised(graph) if remat else _pure(graph)
         if isinstance(members[0].block, StackedBlocks):
             x = members[0].block(x)
@@ -89,21 +93,26 @@ def stack_blocks(model: Any) -> dict[str, list[str]]:
 
 
 class _Split:
-    """A block as its static graph and its arrays."""
+    """A block as its static graph and its arrays; a function, which is no module, has neither."""
 
     def __init__(self, block: Any):
         self.block = block
-        self.graph, self.state = nnx.split(with_rate_as_array(block))
+        self.graph, self.state = None, None
+        if isinstance(block, nnx.Module):
+            self.graph, self.state = nnx.split(with_rate_as_array(block))
 
-    def kind(self) -> tuple[Any, Any]:
+    def kind(self) -> Any:
         """Equal for blocks that one scan can run."""
+        if self.graph is None:
+            return self
         return self.graph, [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(self.state)]
 
 
 def _groups(blocks: Sequence[Any]) -> Iterator[tuple[Any, list[_Split]]]:
-    """Neighbouring equal blocks, and their graph."""
-    for (graph, _), group in itertools.groupby(map(_Split, blocks), key=_Split.kind):
-        yield graph, list(group)
+    """Neighbouring equal blocks, and their graph, which is None where it is a function alone."""
+    for _, group in itertools.groupby(map(_Split, blocks), key=_Split.kind):
+        members = list(group)
+        yield members[0].graph, members
 
 
 def _pure(graph: Any) -> Pure:
