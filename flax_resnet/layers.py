@@ -38,6 +38,14 @@ class NoKeys:
         return None
 
 
+def check_rngs(rngs: Any, stream: str = "params", option: str = "a network") -> None:
+    """Raises a TypeError where these are no random streams, a ValueError where one is missing."""
+    if not isinstance(rngs, nnx.Rngs | NoKeys):
+        raise TypeError(f"rngs is random streams, nnx.Rngs(0) say, not {type(rngs).__name__}")
+    if not hasattr(rngs, stream):
+        raise ValueError(f"{option} needs the random stream {stream!r}: give nnx.Rngs {stream}=1")
+
+
 def kaiming_normal(
     key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, out_sharding: Any = None
 ) -> Array:
@@ -106,7 +114,11 @@ def batch_norm(planes: int, **context: Unpack[Context]) -> "BatchNorm":
 
 def dropout(rate: float, **context: Unpack[Context]) -> nnx.Dropout:
     """Zeroes each value with probability `rate`; draws from `rngs` only where `rate` is not 0."""
-    return nnx.Dropout(rate, rngs=context.get("rngs") if rate else None)
+    if not rate:
+        return nnx.Dropout(rate)
+    rngs = context.get("rngs")
+    check_rngs(rngs, "dropout", f"drop_rate {rate}")
+    return nnx.Dropout(rate, rngs=rngs)
 
 
 def linear(in_features: int, out_features: int, **context: Unpack[Context]) -> nnx.Linear:

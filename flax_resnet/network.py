@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from flax_resnet.depth import run_blocks
 from flax_resnet.dialect import speak
 from flax_resnet.init import zero_init_residual as zero_residual_branches
-from flax_resnet.layers import AveragePool, Context, Identity, batch_norm, conv
+from flax_resnet.layers import AveragePool, Context, Identity, batch_norm, check_rngs, conv
 from flax_resnet.shortcut import SHORTCUTS, ProjectionShortcut
 from flax_resnet.stochastic_depth import set_stochastic_depth
 from resnet_spec import (
@@ -29,6 +29,7 @@ from resnet_spec import (
     plan_stages,
     stem_conv,
 )
+from resnet_spec.arguments import check_keywords, find_class
 
 
 class Options(TypedDict, total=False):
@@ -40,7 +41,7 @@ class Options(TypedDict, total=False):
     scan_blocks: bool
     remat: bool
 
-    shortcut: Callable[..., Any]
+    shortcut: Callable[..., Any] | ShortcutKind
     in_planes: int
     width: int
     drop_rate: float
@@ -89,8 +90,9 @@ class ResidualNetwork(nnx.Module):
 
     Args:
         dimensions: (number of blocks, planes), the stem first, then each stage.
-        block: class of a block; see `flax_resnet.blocks` for what one of your own needs.
-        shortcut: class of a shortcut; see `flax_resnet.shortcut`.
+        block: class of a block, or its name in the table; see `flax_resnet.blocks` for what one of
+            your own needs.
+        shortcut: class of a shortcut, or its name in the table; see `flax_resnet.shortcut`.
         in_planes: channels of an image.
         width: the k of Wide ResNets.
         drop_rate: dropout in basic blocks, in [0, 1].
@@ -105,7 +107,8 @@ class ResidualNetwork(nnx.Module):
             pooling and the head of `create` stay in float32 at least.
         param_dtype: precision of the parameters.
         scan_blocks: run a stage's equal blocks as one `lax.scan`: the compile time of what they
-            compute no longer grows with depth, see `flax_resnet.depth`.
+            compute no longer grows with depth, see `flax_resnet.depth`. On CPU such a network has
+            no forward-mode derivatives (`jax.jvp`).
         remat: keep only the blocks' inputs for the backward pass, and recompute the rest.
 
     Attributes:
@@ -116,6 +119,7 @@ class ResidualNetwork(nnx.Module):
 
     Raises:
         ValueError: an argument is out of its range.
+        TypeError: there is no such argument, or it is of another kind.
     """
 
     preact: ClassVar[bool]
@@ -124,9 +128,9 @@ class ResidualNetwork(nnx.Module):
     def __init__(
         self,
         dimensions: Dimensions,
-        block: Callable[..., Any],
+        block: Callable[..., Any] | BlockKind,
         *,
-        shortcut: Callable[..., Any] = ProjectionShortcut,
+        shortcut: Callable[..., Any] | ShortcutKind = ProjectionShortcut,
         in_planes: int = 3,
         width: int = 1,
         drop_rate: float = 0.0,
@@ -140,10 +144,16 @@ class ResidualNetwork(nnx.Module):
         remat: bool = False,
         **dialect: Unpack[Dialect],
     ):
+        check_keywords(
+            type(self).__name__, dialect, ("dimensions", "block", *Options.__annotations__)
+        )
+        blocks_by_kind = {kind: known for known, kind in self.block_kinds.items()}
+        make_block = find_class("block", block, blocks_by_kind, foreign="torch")
+        shortcut = find_class("shortcut", shortcut, SHORTCUTS, foreign="torch")
         stages = plan_stages(dimensions)
         self.spec = self._describe(
             dimensions,
-            block,
+            make_block,
             shortcut,
             in_planes=in_planes,
             width=width,
@@ -155,6 +165,7 @@ class ResidualNetwork(nnx.Module):
         )
         self.scan_blocks = scan_blocks
         self.remat = remat
+        check_rngs(rngs)
         context = Context(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         planes = dimensions[0][1]
         self.stem = Stem(
@@ -170,7 +181,7 @@ class ResidualNetwork(nnx.Module):
         for stage in stages:
             blocks = nnx.List()
             for stage_planes, stride in stage:
-                built = block(planes, stage_planes, stride=stride, **arguments)
+                built = make_block(planes, stage_planes, stride=stride, **arguments)
                 blocks.append(built)
                 planes = built.out_planes
             self.stages.append(blocks)
@@ -189,10 +200,10 @@ class ResidualNetwork(nnx.Module):
         """Pooled features (n, out_planes), or what the head makes of them.
 
         Raises:
-            ValueError: the images are not a batch of four axes.
+            ValueError: the images are not (n, h, w, c) with the stem's channels, or have no pixels.
+            TypeError: they are not real floating numbers.
         """
-        if x.ndim != 4:
-            raise ValueError(f"images are (n, h, w, c), not {x.shape}")
+        _check_images(x, self.stem)
         x = self.stem(x)
         for blocks in self.stages:
             x = run_blocks(blocks, x, scan=self.scan_blocks, remat=self.remat)
@@ -237,6 +248,18 @@ class ResidualNetwork(nnx.Module):
         }
 
 
+def _check_images(x: Array, stem: Any) -> None:
+    """Raises what `ResidualNetwork.__call__` says; a stem of one's own takes any channels."""
+    channels = getattr(getattr(stem, "conv", None), "in_features", None)
+    if x.ndim != 4 or channels not in (None, x.shape[-1]):
+        said = "" if channels is None else f" with {channels} channels"
+        raise ValueError(f"images are (n, h, w, c){said}, not {x.shape}")
+    if 0 in x.shape[1:3]:
+        raise ValueError(f"images of no pixels: {x.shape}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"images are real floating numbers, such as float32, not {x.dtype}")
+
+
 class Named(ResidualNetwork):
     """A network of one row of the table; `row` is set by `named`."""
 
@@ -244,6 +267,7 @@ class Named(ResidualNetwork):
     positional: ClassVar[tuple[str, ...]]
 
     def __init__(self, *values: Any, **options: Unpack[Options]):
+        check_keywords(type(self).__name__, options, Options.__annotations__)
         if len(values) > len(self.positional):
             raise TypeError(f"{type(self).__name__} takes keyword arguments, not {values!r}")
         arguments = self.spec_arguments(self.row)

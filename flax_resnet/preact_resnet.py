@@ -5,7 +5,7 @@ from typing import Any, Unpack
 
 from flax_resnet.blocks import PreActBlock, PreActBottleneck
 from flax_resnet.network import Named, Options, ResidualNetwork, named
-from resnet_spec import Dimensions
+from resnet_spec import BlockKind, Dimensions
 
 
 class PreActResNet(ResidualNetwork):
@@ -16,7 +16,7 @@ class PreActResNet(ResidualNetwork):
     def __init__(
         self,
         dimensions: Dimensions,
-        block: Callable[..., Any] = PreActBlock,
+        block: Callable[..., Any] | BlockKind = PreActBlock,
         **options: Unpack[Options],
     ):
         super().__init__(dimensions, block, **options)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flax_resnet.layers import check_rngs
 from resnet_spec import branch_drop_rates, check_probability
 
 
@@ -92,4 +93,5 @@ def set_stochastic_depth(model: Any, stochastic_depth: float, rngs: nnx.Rngs) ->
                 f"stochastic_depth: {type(block).__name__} has none; call a layer "
                 "self.stochastic_depth = StochasticDepth() on its residual branch"
             )
+        check_rngs(rngs, "dropout", f"stochastic_depth {stochastic_depth}")
         block.stochastic_depth = StochasticDepth(rate, rngs=rngs)

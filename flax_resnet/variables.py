@@ -65,7 +65,9 @@ def _children(node: Any) -> list[tuple[Any, Any]]:
         return list(enumerate(node))
     if isinstance(node, nnx.Module) and not isinstance(node, nnx.List | nnx.Dict):
         return sorted(vars(node).items())
-    return list(nnx.graph.get_node_impl(node).node_dict(node).items())
+    kind = nnx.graph.get_node_impl(node)
+    assert kind is not None  # a node has one
+    return list(kind.node_dict(node).items())
 
 
 def _name(path: Path, sequentials: set[Path]) -> str:

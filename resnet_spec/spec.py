@@ -348,22 +348,12 @@ class ResNetSpec:
             raise ValueError(f"incomplete spec of a ResNet: {error}") from error
 
 
-# What a network of any blocks and shortcuts is told beside its dimensions.
-_OF_ALL_NETWORKS = (
-    *("in_planes", "width", "drop_rate", "stochastic_depth"),
-    *("small_images", "zero_init_residual"),
-)
-
-
 def check_own_classes(fields: Mapping[str, Any]) -> None:
     """The fields of a network with blocks or shortcuts of one's own: no dialect but the usual one.
 
     Raises:
-        TypeError: there are no such fields; the message names them.
         ValueError: a value is another than such a network can have.
     """
-    if unknown := [name for name in fields if name not in (*_OF_ALL_NETWORKS, *DIALECT)]:
-        raise TypeError(f"no keyword arguments of a network: {', '.join(unknown)}")
     problems = _integer_problems((n, fields[n]) for n in ("in_planes", "width") if n in fields)
     problems += _value_problems(fields)
     if problems:

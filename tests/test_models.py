@@ -175,6 +175,47 @@ def test_bad_arguments_are_value_errors(package):
         package.create("ResNet20", shortcut="Identity", **options)
 
 
+@pytest.mark.parametrize("package", [flax_resnet, torch_resnet])
+def test_a_wrong_keyword_is_answered_by_the_right_one(package):
+    options: Any = {"rngs": nnx.Rngs(0)} if package is flax_resnet else {}
+    dimensions = [(1, 4), (1, 4)]
+    for function, arguments, wrong, hint in (
+        (package.ResNet20, (), {"num_classes": 10}, r"ResNet20 takes no num_classes .*set_head"),
+        (package.ResNet20, (), {"with": 10}, r"ResNet20 takes no with \(did you mean width"),
+        (package.ResNet20, (), {"x": 10}, r"ResNet20 takes no x \(known: .*shortcut, in_planes"),
+        (package.PreActResNet, (dimensions,), {"drop": 1}, r"PreActResNet takes no drop \(.*_rate"),
+        (package.create, ("ResNet20",), {"droprate": 0.1}, r"create takes no .* mean drop_rate"),
+        (package.create, ("ResNet20",), {"preact": True}, r"takes no preact \(.*PreActResNet20"),
+        (package.from_spec, (MODELS["ResNet20"],), {"a": 0, "b": 0}, r"from_spec .* a .* no b "),
+    ):
+        with pytest.raises(TypeError, match=hint):
+            function(*arguments, **wrong, **options)
+    if package is torch_resnet:
+        with pytest.raises(TypeError, match=r"no rngs .*Flax's alone.* no dtype"):
+            package.create("ResNet20", rngs=nnx.Rngs(0), dtype="f4")
+
+
+@pytest.mark.parametrize("package", [flax_resnet, torch_resnet])
+def test_blocks_and_shortcuts_are_classes_of_the_twin_or_names_of_the_table(package):
+    options: Any = {"rngs": nnx.Rngs(0)} if package is flax_resnet else {}
+    dimensions = [(1, 4), (1, 4)]
+    model = package.ResNet(dimensions, "basic", shortcut="identity", **options)
+    classes = {"block": package.BasicBlock, "shortcut": package.IdentityShortcut}
+    assert model.spec == package.ResNet(dimensions, **classes, **options).spec
+    assert package.ResNet20(shortcut="identity", **options).spec.shortcut == "identity"
+    other: Any = torch_resnet if package is flax_resnet else flax_resnet
+    for wrong, match in (
+        ({"shortcut": None}, "shortcut is a class or one of identity, .*, not None"),
+        ({"block": 3}, "block is a class or one of basic, bottleneck, not 3"),
+        ({"shortcut": other.IdentityShortcut}, "shortcut .*IdentityShortcut is a module of"),
+        ({"block": other.BasicBlock}, "block .*BasicBlock is a module of"),
+    ):
+        with pytest.raises(TypeError, match=match):
+            package.ResNet(dimensions, **wrong, **options)
+    with pytest.raises(ValueError, match="no block called 'basics': did you mean basic"):
+        package.ResNet(dimensions, "basics", **options)
+
+
 def test_a_head_follows_the_pooling():
     model = torch_resnet.ResNet20()
     images = torch.randn(2, 3, 32, 32)
@@ -234,8 +275,20 @@ def test_the_seeds_ways_of_calling_and_its_attributes_still_work():
 
 
 def test_flax_needs_rngs():
+    package: Any = flax_resnet
     with pytest.raises(TypeError, match="rngs"):
-        flax_resnet.ResNet20()  # type: ignore[call-arg]
+        package.ResNet20()
+    for wrong in (0, jax.random.key(0), None):
+        with pytest.raises(TypeError, match=r"random streams, nnx.Rngs\(0\) say, not"):
+            package.create("ResNet20", rngs=wrong)
+    for name, options, match in (
+        ("WideResNet16", {}, "drop_rate 0.3 needs the random stream 'dropout'"),
+        ("ResNet20", {"stochastic_depth": 0.1}, "stochastic_depth 0.1 needs .* 'dropout'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            package.create(name, rngs=nnx.Rngs(params=0), **options)
+    with pytest.raises(ValueError, match="'params'"):
+        package.create("ResNet20", rngs=nnx.Rngs(dropout=0))
 
 
 def kernels(model: Any) -> dict[str, np.ndarray]:

@@ -101,9 +101,30 @@ def test_what_a_block_of_ones_own_notes_down_is_in_the_model(options):
 
 def test_what_is_no_batch_of_images_is_refused():
     model = flax_resnet.create("ResNet20", 10, rngs=nnx.Rngs(0))
-    for shape in ((16, 16, 3), (1, 2, 16, 16, 3)):
-        with pytest.raises(ValueError, match="images are"):
+    for shape in ((), (16, 16, 3), (1, 2, 16, 16, 3), (2, 3, 16, 16)):
+        with pytest.raises(ValueError, match=r"images are \(n, h, w, c\) with 3 channels"):
             model(jnp.ones(shape))
+    for shape in ((1, 0, 8, 3), (1, 8, 0, 3)):
+        with pytest.raises(ValueError, match="no pixels"):
+            model(jnp.ones(shape))
+    for dtype in ("uint8", "int32", "bool", "complex64"):
+        with pytest.raises(TypeError, match=f"real floating numbers.* not {dtype}"):
+            model(jnp.ones((1, 8, 8, 3), dtype))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scan_blocks": True}, {"remat": True}, {"scan_blocks": True, "remat": True}],
+    ids=str,
+)
+def test_a_function_among_the_blocks_is_run_as_it_is(options):
+    model = flax_resnet.ResNet([(1, 4), (3, 4)], small_images=True, rngs=nnx.Rngs(0), **options)
+    model.eval()
+    images = jnp.asarray(random_images(2, 8, "float32"))
+    expected = model(images)
+    functions = (lambda x: 2 * x), (lambda x: x / 2)
+    model.stages[0] = nnx.List([*functions, *model.stages[0], jnp.abs])  # what relu leaves stays
+    assert relative_error(model(images), expected) <= 1e-6
 
 
 def test_a_batch_without_images_has_no_logits_in_either_twin():

@@ -21,6 +21,7 @@ from resnet_spec import (
     plan_stages,
     stem_conv,
 )
+from resnet_spec.arguments import check_keywords, find_class
 from torch_resnet.description import describe_weights, list_differences_of_weights
 from torch_resnet.dialect import speak
 from torch_resnet.init import init_new
@@ -32,7 +33,7 @@ from torch_resnet.stochastic_depth import set_stochastic_depth
 class Options(TypedDict, total=False):
     """The keyword arguments of every model."""
 
-    shortcut: Callable[..., Any]
+    shortcut: Callable[..., Any] | ShortcutKind
     in_planes: int
     width: int
     drop_rate: float
@@ -75,8 +76,9 @@ class ResidualNetwork(nn.Module):
 
     Args:
         dimensions: (number of blocks, planes), the stem first, then each stage.
-        block: class of a block; see `torch_resnet.blocks` for what one of your own needs.
-        shortcut: class of a shortcut; see `torch_resnet.shortcut`.
+        block: class of a block, or its name in the table; see `torch_resnet.blocks` for what one of
+            your own needs.
+        shortcut: class of a shortcut, or its name in the table; see `torch_resnet.shortcut`.
         in_planes: channels of an image.
         width: the k of Wide ResNets.
         drop_rate: dropout in basic blocks, in [0, 1].
@@ -95,6 +97,7 @@ class ResidualNetwork(nn.Module):
 
     Raises:
         ValueError: an argument is out of its range.
+        TypeError: there is no such argument, or it is of another kind.
     """
 
     preact: ClassVar[bool]
@@ -103,9 +106,9 @@ class ResidualNetwork(nn.Module):
     def __init__(
         self,
         dimensions: Dimensions,
-        block: Callable[..., Any],
+        block: Callable[..., Any] | BlockKind,
         *,
-        shortcut: Callable[..., Any] = ProjectionShortcut,
+        shortcut: Callable[..., Any] | ShortcutKind = ProjectionShortcut,
         in_planes: int = 3,
         width: int = 1,
         drop_rate: float = 0.0,
@@ -115,10 +118,16 @@ class ResidualNetwork(nn.Module):
         **dialect: Unpack[Dialect],
     ):
         super().__init__()
+        check_keywords(
+            type(self).__name__, dialect, ("dimensions", "block", *Options.__annotations__)
+        )
+        blocks_by_kind = {kind: known for known, kind in self.block_kinds.items()}
+        make_block = find_class("block", block, blocks_by_kind, foreign="flax")
+        shortcut = find_class("shortcut", shortcut, SHORTCUTS, foreign="flax")
         stages = plan_stages(dimensions)
         self.spec = self._describe(
             dimensions,
-            block,
+            make_block,
             shortcut,
             in_planes=in_planes,
             width=width,
@@ -135,7 +144,7 @@ class ResidualNetwork(nn.Module):
         for stage in stages:
             blocks = nn.Sequential()
             for stage_planes, stride in stage:
-                built = block(planes, stage_planes, stride=stride, **arguments)
+                built = make_block(planes, stage_planes, stride=stride, **arguments)
                 blocks.append(built)
                 planes = built.out_planes
             self.stages.append(blocks)
@@ -221,6 +230,7 @@ class Named(ResidualNetwork):
     positional: ClassVar[tuple[str, ...]]
 
     def __init__(self, *values: Any, **options: Unpack[Options]):
+        check_keywords(type(self).__name__, options, Options.__annotations__)
         if len(values) > len(self.positional):
             raise TypeError(f"{type(self).__name__} takes keyword arguments, not {values!r}")
         arguments = self.spec_arguments(self.row)

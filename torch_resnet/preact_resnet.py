@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from resnet_spec import Dimensions
+from resnet_spec import BlockKind, Dimensions
 from torch_resnet.blocks import PreActBlock, PreActBottleneck
 from torch_resnet.network import Named, Options, ResidualNetwork, named
 
@@ -16,7 +16,7 @@ class PreActResNet(ResidualNetwork):
     def __init__(
         self,
         dimensions: Dimensions,
-        block: Callable[..., Any] = PreActBlock,
+        block: Callable[..., Any] | BlockKind = PreActBlock,
         **options: Unpack[Options],
     ):
         super().__init__(dimensions, block, **options)

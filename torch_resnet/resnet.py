@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from resnet_spec import Dimensions
+from resnet_spec import BlockKind, Dimensions
 from torch_resnet.blocks import BasicBlock, Bottleneck
 from torch_resnet.network import Named, Options, ResidualNetwork, named
 
@@ -16,7 +16,7 @@ class ResNet(ResidualNetwork):
     def __init__(
         self,
         dimensions: Dimensions,
-        block: Callable[..., Any] = BasicBlock,
+        block: Callable[..., Any] | BlockKind = BasicBlock,
         **options: Unpack[Options],
     ):
         super().__init__(dimensions, block, **options)
