@@ -84,7 +84,8 @@ _SMALL_ROWS = {
     f"{name}-small": dataclasses.replace(row, small_images=True)
     for name, row in _IMAGENET_ROWS.items()
 }
-# The widths that Zagoruyko & Komodakis 2016 report (tables 4 to 8).
+# Of the depths above, the widths that Zagoruyko & Komodakis 2016 report (tables 4 to 8; table 4
+# has depth 22, too: `ResNet` builds it from dimensions).
 _PUBLISHED_WIDTHS = {
     "WideResNet16": (4, 8, 10),
     "WideResNet28": (10, 12),
