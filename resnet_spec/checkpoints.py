@@ -30,6 +30,8 @@ _CONTENTS = "_CHECKPOINT_METADATA"  # Orbax's own list of the items
 _JSON = "metadata"  # Orbax's name of the file of a JSON item
 _DIGITS = 32  # kept of a checksum: 128 bits
 _SHOWN = 3  # arrays of one damaged checkpoint
+_PIECE = 2**24  # bytes read at a time
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # something else is there
 _REASON = (80, 140)  # characters at either end of an error of TensorStore's, which are long
 
 Items = Mapping[str, Mapping[str, Any]]
@@ -90,6 +92,7 @@ def read_documents(place: Path) -> Documents:
 
     Raises:
         DamageError: one is missing, or is not what was written.
+        OSError: one cannot be read, which says nothing about what was written.
     """
     try:
         if not (place / PROGRESS).exists():
@@ -105,7 +108,7 @@ def read_documents(place: Path) -> Documents:
         return Documents(description, tuple(progress["checksums"]), progress)
     except DamageError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (*_ABSENT, ValueError, KeyError, TypeError) as error:
         raise DamageError(shorten(error)) from error
 
 
@@ -124,6 +127,27 @@ def reseal(place: Path, changes: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(place / PROGRESS / _JSON)
+
+
+def check_readable(folder: Path) -> None:
+    """Reads all files below a folder, for where a reader did not say why it failed.
+
+    Raises:
+        OSError: one that is there cannot be read: what is in it is not known to be damaged.
+    """
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, _ABSENT):
+            raise error
+
+    for place, _, names in os.walk(folder, onerror=fail):
+        for name in names:
+            try:
+                with (Path(place) / name).open("rb") as file:
+                    while file.read(_PIECE):
+                        pass
+            except OSError as error:
+                fail(error)
 
 
 @contextlib.contextmanager

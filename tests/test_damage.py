@@ -106,6 +106,23 @@ def test_a_damaged_file_is_never_a_silently_wrong_state(run, flips, items, capfd
         assert damages.counts[kind, "not converted"] > 0
 
 
+@pytest.mark.parametrize("item", ["progress", "model"])
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(of_nobody, item):
+    with open_run(of_nobody) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(make_state(step))
+    closed = [path for path in files(of_nobody) if item in path.parts]
+    with open_run(of_nobody) as checkpoints:
+        for path in closed:
+            path.chmod(0)
+        with pytest.raises(PermissionError):
+            checkpoints.restore(make_state(0))
+        for path in closed:
+            path.chmod(0o600)
+        assert_same(checkpoints.restore(make_state(0)), make_state(20))
+    assert steps(of_nobody) == ["10", "20"]
+
+
 @pytest.mark.parametrize("item", ["model", "optimizer", "ema", "description", "progress", "all"])
 def test_a_missing_item_is_damage(run, item, capsys):
     place = run / "checkpoints" / "20"

@@ -45,6 +45,7 @@ class Checkpoints:
 
     Attributes:
         restored: what the restored checkpoint says of its progress; empty where there is none.
+        weights: what was restored where it was weights alone, that are not this run's own.
 
     Raises:
         OSError: the folder cannot be made.
@@ -62,6 +63,7 @@ class Checkpoints:
         self.classifier, self.preprocessing = classifier, preprocessing
         self._say = say or _print_error
         self.restored: Mapping[str, Any] = {}
+        self.weights: str | None = None
         self._description = {**classifier.to_json(), "preprocessing": preprocessing.to_json()}
         self.folder.mkdir(parents=True, exist_ok=True)
         log_no_tracebacks()
@@ -141,6 +143,7 @@ class Checkpoints:
 
         Raises:
             UserError: there is none, none is good, or it does not fit the run; all is listed.
+            OSError: one cannot be read; all are left as they are.
         """
         self.wait()
         steps = list_steps(self.folder)
@@ -162,6 +165,8 @@ class Checkpoints:
                 )
             self._set_aside(damaged, candidate)
             self.restored = saved.documents.progress
+            if saved.is_imported:
+                self.weights = f"imported weights {self.restored.get('checksum', '')[:8]}".strip()
             return fill(fresh, saved)
         lines = [f"{self.folder / str(number)}: {what}" for number, what in damaged.items()]
         raise UserError("\n  ".join(["no checkpoint is good; each is damaged:", *lines]))

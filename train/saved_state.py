@@ -18,6 +18,7 @@ from resnet_spec.checkpoints import (
     OPTIMIZER,
     DamageError,
     Documents,
+    check_readable,
     patient_loops,
     read_documents,
     shorten,
@@ -48,13 +49,14 @@ def read(place: Path) -> SavedState:
     """A checkpoint's folder, verified; those of older versions hold no checksums.
 
     Raises:
-        DamageError: it is not what was written.
+        DamageError: it is not what was written. OSError: it cannot be read.
     """
     documents = read_documents(place)
     try:
         with patient_loops():
             items = {name: _read_arrays(place / name) for name in documents.array_items}
     except Exception as error:  # Orbax raises bare Exception, among others, for damaged files
+        check_readable(place)
         raise DamageError(shorten(error)) from error
     documents.verify(items)
     return SavedState(int(place.name), documents, items)
