@@ -23,11 +23,11 @@ from train.__main__ import main, parse
 from train.config import Config
 from train.data import load_dataset, normalise
 from train.published import published_models
-from train.results.groups import computed_fields
+from train.resume import computed_fields
 from train.table.content import from_json
 from train.table.page import as_markdown
 from train.table.plan import Wish, cheapest_first, configure
-from train.table.training import Plan, find_below, starts
+from train.table.training import Plan, find_below, is_run_of, starts
 from train.trainer import count_steps
 
 MODEL, SEEDS, STEPS = DIGITS_RUNS
@@ -75,7 +75,7 @@ def pretend_cifar(folder: Path, config: Config, name: str, images: int, trained_
     facts = {"test_name": name, "test_images": images, "train_images": trained_on}
     steps = count_steps(config, trained_on)
     change(folder / "config.json", **facts, total_steps=steps)
-    change(folder / "result.json", step=steps)
+    change(folder / "result.json", step=steps, images=images)
 
 
 def test_the_table_says_what_the_runs_reached(made, table):
@@ -156,6 +156,21 @@ def test_a_half_done_run_of_a_cluster_goes_on_by_itself(made):
     assert start.run_dir == folder
     alone = dataclasses.replace(start, run_dir=None, resume=False, log_every_steps=20)
     assert alone == dataclasses.replace(config, seed=111)
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        [{"step": 0, "weights": "imported weights"}],
+        [{"step": 0}, {"step": 12, "changed": {"learning_rate": [0.4, 0.1]}}],
+    ],
+)
+def test_a_run_that_its_configuration_alone_did_not_make_is_no_rows(starts, made, table):
+    change(made / "runs" / "seed-111" / "config.json", starts=starts)
+    config = configure(MODEL, Wish("digits", "full", max_steps=STEPS))
+    done = [run.seed for run in find_below(made / "runs") if is_run_of(run, config, "full")]
+    assert done == [222]
+    assert [run["seed"] for run in row_of(table())["runs"]] == [222]
 
 
 @pytest.mark.parametrize("epochs", [20, 178])

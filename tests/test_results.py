@@ -272,6 +272,43 @@ def test_a_folder_that_cannot_be_read_is_named(of_nobody):
     assert skipped == {of_nobody / "runs" / "mine": "it cannot be read: Permission denied"}
 
 
+def test_runs_behind_links_are_found_once_and_below_a_folder_of_any_name(runs, tmp_path, results):
+    (runs / "wandb" / "checkpoints").mkdir(parents=True)
+    (runs / "seed-111").rename(tmp_path / "far")
+    (runs / "wandb" / "checkpoints" / "link").symlink_to(tmp_path / "far")
+    (runs / "latest").symlink_to(runs / "seed-222")
+    (runs / "circle").symlink_to(runs)
+    shutil.copytree(tmp_path / "far", tmp_path / "far" / "checkpoints" / "copy")
+    found, skipped = find_runs([runs])
+    assert not skipped
+    places = [run.folder.relative_to(runs).as_posix() for run in found]
+    assert places == ["seed-222", "wandb/checkpoints/link"]
+    (group,) = results("--plot")["results"]
+    assert len(group["runs"]) == 2
+    assert (runs / "curves.png").exists()
+
+
+def test_images_that_could_not_be_tested_do_not_count(runs, results):
+    for seed in SEEDS:
+        change(runs / f"seed-{seed}" / "result.json", images=359)
+    content = results()
+    assert content["results"][0]["test_images"] == 359
+    assert "359" in cells(content["out"])["data"]
+
+
+def test_a_run_that_changed_on_the_way_or_began_with_weights_is_a_row_of_its_own(runs, results):
+    starts = [{"step": 0}, {"step": 12, "changed": {"learning_rate": [0.4, 0.1]}}]
+    change(runs / "seed-222" / "config.json", starts=starts)
+    content = results()
+    with_changes = {"changed": "learning_rate 0.4 to 0.1 at step 12"}
+    assert [group["options"] for group in content["results"]] == [with_changes, {}]
+    shutil.rmtree(runs / "seed-111")
+    row = cells(results()["out"])  # alone it says so, too
+    assert row["with"] == "changed learning_rate 0.4 to 0.1 at step 12"
+    change(runs / "seed-222" / "config.json", starts=[{"step": 0, "weights": "imported weights"}])
+    assert results()["results"][0]["options"] == {"from": "imported weights"}
+
+
 def test_lines_that_are_no_metrics_are_left_out(runs, results):
     before = results("--plot")["results"]
     with (runs / "seed-111" / "metrics.jsonl").open("a") as file:
@@ -298,8 +335,8 @@ def test_a_part_of_the_test_set_has_its_standard_error_and_the_published_figure_
         folder = runs / f"seed-{seed}"
         change_config(folder, data="cifar10", model="ResNet20", epochs=160, max_steps=None)
         change(folder / "config.json", train_images=50_000, test_name="test", test_images=1000)
-    change(runs / "seed-111" / "result.json", error=0.084)
-    change(runs / "seed-222" / "result.json", error=0.088)
+    change(runs / "seed-111" / "result.json", error=0.084, images=1000)
+    change(runs / "seed-222" / "result.json", error=0.088, images=1000)
     content = results()
     (group,) = content["results"]
     assert group["standard_error"] == pytest.approx((0.086 * 0.914 / 1000) ** 0.5, abs=1e-6)

@@ -17,10 +17,12 @@ from train.folder import (
     check_folder,
     check_same_data,
     choose_folder,
+    note_start,
     saved_config,
     saved_mode,
 )
 from train.resume import FIXED, FREE, check_resumable
+from train.starts import STARTED_BY, find_changes
 
 CONFIG = Config(run_dir=Path("a"), resume=True)
 
@@ -127,6 +129,31 @@ def test_without_a_configuration_only_imported_weights_go_on(tmp_path, is_import
         check_folder(tmp_path, now)
 
 
+def test_what_changed_between_two_steps_that_a_run_is_made_of_is_told(began):
+    path = began / "config.json"
+    facts: dict[str, Any] = {"train_images": 9, "total_steps": 9}
+    now = dataclasses.replace(CONFIG, run_dir=began, schedule="cosine")
+
+    def go_on(step: int, **changes: Any) -> list[str]:
+        nonlocal now
+        now = dataclasses.replace(now, **changes)
+        note_start(began, now, [now.seed], step, **facts)
+        return find_changes(json.loads(path.read_text())["starts"], now)
+
+    assert go_on(0, learning_rate=0.2) == []  # no step by the first one
+    assert go_on(3, log_every_steps=1, data="folder:moved") == []
+    assert go_on(4, weight_decay=0.5) == ["weight_decay 0.0001 to 0.5 at step 4"]
+    assert go_on(4, weight_decay=0.0001) == []
+    assert go_on(6, max_steps=8) == ["max_steps None to 8 at step 6"]  # of a cosine
+    rates = ["learning_rate 0.2 to 0.3 at step 5"]
+    assert go_on(5, learning_rate=0.3, max_steps=None) == rates  # back to an older checkpoint
+    assert go_on(7, learning_rate=0.2) == [*rates, "learning_rate 0.3 to 0.2 at step 7"]
+    assert go_on(0, schedule="drops", drop_steps=(3,)) == []
+    assert go_on(2, epochs=70, max_steps=5) == []  # the same steps, more of them
+    content = json.loads(path.read_text())
+    assert content["starts"][3]["changed"] == {"weight_decay": [0.0001, 0.5]}
+
+
 def test_a_folder_keeps_the_starts_of_its_run_oldest_first(began):
     path = began / "config.json"
 
@@ -140,7 +167,7 @@ def test_a_folder_keeps_the_starts_of_its_run_oldest_first(began):
     older = json.loads(path.read_text())
     del older["starts"], older["when"]  # of the last start alone
     path.write_text(json.dumps(older))
-    assert start_again()[0] == {**starts[1], "when": None}
+    assert start_again()[0] == {**{name: starts[1][name] for name in STARTED_BY}, "when": None}
     for damage in ("[", "[]", '{"starts": 1}'):
         path.write_text(damage)
         assert len(start_again()) == 1
@@ -172,7 +199,25 @@ def test_whatever_moment_ended_it_a_run_can_begin_anew(began):
     (began / "checkpoints" / "link").symlink_to(began.parent)
     check_folder(began, overwriting)
     begin_folder(began, overwriting)
-    assert [path.name for path in began.iterdir()] == ["config.json"]
+    assert {path.name for path in began.iterdir()} == {"config.json", "notes.txt"}
+
+
+def test_overwriting_deletes_what_a_run_leaves_and_nothing_else(began):
+    for place in (began, began / "seed-7", began / "seed-8", began / "other"):
+        for folder in ("tensorboard", "wandb", "profile", "checkpoints/3"):
+            (place / folder).mkdir(parents=True)
+            (place / folder / "file").write_text("a run's")
+        for file in ("metrics.jsonl", "result.json", "model.safetensors", "results.md"):
+            (place / file).write_text("a run's")
+    kept = [began / "notes.txt", began / "seed-7" / "notes.txt", began / "images" / "a.png"]
+    (began / "images").mkdir()
+    for path in kept:
+        path.write_text("mine")
+    others = [path for path in (began / "other").rglob("*") if path.is_file()]
+    begin_folder(began, dataclasses.replace(CONFIG, run_dir=began, resume=False, overwrite=True))
+    found = {path for path in began.rglob("*") if path.is_file()}
+    assert found == {*kept, *others, began / "config.json"}
+    assert not (began / "seed-8").exists()
 
 
 def test_the_configuration_is_deleted_last(began, monkeypatch):

@@ -22,6 +22,7 @@ from resnet_spec import ClassifierSpec, Preprocessing
 from train.config import Config
 from train.data import Dataset, image_dtype, normalise
 from train.errors import AbandonedError, UserError
+from train.folder import SEEDS
 
 FILE = "model.safetensors"
 OURS = "flax-resnet"
@@ -46,6 +47,11 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
     """
     path = config.init_from
     assert path is not None
+    if (path / SEEDS).exists():
+        names = ", ".join(sorted(place.name for place in path.glob("seed-*")))
+        raise UserError(
+            f"--init-from {path} holds the runs of several seeds: name the folder of one ({names})"
+        )
     try:
         source = read_source(path)
         spec, layout = _find_layout(config, source)

@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import os
-import shutil
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from resnet_spec.checkpoints import OPTIMIZER
 from train.config import Config
 from train.errors import UserError
+from train.json_files import read_own_json, temporary_of, write_json
+from train.overwriting import delete_run
 from train.resume import check_resumable
-from train.starts import STARTED_BY, earlier_starts, this_start
+from train.starts import STARTED_BY, changed_fields, earlier_starts, this_start
 
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
@@ -88,6 +90,23 @@ def _is_of_a_run(checkpoint: Path) -> bool:
     return int(checkpoint.name) > 0 or (checkpoint / OPTIMIZER).exists()
 
 
+def check_length(folder: Path, config: Config, limits: Mapping[str, int]) -> None:
+    """No run that is resumed may be further than it is to go: steps, by the option that sets them.
+
+    Raises:
+        UserError: one is; all that would end it before are named.
+    """
+    for seed in config.seed_list if config.resume else ():
+        place = seed_folder(folder, config, seed)
+        step = max((int(path.name) for path in _list_checkpoints(place)), default=0)
+        short = [f"{option} ({steps} steps)" for option, steps in limits.items() if steps < step]
+        if short:
+            raise UserError(
+                f"{place} is at step {step}, beyond the end that {' and '.join(short)} "
+                f"{'set' if len(short) > 1 else 'sets'}: give more"
+            )
+
+
 def unfinished_seeds(folder: Path, config: Config, total_steps: int) -> list[int]:
     """The seeds whose runs are to be trained: where they are resumed, those not yet at the end."""
     seeds = list(config.seed_list)
@@ -105,35 +124,58 @@ def _steps_done(folder: Path) -> int:
 
 
 def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
-    """Makes the folder, empty unless the run is resumed, and those of its seeds' runs.
-
-    Each says in its `config.json` what is run, by which versions, commit and command (of the newest
-    start, and in `starts` of each, oldest first), and `facts`: on how much data, for how many
-    steps, on which devices.
+    """Makes the folder and those of its seeds' runs, without the run that it is to overwrite.
 
     Raises:
         UserError: a folder cannot be made or written.
     """
-    facts |= this_start(facts.get("devices"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if config.overwrite:
-            _delete_content(folder)
-        if config.seeds is None:
-            _write_config(folder / _CONFIG, config, facts)
-            return
-        _write_config(folder / SEEDS, config, facts)
+            delete_run(folder)
         for seed in config.seed_list:
+            seed_folder(folder, config, seed).mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run-dir {folder}: {error}") from error
+    note_start(folder, config, config.seed_list, 0, **facts)
+
+
+def note_start(
+    folder: Path,
+    config: Config,
+    seeds: Iterable[int],
+    step: int,
+    weights: str | None = None,
+    **facts: Any,
+) -> None:
+    """Says in `config.json` what goes on from `step` in the runs of these seeds.
+
+    By which versions, commit and command (of the newest start, and in `starts` of each, oldest
+    first, with the step and the fields that changed there), and `facts`: on how much data, for how
+    many steps, on which devices. `weights` that a run began with are not its own.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    facts |= this_start(facts.get("devices"))
+    start = {**{name: facts[name] for name in STARTED_BY}, "step": step}
+    if weights is not None:
+        start["weights"] = weights
+    try:
+        if config.seeds is not None:
+            _write_config(folder / SEEDS, config, facts, start)
+        for seed in seeds:
             place = seed_folder(folder, config, seed)
-            place.mkdir(exist_ok=True)
-            _write_config(place / _CONFIG, own_config(config, seed, place), facts)
+            _write_config(place / _CONFIG, own_config(config, seed, place), facts, start)
     except OSError as error:
         raise UserError(f"--run-dir {folder}: {error}") from error
 
 
-def _write_config(path: Path, config: Config, facts: dict[str, Any]) -> None:
-    earlier = earlier_starts(path) if config.resume else []
-    starts = [*earlier, {name: facts[name] for name in STARTED_BY}]
+def _write_config(path: Path, config: Config, facts: dict[str, Any], start: dict[str, Any]) -> None:
+    earlier, changed = [], {}
+    if config.resume:
+        earlier, changed = earlier_starts(path), changed_fields(path, config)
+    starts = [*earlier, {**start, "changed": changed} if changed else start]
     write_json(path, {"config": config.to_json(), **facts, "starts": starts})
 
 
@@ -194,23 +236,8 @@ def _read_own(folder: Path) -> dict[str, Any]:
 def _holds_files(folder: Path) -> bool:
     """Whether there is more than a run leaves behind that ended before its configuration."""
     files = (path for path in folder.rglob("*") if not path.is_dir())
-    unfinished = [_temporary(folder / name) for name in (_CONFIG, SEEDS)]
+    unfinished = [temporary_of(folder / name) for name in (_CONFIG, SEEDS)]
     return any(path not in unfinished for path in files)
-
-
-def _delete_content(folder: Path) -> None:
-    """Deletes a run, last of all what tells that it is one: whoever is interrupted can go on.
-
-    The folder itself stays: it may be locked, a link, or another file system.
-    """
-    last = [folder / _CONFIG, folder / SEEDS]
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path not in last:
-            path.unlink()
-    for path in last:
-        path.unlink(missing_ok=True)
 
 
 def _is_own(folder: Path) -> bool:
@@ -218,39 +245,3 @@ def _is_own(folder: Path) -> bool:
         return bool(_read_own(folder))
     except (OSError, ValueError, TypeError):
         return False
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a whole file or none."""
-    temporary = _temporary(path)
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The inverse of `write_json`.
-
-    Raises:
-        OSError: there is no such file.
-        ValueError: it is damaged, or was not written so.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except RecursionError as error:
-        raise ValueError("its brackets go too deep") from error
-    if not isinstance(content, dict):
-        raise ValueError("it was not written by this trainer")
-    return content
-
-
-def read_own_json(path: Path) -> dict[str, Any]:
-    """The same of a file that says which versions wrote it, ours among them."""
-    content = read_json(path)
-    versions = content.get("versions")
-    if not isinstance(versions, dict) or "flax-resnet" not in versions:
-        raise ValueError("it was not written by this trainer")
-    return content
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.new")

@@ -1,10 +1,9 @@
 """A training run from its configuration to its exported weights; or several, seed by seed."""
 
 import contextlib
-import dataclasses
-import re
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,13 +11,16 @@ from train import export, parallel
 from train.claims import claimed, seeds_locked
 from train.config import Config
 from train.data import Dataset, load_dataset
-from train.errors import AbandonedError, DivergedError, UserError
+from train.errors import AbandonedError, DivergedError
+from train.evaluation import evaluate
 from train.folder import (
     begin_folder,
     check_folder,
+    check_length,
     check_same_data,
     choose_folder,
     has_checkpoint,
+    note_start,
     saved_mode,
     seed_folder,
     unfinished_seeds,
@@ -34,9 +36,13 @@ from train.saved_state import compare_classes, compare_normalisations
 from train.seeds import arrange
 from train.signals import StopSignals
 from train.step import TrainState, averaged
-from train.trainer import Score, Trainer, count_steps, describe
+from train.trainer import Trainer, count_steps, describe
 from train.unused import unused_fields
 from train.watch import Watch
+
+__all__ = ["evaluate", "train"]
+
+Note = Callable[[Sequence[Run], int], None]
 
 
 def train(config: Config) -> list[Result]:
@@ -55,7 +61,8 @@ def train(config: Config) -> list[Result]:
         contextlib.ExitStack() as claims,
     ):
         start_time = time.perf_counter()
-        parallel.check_batch_size(config)
+        if config.seeds is None or config.seeds_mode != "devices":
+            parallel.check_batch_size(config)
         folder, devices = choose_folder(config), parallel.describe_devices()
         parallel.in_first_process(lambda: check_folder(folder, config))
         display.say(
@@ -72,6 +79,8 @@ def train(config: Config) -> list[Result]:
         total_steps = count_steps(resolved, len(dataset.train))
         if line := unreached(resolved, total_steps):
             display.say(line)
+        limits = _limits(resolved, len(dataset.train))
+        parallel.in_first_process(lambda: check_length(folder, config, limits))
         seeds = unfinished_seeds(folder, config, total_steps)
         if not seeds:
             display.say(f"the runs of all seeds are finished, after {total_steps} steps")
@@ -88,58 +97,16 @@ def train(config: Config) -> list[Result]:
         }
         parallel.in_first_process(lambda: _begin(folder, config, facts, claims))
         groups = [[seed] for seed in seeds] if mode == "turns" else [seeds]
-        return _train_groups(trainer, groups, folder, display, signals, start_time)
 
+        def note(runs: Sequence[Run], step: int) -> None:
+            """Of a resumed run, once all is checked, and where there is a step left to take."""
+            these, weights = [run.seed for run in runs], runs[0].weights
+            if config.resume and step < total_steps:
+                parallel.in_first_process(
+                    lambda: note_start(folder, config, these, step, weights, **facts)
+                )
 
-def evaluate(config: Config) -> list[Score]:
-    """Tests the weights of `init_from`, or those that runs would export, and says the errors.
-
-    Raises:
-        UserError: the configuration does not fit the weights or the data.
-    """
-    with parallel.processes(config), Display(enabled=parallel.is_first_process()) as display:
-        dataset = load_dataset(config)
-        config = config.resolved(len(dataset.train))
-        sources = {config.seed: config.init_from}
-        if config.resume and config.run_dir is not None:
-            sources = {s: seed_folder(config.run_dir, config, s) for s in config.seed_list}
-        scores = []
-        for seed, source in sources.items():
-            layout = None if config.resume else config.init_layout  # a run's names are ours
-            found = dataclasses.replace(config, init_from=source, init_layout=layout)
-            weights = export.load_weights(found, describe(config, dataset))
-            if "head.kernel" not in weights.arrays:
-                raise UserError(f"{source} has no head of {dataset.num_classes} classes to test")
-            _check_images(f"{source}", weights.preprocessing, dataset, display)
-            trainer = Trainer(config, dataset, weights=weights.arrays)
-            state = trainer.place(trainer.first_states([seed]))
-            scores += trainer.test(averaged(state))
-            display.say(
-                f"{source}: test loss {scores[-1].loss:.4f}, test error {scores[-1].error:.2%} "
-                f"of {scores[-1].images} images of {dataset.test_name}{dataset.missing()}"
-            )
-        return scores
-
-
-def _check_images(
-    source: str, found: dict[str, Any] | None, dataset: Dataset, display: Display
-) -> None:
-    """Weights of other classes, or of images normalised otherwise, would have a wrong error.
-
-    Words and the numbers of WordNet's synsets are two ways to call ImageNet's classes.
-    """
-    here = dataset.preprocessing
-    problems, classes = compare_normalisations(found, here), compare_classes(found, here)
-    names = (found or {}).get("class_names") or ()
-    if classes and _are_synsets(names) != _are_synsets(here.class_names or ()):
-        display.say(f"{source} {classes[0]}: they are taken to be the same, in the same order")
-        classes = []
-    if problems := [*problems, *classes]:
-        raise UserError("; ".join(f"{source} {problem}" for problem in problems))
-
-
-def _are_synsets(names: Sequence[str]) -> bool:
-    return all(re.fullmatch(r"n\d{8}", name) for name in names)
+        return _train_groups(trainer, groups, folder, note, display, signals, start_time)
 
 
 def _begin(
@@ -149,7 +116,17 @@ def _begin(
     if config.resume:
         check_same_data(folder, facts["train_images"])
     with seeds_locked(folder):
-        begin_folder(folder, config, **facts)
+        if not config.resume:
+            begin_folder(folder, config, **facts)
+
+
+def _limits(config: Config, images: int) -> dict[str, int]:
+    """What ends a run: steps by the option that sets them."""
+    steps = math.ceil(config.epochs * images / config.global_batch_size)
+    limits = {f"--epochs {config.epochs}": steps}
+    if config.max_steps is not None:
+        limits[f"--max-steps {config.max_steps}"] = config.max_steps
+    return limits
 
 
 def _first_weights(config: Config, dataset: Dataset, folder: Path, display: Display) -> Arrays:
@@ -170,6 +147,7 @@ def _train_groups(
     trainer: Trainer,
     groups: Sequence[Sequence[int]],
     folder: Path,
+    note: Note,
     display: Display,
     signals: StopSignals,
     start_time: float,
@@ -182,7 +160,7 @@ def _train_groups(
         if bool(stops()):
             raise signals.stopped(f"before seed {seeds[0]}")
         try:
-            results += _train_together(trainer, seeds, folder, display, signals, start_time)
+            results += _train_together(trainer, seeds, folder, note, display, signals, start_time)
         except DivergedError as error:
             diverged.append(error)
             if len(groups) > 1:
@@ -196,6 +174,7 @@ def _train_together(
     trainer: Trainer,
     seeds: Sequence[int],
     folder: Path,
+    note: Note,
     display: Display,
     signals: StopSignals,
     start_time: float,
@@ -209,13 +188,9 @@ def _train_together(
         ]
         states = common_states(runs, trainer)
         first_step = int(states[0].step)
-        if first_step > trainer.total_steps:
-            raise UserError(
-                f"{runs[0].folder} is at step {first_step}, beyond the {trainer.total_steps} of "
-                "this run: give more --epochs or --max-steps"
-            )
         for run in runs:
             run.begin(first_step)
+        note(runs, first_step)
         whose = f"seed {', '.join(map(str, seeds))}: " if config.seeds is not None else ""
         resumed = f", resumed at {first_step}" if first_step else ""
         is_deep = sum(trainer.classifier.network.stage_depths) > 80 and not config.scan_blocks

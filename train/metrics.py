@@ -45,13 +45,14 @@ class MetricsLog:
         if not enabled:
             return
         with contextlib.ExitStack() as opened:  # what is open is closed if a later one fails
-            lines = _Lines(folder, start_step, is_tested)
-            self._sinks.append(opened.enter_context(contextlib.closing(lines)))
-            self._sinks.append(
-                opened.enter_context(contextlib.closing(_Events(folder, start_step)))
-            )
-            if config is not None and config.wandb is not None:
-                self._sinks.append(_WeightsAndBiases(folder, config.wandb, config))
+
+            def add(sink: _Sink) -> None:
+                self._sinks.append(opened.enter_context(contextlib.closing(sink)))
+
+            if config is not None and config.wandb is not None:  # first, as it alone may refuse
+                add(_WeightsAndBiases(folder, config.wandb, config))
+            add(_Lines(folder, start_step, is_tested))
+            add(_Events(folder, start_step))
             opened.pop_all()
 
     def __enter__(self) -> "MetricsLog":

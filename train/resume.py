@@ -1,4 +1,4 @@
-"""Which fields of a configuration a resumed run may change."""
+"""Which fields of a configuration a resumed run may change, and which say what it computes."""
 
 from typing import Any
 
@@ -30,6 +30,18 @@ OF_ONE_START: dict[str, Any] = {
     **dict.fromkeys(("overwrite", "eval_only", "profile", "distributed"), False),
     **dict.fromkeys(("coordinator", "process_id", "num_processes")),
 }
+
+# Fields that say which run it is, where its files are and what it tells, not what it computes.
+_NOT_COMPUTED = (
+    *("seed", "seeds", "seeds_mode", "run_dir", "resume", "overwrite", "data_dir"),
+    *("log_every_steps", "checkpoint_every_steps", "profile", "wandb", "read_threads"),
+    *("distributed", "coordinator", "process_id", "num_processes"),
+)
+
+
+def computed_fields(config: Config) -> dict[str, Any]:
+    """The fields that say what a run computes, but for its seed."""
+    return {k: v for k, v in config.to_json().items() if k not in _NOT_COMPUTED}
 
 
 def check_resumable(saved: Config, now: Config) -> None:

@@ -16,7 +16,8 @@ from train.checkpoint import Checkpoints
 from train.claims import locked, watch_place
 from train.data import image_dtype
 from train.errors import UserError
-from train.folder import RESULT, own_config, write_json
+from train.folder import RESULT, own_config
+from train.json_files import write_json
 from train.metrics import MetricsLog
 from train.retention import list_steps
 from train.step import TrainState, averaged
@@ -70,6 +71,7 @@ class Run:
     def __enter__(self) -> "Run":
         if parallel.is_first_process():
             if self._trainer.config.seeds is not None:  # in the folder that `train` claimed
+                self.folder.mkdir(exist_ok=True)
                 self._files.enter_context(locked(self.folder))
             preprocessing = self._trainer.dataset.preprocessing
             self.checkpoints = self._files.enter_context(
@@ -118,6 +120,11 @@ class Run:
     @property
     def _restored(self) -> Mapping[str, Any]:
         return {} if self.checkpoints is None else self.checkpoints.restored
+
+    @property
+    def weights(self) -> str | None:
+        """Those that it begins with, where they are not its own."""
+        return None if self.checkpoints is None else self.checkpoints.weights
 
     @property
     def is_untested(self) -> bool:

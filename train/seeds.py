@@ -79,6 +79,8 @@ def _possible(config: Config, dataset: Dataset, count: int) -> list[str]:
 def _trainer(
     config: Config, dataset: Dataset, seeds: Sequence[int], weights: Arrays, mode: str
 ) -> Trainer:
+    if mode != "devices":  # where each has whole batches
+        parallel.check_batch_size(config)
     together = None if mode == "turns" else len(seeds)
     over = "seeds" if mode == "devices" else "batch"
     return Trainer(config, dataset, together=together, over=over, weights=weights)

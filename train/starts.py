@@ -2,14 +2,19 @@
 
 import datetime
 import functools
+import itertools
 import json
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from train.config import Config
+from train.resume import computed_fields
 
 _PACKAGES = ("flax-resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 STARTED_BY = ("when", "command", "commit", "versions", "devices")
@@ -37,6 +42,56 @@ def earlier_starts(path: Path) -> list[dict[str, Any]]:
         return list(content.get("starts") or [{name: content.get(name) for name in STARTED_BY}])
     except (OSError, ValueError, AttributeError, TypeError):
         return []
+
+
+def changed_fields(path: Path, now: Config) -> dict[str, list[Any]]:
+    """What is computed otherwise than a run's `config.json` says: field -> [before, now].
+
+    A folder of images may move.
+    """
+    try:
+        before = _plain(Config.from_json(json.loads(path.read_text())["config"]))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return {}
+    return {
+        name: [before[name], value]
+        for name, value in _plain(now).items()
+        if before[name] != value and name != "data"
+    }
+
+
+def find_changes(starts: Sequence[dict[str, Any]], now: Config) -> list[str]:
+    """What of a run's configuration changed between steps that it is made of, one text each.
+
+    A start that took no step, or whose steps were taken again, changed nothing.
+    """
+    fields, known = [_plain(now)], list(starts)
+    for start in reversed(known[1:]):
+        before = {name: pair[0] for name, pair in start.get("changed", {}).items()}
+        fields.insert(0, {**fields[0], **before})
+    parts: list[tuple[int, dict[str, Any]]] = []
+    for start, value in zip(known, fields, strict=True) if known else ():
+        step = int(start.get("step", 0))
+        while parts and parts[-1][0] >= step:
+            parts.pop()
+        parts.append((step, value))
+    return [
+        f"{name} {before[name]} to {after[name]} at step {step}"
+        for (_, before), (step, after) in itertools.pairwise(parts)
+        for name in after
+        if before[name] != after[name] and not _is_length(name, before, after)
+    ]
+
+
+def _is_length(name: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether a field only says how far a run goes: steps that fall by drops are the same."""
+    is_by_drops = before["schedule"] == after["schedule"] == "drops"
+    return name in ("epochs", "max_steps") and is_by_drops
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(computed_fields(config)))
 
 
 def _commit() -> str | None:

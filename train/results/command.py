@@ -73,16 +73,22 @@ def _draw(folders: Sequence[Path], runs: Sequence[Run]) -> dict[str, bytes]:
 
     pictures: dict[str, bytes] = {}
     names: Counter[str] = Counter()
-    for folder in dict.fromkeys(folder.resolve() for folder in folders):
-        groups = group_runs(run for run in runs if run.folder.resolve().is_relative_to(folder))
+    for folder in {folder.resolve(): folder for folder in folders}.values():
+        groups = group_runs(run for run in runs if _is_below(run.folder, folder))
         if not groups:
             continue
-        names[folder.name] += 1
-        number = f"-{names[folder.name]}" if names[folder.name] > 1 else ""
-        stem = "curves" if len(folders) == 1 else f"curves-{folder.name}{number}"
+        title = folder.resolve().name
+        names[title] += 1
+        number = f"-{names[title]}" if names[title] > 1 else ""
+        stem = "curves" if len(folders) == 1 else f"curves-{title}{number}"
         for form, content in draw(groups).items():
             pictures[f"{stem}.{form}"] = content
     return pictures
+
+
+def _is_below(place: Path, folder: Path) -> bool:
+    """By its path, on which there may be links, or by that without them."""
+    return place.is_relative_to(folder) or place.resolve().is_relative_to(folder.resolve())
 
 
 def _write(

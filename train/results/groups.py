@@ -11,16 +11,9 @@ from typing import Any
 import numpy as np
 
 from resnet_spec import DIALECT, find_spec, list_models
-from train.config import Config
 from train.published import DATA, Published, published
 from train.results.runs import Outcome, Run
-
-# Fields that say which run it is, where its files are and what it tells, not what it computes.
-_NOT_COMPUTED = (
-    *("seed", "seeds", "seeds_mode", "run_dir", "resume", "overwrite", "data_dir"),
-    *("log_every_steps", "checkpoint_every_steps", "profile", "wandb", "read_threads"),
-    *("distributed", "coordinator", "process_id", "num_processes"),
-)
+from train.resume import computed_fields
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,8 @@ class Group:
     Attributes:
         runs: one for each seed, in their order.
         repeats: further runs of a seed, which do not count.
-        options: fields in which it differs from other groups of the same model and data.
+        options: fields in which it differs from other groups of the same model and data, and what
+            was changed on the way or not its own from the start.
     """
 
     runs: tuple[Run, ...]
@@ -126,11 +120,6 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     return sorted(_with_options(groups), key=_place)
 
 
-def computed_fields(config: Config) -> dict[str, Any]:
-    """The fields that say what a run computes, but for its seed."""
-    return {k: v for k, v in config.to_json().items() if k not in _NOT_COMPUTED}
-
-
 def group_key(run: Run) -> str:
     """The same for the runs of one group, of all others another."""
     return json.dumps(_key(run), sort_keys=True)
@@ -138,7 +127,13 @@ def group_key(run: Run) -> str:
 
 def _key(run: Run) -> dict[str, Any]:
     fields = computed_fields(run.config)
-    return {**fields, "trained on": run.train_images, "tested on": _tested_on(run)}
+    fields |= {"trained on": run.train_images, "tested on": _tested_on(run)}
+    return {**fields, **history(run)}
+
+
+def history(run: Run) -> dict[str, str | None]:
+    """What its configuration does not say of how it was trained; None where there is nothing."""
+    return {"changed": " and ".join(run.changes) or None, "from": run.weights}
 
 
 def _tested_on(run: Run) -> tuple[str, int | None]:
@@ -165,10 +160,11 @@ def _with_options(groups: list[Group]) -> list[Group]:
     for members in alike.values():
         keys = [_key(group.first) for group in members]
         names = [name for name in keys[0] if any(key[name] != keys[0][name] for key in keys)]
-        result += [
-            dataclasses.replace(group, options={name: key[name] for name in names})
-            for group, key in zip(members, keys, strict=True)
-        ]
+        for group, key in zip(members, keys, strict=True):
+            told = history(group.first)  # always, where there is any; only where there is
+            options = {name: key[name] for name in names if name not in told}
+            options |= {name: text for name, text in told.items() if text is not None}
+            result.append(dataclasses.replace(group, options=options))
     return result
 
 

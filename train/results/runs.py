@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Config
-from train.folder import read_json, read_own_json
+from train.json_files import read_json, read_own_json
 from train.metrics import FILE as METRICS
 from train.metrics import read_metrics
 from train.published import DATA
+from train.starts import find_changes
 
 _CONFIG, _RESULT = "config.json", "result.json"
-_NOT_RUNS = ("checkpoints", "tensorboard", "wandb")
+_NOT_RUNS = ("checkpoints", "tensorboard", "wandb", "profile")  # in the folder of a run
 
 
 class UnreadableError(ValueError):
@@ -52,6 +53,8 @@ class Run:
         step: the last one that its metrics tell of. total_steps: where it ends.
         metrics: the lines of `metrics.jsonl`.
         outcome: None until it is finished.
+        changes: of its configuration between two of its steps, one text each.
+        weights: that it began with, where a file's were imported into its folder.
     """
 
     folder: Path
@@ -64,6 +67,13 @@ class Run:
     total_steps: int
     metrics: list[dict[str, Any]]
     outcome: Outcome | None
+    changes: tuple[str, ...] = ()
+    weights: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its configuration alone made it, from random weights."""
+        return not self.changes and self.weights is None and self.config.init_from is None
 
     @property
     def seed(self) -> int:
@@ -98,11 +108,26 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     return list(runs.values()), skipped
 
 
-def _folders_with_config(top: Path, skip: Callable[[OSError], None]) -> Iterator[Path]:
-    for path, names, files in os.walk(top, onerror=skip):
-        names[:] = sorted(name for name in names if name not in _NOT_RUNS)
-        if _CONFIG in files:
-            yield Path(path)
+def _folders_with_config(top: Path, skip: Callable[[OSError], None]) -> list[Path]:
+    """In the order of their paths; what a link leads to only where no other path does."""
+    found: list[Path] = []
+    seen: set[Path] = set()
+    tops = [top]
+    while tops:
+        links: list[Path] = []
+        for start in tops:
+            for name, names, files in os.walk(start, onerror=skip):
+                path = Path(name)
+                if path.resolve() in seen:  # been there, as in a circle of links
+                    names.clear()
+                    continue
+                seen.add(path.resolve())
+                if _CONFIG in files:
+                    found.append(path)
+                    names[:] = [name for name in names if name not in _NOT_RUNS]
+                links += [path / name for name in sorted(names) if (path / name).is_symlink()]
+        tops = links
+    return sorted(found)
 
 
 def _read_run(folder: Path) -> Run:
@@ -116,6 +141,9 @@ def _read_run(folder: Path) -> Run:
         if not isinstance(test_name, str):
             raise TypeError(f"a test set called {test_name}")
         tested = None if content.get("test_images") is None else _count(content["test_images"])
+        starts = content.get("starts", [])
+        changes = find_changes(starts, config)
+        weights = next((str(s["weights"]) for s in starts if s.get("weights")), None)
     with _naming(METRICS):
         metrics = read_metrics(folder / METRICS)
     step = max((line["step"] for line in metrics), default=0)
@@ -134,6 +162,8 @@ def _read_run(folder: Path) -> Run:
         total_steps=total_steps,
         metrics=metrics,
         outcome=outcome,
+        changes=tuple(changes),
+        weights=weights,
     )
 
 
@@ -153,7 +183,8 @@ def _naming(name: str) -> Iterator[None]:
 def _count_test_images(tested: int | None, config: Config, result: dict[str, Any]) -> int | None:
     parity = result.get("parity") or {}
     whole = DATA[config.data].test_images if config.data == "digits" else None
-    known = (tested, parity.get("images"), config.validation_size, whole)
+    # what was really tested first: damaged images do not count
+    known = (result.get("images"), tested, parity.get("images"), config.validation_size, whole)
     return next((_count(count) for count in known if count is not None), None)
 
 

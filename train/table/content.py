@@ -11,9 +11,10 @@ from resnet_spec import find_spec
 from train.config import Config
 from train.errors import UserError
 from train.published import DATA, published, published_models
-from train.results.groups import Group, computed_fields, group_key, group_runs
+from train.results.groups import Group, group_key, group_runs
 from train.results.record import group_fields
 from train.results.runs import Outcome, Run
+from train.resume import computed_fields
 from train.table.plan import find_origin, image_cost
 from train.table.protocol import HELD_OUT, PART, protocol_of
 
@@ -50,11 +51,12 @@ class Content:
 def collect(found: Iterable[Run], before: Content, protocol: str, models: Iterable[str]) -> Content:
     """The table of the runs in the folders, and of the finished ones that an older table tells of.
 
-    A run that is found takes the place of the same run in the older table. Rows of the protocol
-    are missing for those of `models`, and of the published ones, that have no run.
+    Only of runs that one configuration trained, from random weights. A run that is found takes the
+    place of the same run in the older table. Rows of the protocol are missing for those of
+    `models`, and of the published ones, that have no run.
     """
     data = before.data
-    runs = [_as_recorded(run) for run in found if run.config.data == data]
+    runs = [_as_recorded(run) for run in found if run.config.data == data and run.is_plain]
     known = {(group_key(run), run.seed) for run in runs if run.outcome is not None}
     old = [run for group in before.groups for run in group.finished]
     groups = group_runs([*runs, *(r for r in old if (group_key(r), r.seed) not in known)])

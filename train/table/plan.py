@@ -13,8 +13,8 @@ from train.config import Config
 from train.errors import UserError
 from train.published import DATA
 from train.recipes import RECIPES
-from train.results.groups import computed_fields
 from train.results.runs import Run
+from train.resume import computed_fields
 from train.table.protocol import HELD_OUT, PART, train_images, validation_size
 
 # Where and in which numbers a recipe is trained, and how often tested, is not its own.

@@ -10,9 +10,8 @@ from resnet_spec import find_spec
 from train.config import Config
 from train.errors import DivergedError, StoppedError, device_errors
 from train.folder import SEEDS, saved_config
-from train.results.groups import computed_fields
 from train.results.runs import Run, find_runs
-from train.resume import OF_ONE_START
+from train.resume import OF_ONE_START, computed_fields
 from train.table.plan import Wish, cheapest_first, configure
 from train.table.protocol import expected, protocol_of
 
@@ -72,7 +71,7 @@ def find_below(folder: Path) -> list[Run]:
 
 def is_run_of(run: Run, config: Config, label: str) -> bool:
     """Whether a run computes what a configuration says, on the images of a protocol."""
-    if run.config.data != config.data or protocol_of(run) != label:
+    if run.config.data != config.data or not run.is_plain or protocol_of(run) != label:
         return False
     same = dataclasses.replace(run.config, model=config.model)  # it may have two names
     is_same_network = find_spec(run.config.model) == find_spec(config.model)
