@@ -15,6 +15,7 @@ from convert.weights import Weights
 from convert.wrappers import name_some
 from resnet_spec import MODELS, ResNetSpec
 
+_SHOWN = 8  # problems of one match that a person reads
 # What no optimiser trains, in torch's names and in Flax's.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "mean", "var")
 
@@ -130,7 +131,9 @@ def as_text(found: dict[str, Any]) -> str:
         )
         if match["statistics_batch_size"] is not None:
             lines.append(f"    running variances over batches of {match['statistics_batch_size']}")
-        lines += [f"    {problem}" for problem in match["problems"]]
+        lines += [f"    {problem}" for problem in match["problems"][:_SHOWN]]
+        if (more := len(match["problems"]) - _SHOWN) > 0:
+            lines.append(f"    and {more} more")
         if match["undecided"]:
             lines.append(f"    not to be seen in tensors, taken as {', '.join(match['undecided'])}")
     if not found["matches"]:

@@ -9,6 +9,7 @@ import numpy as np
 from convert.arrays import as_arrays, compare_shapes, dtype_problems, to_tensor
 from convert.description import describe, describe_state
 from convert.errors import ConversionError
+from convert.layouts.mismatch import prefix_problems
 from convert.twins import fill_by_name, flax_to_arrays
 from convert.wrappers import TORCHS_PREFIXES, unwrap
 from resnet_spec import ClassifierSpec
@@ -29,8 +30,8 @@ def arrays_of(model: Any) -> dict[str, np.ndarray]:
 
 def check(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises a ConversionError that lists every array that the model has not, or otherwise."""
-    given = {name: array.shape for name, array in arrays.items()}
-    problems = compare_shapes(classifier.tensors(), given)
+    expected, given = classifier.tensors(), {name: a.shape for name, a in arrays.items()}
+    problems = prefix_problems(expected, given) or compare_shapes(expected, given)
     problems += [p for name, array in arrays.items() for p in dtype_problems(name, array)]
     if problems:
         raise ConversionError("these weights are not those of this model:", problems)

@@ -11,7 +11,7 @@ import convert
 from convert.__main__ import main
 from convert.inspection import as_text, inspect
 from tests.peers import import_timm
-from tests.twins import make_twins
+from tests.twins import assert_same_state, make_twins
 
 IMPORT = ("--layout", "cifar", "--model", "ResNet20")
 
@@ -146,6 +146,23 @@ def test_what_is_beside_the_network_of_a_lightning_module_does_not_hide_it(
     assert "--prefix model." in capsys.readouterr().err
     assert run_import(path, *IMPORT, "--prefix", "model.") == 0
     assert "criterion.weight" in capsys.readouterr().out
+
+
+def test_a_twin_within_another_module_is_taken_by_its_prefix(tmp_path, capsys):
+    _, model = make_twins("ResNet20", dtype="float32")
+    outer = torch.nn.ModuleDict({"encoder": model, "decoder": torch.nn.Linear(2, 2)})
+    path = tmp_path / "m.pt"
+    torch.save(outer.state_dict(), path)
+    assert "--prefix encoder." in as_text(inspect(path))
+    for command in ("import", "export"):
+        assert main([command, str(path), "-o", str(tmp_path / "out.npz")]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 2
+        arguments = ["--prefix", "encoder.", "-o", str(tmp_path / "out.npz")]
+        assert main([command, str(path), *arguments]) == 0
+        assert "left out: decoder.weight, decoder.bias" in capsys.readouterr().out
+        assert_same_state(
+            convert.load(tmp_path / "out.npz", "torch").state_dict(), model.state_dict()
+        )
 
 
 def test_names_of_no_layout_are_shown(tmp_path):

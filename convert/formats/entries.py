@@ -157,5 +157,7 @@ def _describe(value: Any) -> str:
     if isinstance(value, bool | int | float | str):
         return repr(value)[:60]
     if isinstance(value, Unknown) and value.name.startswith(_NUMPY):
-        return "of NumPy"
+        return "of a type of NumPy's"
+    if isinstance(value, Unknown) and value.name == "_codecs.encode":
+        return "of type bytes"
     return f"of type {value.name if isinstance(value, Unknown) else type(value).__name__}"

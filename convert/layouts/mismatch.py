@@ -32,8 +32,8 @@ def layout_problems(
     if problems and all(p.startswith("missing") and _COUNTER in p for p in problems):
         problems.append(f"counters alone are missing: {_ADVICE}")
     if problems:
-        if prefixes := _find_prefixes(expected, given):
-            return [_say(prefixes)]
+        if behind := prefix_problems(expected, given):
+            return behind
         signs = layout.signs({name: array.shape for name, array in given.items()})
         problems = [*signs, *problems]
     shown = {name: layout.spelling.to_theirs(name, array) for name, array in given.items()}
@@ -73,21 +73,18 @@ def find_prefixes(names: Collection[str], first: str) -> list[str]:
     return sorted(prefix for prefix in found if prefix.endswith((".", "/")))
 
 
-def _find_prefixes(expected: Collection[str], given: Collection[str]) -> list[str]:
-    """The prefixes behind which most of the expected names are, where none is without."""
+def prefix_problems(expected: Collection[str], given: Collection[str]) -> list[str]:
+    """A sentence where most of the expected names are there behind a prefix, and none without."""
     weights = [name for name in expected if not is_counter(name)]
     if sum(name in given for name in weights) > _FEW * len(weights):
         return []
-    return [
+    prefixes = [
         prefix
         for prefix in (find_prefixes(given, weights[0]) if weights else ())
         if sum(prefix + name in given for name in weights) > _ENOUGH * len(weights)
     ]
-
-
-def _say(prefixes: list[str]) -> str:
-    names = " and ".join(map(repr, prefixes))
-    return (
-        f"its names are there behind {names}: take what begins so by prefix={prefixes[0]!r} "
-        f"(--prefix {prefixes[0]})"
-    )
+    return [
+        f"its names are there behind {' and '.join(map(repr, prefixes))}: take what begins so by "
+        f"prefix={prefix!r} (--prefix {prefix})"
+        for prefix in prefixes[:1]
+    ]
