@@ -1,7 +1,7 @@
 """Stem, stages, pooling and head: what all residual networks share."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Required, TypedDict, TypeVar, Unpack
+from typing import Any, ClassVar, Required, TypedDict, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +16,6 @@ from flax_resnet.layers import AveragePool, Context, Identity, batch_norm, check
 from flax_resnet.shortcut import SHORTCUTS, ProjectionShortcut
 from flax_resnet.stochastic_depth import set_stochastic_depth
 from resnet_spec import (
-    MODELS,
     BlockKind,
     BottleneckStride,
     Dialect,
@@ -258,41 +257,3 @@ def _check_images(x: Array, stem: Any) -> None:
         raise ValueError(f"images of no pixels: {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"images are real floating numbers, such as float32, not {x.dtype}")
-
-
-class Named(ResidualNetwork):
-    """A network of one row of the table; `row` is set by `named`."""
-
-    row: ClassVar[ResNetSpec]
-    positional: ClassVar[tuple[str, ...]]
-
-    def __init__(self, *values: Any, **options: Unpack[Options]):
-        check_keywords(type(self).__name__, options, Options.__annotations__)
-        if len(values) > len(self.positional):
-            raise TypeError(f"{type(self).__name__} takes keyword arguments, not {values!r}")
-        arguments = self.spec_arguments(self.row)
-        dimensions, block = arguments.pop("dimensions"), arguments.pop("block")
-        given = dict(zip(self.positional, values, strict=False))
-        if twice := given.keys() & options.keys():
-            raise TypeError(f"{type(self).__name__} got {', '.join(sorted(twice))} twice")
-        merged: dict[str, Any] = {**arguments, **given, **options}
-        super().__init__(dimensions, block, **merged)
-
-
-NamedNetwork = TypeVar("NamedNetwork", bound=Named)
-
-
-def named(name: str, base: type[NamedNetwork]) -> type[NamedNetwork]:
-    """The class of one row of the table: `ResNet20 = named("ResNet20", NamedResNet)`."""
-    depths = ", ".join(map(str, MODELS[name].stage_depths))
-    positional = ("drop_rate", "small_images") if "Wide" in name else ("small_images",)
-    namespace = {
-        "row": MODELS[name],
-        # torch-resnet 0.0.4 takes these without their names
-        "positional": positional if MODELS[name].small_images else (),
-        "__module__": base.__module__,
-        "__qualname__": name,
-        "__doc__": f"{name} of the table: {depths} blocks; keyword arguments as in the base.",
-    }
-    bases: tuple[Any, ...] = (base,)
-    return type(base)(name, bases, namespace)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 from flax_resnet.blocks import BasicBlock, Bottleneck
-from flax_resnet.network import Named, Options, ResidualNetwork, named
+from flax_resnet.named import Named, named
+from flax_resnet.network import Options, ResidualNetwork
 from resnet_spec import BlockKind, Dimensions
 
 

@@ -1,14 +1,13 @@
 """Stem, stages, pooling and head: what all residual networks share."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypedDict, TypeVar, Unpack
+from typing import Any, ClassVar, TypedDict, Unpack
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from resnet_spec import (
-    MODELS,
     BlockKind,
     BottleneckStride,
     Dialect,
@@ -221,41 +220,3 @@ class ResidualNetwork(nn.Module):
             "shortcut": SHORTCUTS[spec.shortcut],
             **spec.options(),
         }
-
-
-class Named(ResidualNetwork):
-    """A network of one row of the table; `row` is set by `named`."""
-
-    row: ClassVar[ResNetSpec]
-    positional: ClassVar[tuple[str, ...]]
-
-    def __init__(self, *values: Any, **options: Unpack[Options]):
-        check_keywords(type(self).__name__, options, Options.__annotations__)
-        if len(values) > len(self.positional):
-            raise TypeError(f"{type(self).__name__} takes keyword arguments, not {values!r}")
-        arguments = self.spec_arguments(self.row)
-        dimensions, block = arguments.pop("dimensions"), arguments.pop("block")
-        given = dict(zip(self.positional, values, strict=False))
-        if twice := given.keys() & options.keys():
-            raise TypeError(f"{type(self).__name__} got {', '.join(sorted(twice))} twice")
-        merged: dict[str, Any] = {**arguments, **given, **options}
-        super().__init__(dimensions, block, **merged)
-
-
-NamedNetwork = TypeVar("NamedNetwork", bound=Named)
-
-
-def named(name: str, base: type[NamedNetwork]) -> type[NamedNetwork]:
-    """The class of one row of the table: `ResNet20 = named("ResNet20", NamedResNet)`."""
-    depths = ", ".join(map(str, MODELS[name].stage_depths))
-    positional = ("drop_rate", "small_images") if "Wide" in name else ("small_images",)
-    namespace = {
-        "row": MODELS[name],
-        # torch-resnet 0.0.4 takes these without their names
-        "positional": positional if MODELS[name].small_images else (),
-        "__module__": base.__module__,
-        "__qualname__": name,
-        "__doc__": f"{name} of the table: {depths} blocks; keyword arguments as in the base.",
-    }
-    bases: tuple[Any, ...] = (base,)
-    return type(name, bases, namespace)

@@ -5,7 +5,8 @@ from typing import Any, Unpack
 
 from resnet_spec import BlockKind, Dimensions
 from torch_resnet.blocks import BasicBlock, Bottleneck
-from torch_resnet.network import Named, Options, ResidualNetwork, named
+from torch_resnet.named import Named, named
+from torch_resnet.network import Options, ResidualNetwork
 
 
 class ResNet(ResidualNetwork):
