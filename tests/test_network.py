@@ -329,8 +329,9 @@ def test_odd_images_cost_what_the_twin_multiplies(name, size):
         seen = []
         for module in model.modules():
             if isinstance(module, torch.nn.Conv2d):
+                weights = module.weight.numel()
                 module.register_forward_hook(
-                    lambda conv, _, out: seen.append(conv.weight.numel() * out[0, 0].numel())
+                    lambda *args, weights=weights: seen.append(weights * args[2][0, 0].numel())
                 )
         last: list[int] = []
         model.stages[-1].register_forward_hook(lambda *args: last.append(args[2].shape[-1]))
