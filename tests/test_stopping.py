@@ -56,6 +56,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(number, devices, arguments,
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
     assert f"stopped by {signal.Signals(number).name} after step" in err
+    assert err.rstrip().endswith(", which is saved: go on with --resume --run-dir a")
     assert "Traceback" not in err
     step = int(err.partition("after step ")[2].split(",")[0])
     assert lines_before <= step < 40
@@ -67,6 +68,21 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(number, devices, arguments,
     assert 0 < seconds(tmp_path / "a") - saved < time.monotonic() - start_time
     train(tmp_path, *command, "--run-dir", "b", devices=devices)
     assert_same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_run_that_is_stopped_while_it_reads_its_images_says_that_nothing_was_done(tmp_path):
+    """And goes on from its beginning."""
+    process = start(tmp_path, *MODEL, "--max-steps", "1", "--run-dir", "a")
+    assert process.stdout is not None
+    assert "reading images" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    said = "stopped by SIGTERM before the first step: go on with --resume --run-dir a"
+    assert err.strip() == f"resnet-train: {said}"
+    assert not any((tmp_path / "a" / "checkpoints").glob("[0-9]*"))
+    train(tmp_path, "--resume", "--run-dir", "a")
+    assert (tmp_path / "a" / "result.json").exists()
 
 
 def test_a_signal_that_comes_as_one_of_many_runs_ends_is_known_to_what_runs_them():

@@ -158,7 +158,8 @@ def _train_groups(
     stops = signals.asker()
     for seeds in groups:
         if bool(stops()):
-            raise signals.stopped(f"before seed {seeds[0]}")
+            whose = "" if trainer.config.seeds is None else f" of seed {seeds[0]}"
+            raise signals.stopped(f"before the first step{whose}", folder)
         try:
             results += _train_together(trainer, seeds, folder, note, display, signals, start_time)
         except DivergedError as error:
@@ -208,7 +209,8 @@ def _train_together(
                 if run.seed not in watch.diverged
             ]
         except AbandonedError as error:
-            raise signals.stopped(f"after step {trainer.total_steps}") from error
+            when = f"after step {trainer.total_steps}, which is saved"
+            raise signals.stopped(when, folder) from error
         watch.raise_diverged()
         return [result for result in results if result is not None]
 
@@ -239,7 +241,7 @@ def _train_steps(
     with contextlib.closing(batches), profile:
         milestones.resume(first_step, state)
         if watch.must_stop:
-            _stop(runs, signals, first_step)
+            _stop(trainer, runs, signals, first_step)
         for step, batch in enumerate(batches, start=first_step + 1):
             profile.step(step)
             state, metrics = trainer.step(state, batch)
@@ -247,14 +249,17 @@ def _train_steps(
             progress.step(step, metrics)
             milestones.reach(step, state)
             if watch.must_stop:
-                _stop(runs, signals, step)
+                _stop(trainer, runs, signals, step)
         watch.settle()
     for run in runs:
         run.wait()
     return state
 
 
-def _stop(runs: Sequence[Run], signals: StopSignals, step: int) -> NoReturn:
+def _stop(trainer: Trainer, runs: Sequence[Run], signals: StopSignals, step: int) -> NoReturn:
     for run in runs:
         run.wait()
-    raise signals.stopped(f"after step {step}")
+    is_one_of_several = trainer.config.seeds is not None
+    folder = runs[0].folder.parent if is_one_of_several else runs[0].folder
+    saved = ", which is saved" if step else ""
+    raise signals.stopped(f"after step {step}{saved}", folder)

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -44,12 +45,10 @@ class StopSignals:
         """Whether a signal came, and no other process has to know: asked where only one works."""
         return self.received is not None and parallel.is_only_process()
 
-    def stopped(self, when: str) -> StoppedError:
-        """What to raise for it."""
+    def stopped(self, when: str, folder: Path) -> StoppedError:
+        """What to raise for it, of a run that is in `folder`."""
         whose = self.received or "another process"
-        return StoppedError(
-            f"stopped by {whose} {when}, which is saved: go on with --resume --run-dir FOLDER"
-        )
+        return StoppedError(f"stopped by {whose} {when}: go on with --resume --run-dir {folder}")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

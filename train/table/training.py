@@ -57,7 +57,7 @@ def train_missing(plan: Plan, say: Callable[[str], None], after_each: Callable[[
                     diverged.append(error)
                     say(f"{model}: {error}")
                 except StoppedError as error:
-                    raise StoppedError(_stopped(str(error).partition(", which")[0])) from error
+                    raise StoppedError(_stopped(str(error).partition(": ")[0])) from error
                 finally:
                     after_each()
     if diverged:
@@ -120,7 +120,7 @@ def _free(place: Path, name: str) -> Path:
 
 
 def _stopped(how: str) -> str:
-    return f"{how}; all is saved, and the same command goes on"
+    return f"{how.removesuffix(', which is saved')}; all is saved, and the same command goes on"
 
 
 def _train(config: Config) -> None:
