@@ -362,7 +362,7 @@ def test_an_interrupted_table_is_a_table_and_goes_on(tmp_path):
         (("--recipe", "cifar10"), ("--recipe cifar10 is for cifar10",)),
         (
             ("--data", "cifar10", "--models", "ResNet20", "--max-steps", "1"),
-            ("--drop-steps must rise",),
+            ("the drops of the learning rate at (32000, 48000) steps become (1, 1)",),
         ),
     ],
     ids=["damaged table", "seeds", "one", "model", "no models", "no epochs", "recipe", "length"],

@@ -90,7 +90,13 @@ def scaled(
     if config.schedule == "drops" and config.drop_epochs is not None:
         changes["drop_epochs"] = tuple(epoch * share for epoch in config.drop_epochs)
     elif config.schedule == "drops":
-        changes["drop_steps"] = tuple(round(step * share) for step in config.drop_steps)
+        drops = tuple(round(step * share) for step in config.drop_steps)
+        if len(set(drops)) < len(drops):
+            raise UserError(
+                f"of {length:.3g} epochs the drops of the learning rate at {config.drop_steps} "
+                f"steps become {drops}, two of them one: give more --epochs or --max-steps"
+            )
+        changes["drop_steps"] = drops
     return dataclasses.replace(config, **changes)
 
 
