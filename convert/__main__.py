@@ -4,6 +4,7 @@ import argparse
 import difflib
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -30,7 +31,15 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options) or 0
+        code = options.command(options) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head`, which has what it wanted of a list
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no end
+        if options.command in (_inspect, _layouts):
+            return 0
+        print("resnet-convert: standard output was closed", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("resnet-convert: interrupted", file=sys.stderr)
         return 130

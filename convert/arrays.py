@@ -104,9 +104,14 @@ def in_order(array: np.ndarray) -> np.ndarray:
     return copy
 
 
+def as_bytes(array: np.ndarray) -> memoryview:
+    """An array's memory in C order, without a copy where it has that order already."""
+    return in_order(array).reshape(-1).view(np.uint8).data
+
+
 def checksum(array: np.ndarray) -> int:
     """The CRC-32 of an array's bytes in C order."""
-    return zlib.crc32(in_order(array).reshape(-1).view(np.uint8))
+    return zlib.crc32(as_bytes(array))
 
 
 def same_bits(one: np.ndarray, other: np.ndarray) -> bool:

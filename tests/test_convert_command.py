@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import convert
+import torch_resnet
 from convert.__main__ import main
 from convert.layouts import LAYOUTS
 from tests.commands import assert_refused, run
@@ -120,3 +121,29 @@ def test_a_reader_that_leaves_does_not_make_networks_differ(tmp_path):
     process.stdout.close()
     _, error = process.communicate()
     assert (process.returncode, error) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("layouts",), 0, ""),
+        (("inspect", "m.pt"), 0, ""),
+        (("export", "m.pt", "-o", "new.npz"), 2, "resnet-convert: standard output was closed\n"),
+    ],
+)
+def test_a_reader_may_leave_a_list_and_is_told_of_what_else_he_has_not_read(
+    arguments, code, said, tmp_path
+):
+    convert.save(tmp_path / "m.pt", torch_resnet.create("ResNet20", 10))
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, "-m", "convert", *arguments],
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (code, said)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.arrays import in_order
+from convert.arrays import as_bytes
 from convert.description import own_metadata
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
@@ -37,7 +37,7 @@ def write(
     checksums = {}
     with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
-        def add(name: str, content: bytes | np.ndarray) -> int:
+        def add(name: str, content: bytes | memoryview) -> int:
             member = zipfile.ZipInfo(f"{_FOLDER}/{name}")
             num_before = file.tell() + _LOCAL_HEADER + len(member.filename) + 4
             gap = -num_before % _ALIGNMENT
@@ -49,8 +49,7 @@ def write(
         add("data.pkl", write_pickle(tensors, metadata))
         add("byteorder", b"little")
         for (name, tensor), array in zip(tensors, arrays.values(), strict=True):
-            memory = in_order(array).reshape(-1).view(np.uint8)
-            checksums[name] = add(f"data/{tensor.storage.key}", memory)
+            checksums[name] = add(f"data/{tensor.storage.key}", as_bytes(array))
         add("version", b"3\n")
     return checksums
 
