@@ -148,7 +148,8 @@ def _nearest_recipe(name: str, config: Config, saved: Config) -> str:
 
 def _too_warm(config: Config, usual: Config) -> list[str]:
     """A warm-up that is asked for must not begin above the peak, as a recipe's never does."""
-    rate, most = config.warmup_learning_rate, config.peak_learning_rate
+    rate = config.warmup_learning_rate
+    most = max(config.learning_rate, config.peak_learning_rate)  # a small batch lowers both
     if not config.has_warmup or rate <= most or rate == usual.warmup_learning_rate:
         return []
     return [
