@@ -31,7 +31,9 @@ def arrays_of(model: Any) -> dict[str, np.ndarray]:
 def check(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises a ConversionError that lists every array that the model has not, or otherwise."""
     expected, given = classifier.tensors(), {name: a.shape for name, a in arrays.items()}
-    problems = prefix_problems(expected, given) or compare_shapes(expected, given)
+    problems = compare_shapes(expected, given)
+    if problems:
+        problems = prefix_problems(expected, given) or problems
     problems += [p for name, array in arrays.items() for p in dtype_problems(name, array)]
     if problems:
         raise ConversionError("these weights are not those of this model:", problems)

@@ -36,8 +36,9 @@ def layout_problems(
             return behind
         signs = layout.signs({name: array.shape for name, array in given.items()})
         problems = [*signs, *problems]
-    shown = {name: layout.spelling.to_theirs(name, array) for name, array in given.items()}
-    problems += array_problems(shown, allow_nonfinite)
+    if array_problems(given, allow_nonfinite):  # told of the arrays as they came
+        shown = {name: layout.spelling.to_theirs(name, array) for name, array in given.items()}
+        problems += array_problems(shown, allow_nonfinite)
     if problems and all(f"{_COUNTER} should be int64" in problem for problem in problems):
         problems.append(f"counters alone are none of torch's: {_ADVICE}")
     return problems
@@ -47,6 +48,8 @@ def shape_problems(
     layout: Layout, expected: Mapping[str, tuple[int, ...]], given: Mapping[str, np.ndarray]
 ) -> list[str]:
     """As `layout_problems`, of names and shapes alone."""
+    if expected == {name: array.shape for name, array in given.items()}:
+        return []
 
     def shape(name: str, array: np.ndarray) -> tuple[int, ...]:
         return layout.spelling.to_theirs(name, array).shape
