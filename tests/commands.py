@@ -21,6 +21,22 @@ def run(
     )
 
 
+def run_unread(module: str, *arguments: str, cwd: Path) -> tuple[int, str]:
+    """Exit code and stderr of a command whose output nobody reads: `| head` that has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    return result.returncode, result.stderr
+
+
 def assert_refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
     """Exit code 2 and a clear message, without a traceback."""
     assert result.returncode == 2, result.stdout + result.stderr

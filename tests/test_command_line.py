@@ -1,14 +1,12 @@
 """What options on the command line make of a recipe, and of the configuration of a resumed run."""
 
 import dataclasses
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.commands import run_unread
 from train.__main__ import parse
 from train.config import Config
 from train.errors import UserError
@@ -180,18 +178,7 @@ def test_a_field_of_no_use_that_a_recipe_or_an_older_run_has_is_only_said(tmp_pa
 )
 def test_a_reader_of_the_output_may_leave(arguments, code, said, tmp_path: Path):
     """`| head` has what it wants of a list; a run whose lines nobody reads has failed."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    result = subprocess.run(
-        [sys.executable, "-m", "train", *arguments],
-        cwd=tmp_path,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    os.close(writer)
-    assert (result.returncode, result.stderr) == (code, said)
+    assert run_unread("train", *arguments, cwd=tmp_path) == (code, said)
 
 
 def test_a_rate_below_a_recipes_warm_up_is_taken():

@@ -11,7 +11,7 @@ import convert
 import torch_resnet
 from convert.__main__ import main
 from convert.layouts import LAYOUTS
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run, run_unread
 from tests.peers import import_torchvision
 from tests.twins import make_twins, randomise
 
@@ -135,15 +135,4 @@ def test_a_reader_may_leave_a_list_and_is_told_of_what_else_he_has_not_read(
     arguments, code, said, tmp_path
 ):
     convert.save(tmp_path / "m.pt", torch_resnet.create("ResNet20", 10))
-    reader, writer = os.pipe()
-    os.close(reader)
-    result = subprocess.run(
-        [sys.executable, "-m", "convert", *arguments],
-        cwd=tmp_path,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    os.close(writer)
-    assert (result.returncode, result.stderr) == (code, said)
+    assert run_unread("convert", *arguments, cwd=tmp_path) == (code, said)
