@@ -297,7 +297,7 @@ def _compare_two_steps(network: Network, torch_model: Any, images: np.ndarray) -
         torch_logits.square().sum().backward()
         sgd.step()
         assert torch_images.grad is not None
-        assert relative_error(logits, torch_logits.detach()) <= STEPS_64
+        assert relative_error(logits, torch_logits.detach()) <= LOGITS_64
         expected = torch_images.grad.numpy().transpose(0, 2, 3, 1)
         assert relative_error(of_images, expected) <= GRADIENTS_64
         torch_gradients = {n: p.grad for n, p in torch_model.named_parameters()}
