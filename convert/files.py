@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from convert import collector
 from convert.arrays import checksum, value_problems
 from convert.atomic import replacing
 from convert.errors import ConversionError
@@ -99,6 +100,7 @@ def load(
         raise ConversionError(f"{path}: {error}") from error
 
 
+@collector.put_off()
 def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False) -> None:
     """Writes arrays and their description; see `save`."""
     weights.check_preprocessing()
@@ -158,6 +160,7 @@ def _load_description(path: Path) -> dict[str, Any]:
     return decode_description(path, contents.metadata, len(names))
 
 
+@collector.put_off()
 def read_weights(
     path: Path,
     *,

@@ -1,18 +1,20 @@
 """Building a twin that fits a description and its arrays."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from convert import collector
 from convert.arrays import as_arrays, compare_shapes, dtype_problems, to_tensor
 from convert.description import describe, describe_state
 from convert.errors import ConversionError
 from convert.layouts.mismatch import prefix_problems
 from convert.twins import fill_by_name, flax_to_arrays
 from convert.wrappers import TORCHS_PREFIXES, unwrap
-from resnet_spec import ClassifierSpec
+from resnet_spec import ClassifierSpec, ResNetSpec
 
 __all__ = ["arrays_of", "build", "build_flax", "build_torch", "check", "describe"]
 
@@ -85,6 +87,7 @@ def torch_skeleton(classifier: ClassifierSpec) -> "TorchNetwork":
     return model
 
 
+@collector.put_off()
 def build_flax(
     classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray], *, take: bool = False
 ) -> "FlaxNetwork":
@@ -113,14 +116,37 @@ def _flax_skeleton(classifier: ClassifierSpec) -> "FlaxNetwork":
     """
     from flax import nnx
 
+    if _is_random(classifier.network):  # its streams are arrays, which nobody else may have
+        model = _short_skeleton(classifier)
+    else:
+        model = nnx.merge(*_parts_of_short_skeleton(classifier), copy=True)
+    for blocks, depth in zip(model.stages, classifier.network.stage_depths, strict=True):
+        # What is split stays in circles of NNX's own functions until Python looks for those: it
+        # makes way for a copy, so that no weights wait with it.
+        parts = nnx.split(blocks.pop())
+        blocks.extend([nnx.merge(*parts, copy=True) for _ in range(depth - len(blocks))])
+    model.spec = classifier.network
+    return model
+
+
+@functools.lru_cache(maxsize=16)
+def _parts_of_short_skeleton(classifier: ClassifierSpec) -> Any:
+    from flax import nnx
+
+    return nnx.split(_short_skeleton(classifier))
+
+
+def _short_skeleton(classifier: ClassifierSpec) -> "FlaxNetwork":
+    """As `_flax_skeleton`, with the blocks of each stage that are not like those before."""
+    from flax import nnx
+
     import flax_resnet
     from flax_resnet.layers import NoKeys, no_value, no_values
 
     spec, num_classes = classifier.network, classifier.num_classes
-    is_random = spec.drop_rate > 0 or spec.stochastic_depth > 0
-    rngs: Any = nnx.Rngs(0) if is_random else NoKeys()
+    rngs: Any = nnx.Rngs(0) if _is_random(spec) else NoKeys()
     # The first block of a stage is not like the others; random streams and rates differ in all.
-    most = max(spec.stage_depths) if is_random else 2
+    most = max(spec.stage_depths) if _is_random(spec) else 2
     depths = tuple(min(depth, most) for depth in spec.stage_depths)
     with no_values():
         model = flax_resnet.from_spec(dataclasses.replace(spec, stage_depths=depths), rngs=rngs)
@@ -130,8 +156,8 @@ def _flax_skeleton(classifier: ClassifierSpec) -> "FlaxNetwork":
             nnx.Linear(model.out_planes, num_classes, use_bias=classifier.head_bias, **context)
         )
     model.eval()
-    for blocks, depth in zip(model.stages, spec.stage_depths, strict=True):
-        parts = nnx.split(blocks[-1])
-        blocks.extend([nnx.merge(*parts, copy=True) for _ in range(depth - len(blocks))])
-    model.spec = spec
     return model
+
+
+def _is_random(spec: ResNetSpec) -> bool:
+    return spec.drop_rate > 0 or spec.stochastic_depth > 0

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert import leaves
+from convert import collector, leaves
 from convert.arrays import as_arrays, compare_shapes, is_floating, is_lossless
 from convert.description import as_state_dict, describe, describe_state, differences_from_row
 from convert.errors import ConversionError
@@ -73,6 +73,7 @@ def torch_to_flax(state_dict: Mapping[str, Any], flax_model: "nnx.Module") -> No
         _fill(variable, leaves.to_flax(flax_name, arrays[name]))
 
 
+@collector.put_off()
 def flax_to_arrays(flax_model: "nnx.Module") -> dict[str, np.ndarray]:
     """As `flax_to_torch`, as read-only views with torch's names and axes; needs no torch."""
     variables = _variables(flax_model)
@@ -123,13 +124,13 @@ def fill_by_name(
     """
     problems: list[str] = []
     found: list[tuple[str, str, nnx.Variable[Any], np.dtype]] = []
+    layers: dict[str, Any] = {}
     for name, array in arrays.items():
         path, _, leaf = name.rpartition(".")
-        layer: Any = flax_model
-        for part in path.split("."):
-            layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
+        if path not in layers:
+            layers[path] = _part(flax_model, path)
         flax_leaf = leaves.flax_leaf(leaf, array.ndim)
-        variable = getattr(layer, flax_leaf)
+        variable = getattr(layers[path], flax_leaf)
         dtype = array.dtype if is_floating(array.dtype) else np.dtype(variable.dtype)
         problems += _lossy(name, array, dtype)
         found.append((name, flax_leaf, variable, dtype))
@@ -140,6 +141,12 @@ def fill_by_name(
         part = found[start : start + _PLACED_AT_ONCE]
         values = [_detached(leaves.to_flax(leaf, remove(name)), d) for name, leaf, _, d in part]
         _place([variable for _, _, variable, _ in part], values)
+
+
+def _part(model: Any, path: str) -> Any:
+    for part in path.split("."):
+        model = model[int(part)] if part.isdigit() else getattr(model, part)
+    return model
 
 
 def _place(variables: "list[nnx.Variable[Any]]", values: list[np.ndarray]) -> None:

@@ -1,11 +1,14 @@
 """Flax models that are built to be filled: nothing drawn, nothing shared, nothing left out."""
 
+import gc
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 import flax_resnet
+from convert.errors import ConversionError
 from convert.models import arrays_of, build_flax
 from flax_resnet.layers import no_values
 from resnet_spec import ClassifierSpec, ResNetSpec
@@ -67,6 +70,56 @@ def test_equal_blocks_share_no_variable_and_no_random_stream():
     before = np.asarray(second.get_value())
     first.set_value(first.get_value() + 1)
     np.testing.assert_array_equal(second.get_value(), before)
+
+
+@pytest.mark.parametrize("changes", [{}, {"drop_rate": 0.5}], ids=str)
+def test_two_models_of_one_description_share_nothing(changes):
+    classifier = small(**changes)
+    one, other = (build_flax(classifier, arrays_for(classifier)) for _ in range(2))
+    shared = {id(node) for _, node in nnx.iter_graph(one)} & {
+        id(node)
+        for _, node in nnx.iter_graph(other)
+        if isinstance(node, nnx.Variable | nnx.Module | jax.Array)
+    }
+    assert not shared
+    before = {name: array.copy() for name, array in arrays_of(other).items()}
+    one.set_head(nnx.Linear(one.out_planes, 7, rngs=nnx.Rngs(0)))
+    one.train()
+    one(np.ones((2, 8, 8, 3), np.float32))
+    assert other.head.out_features == 3
+    assert other.stem.bn.use_running_average is not False
+    for name, array in arrays_of(other).items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+def test_a_model_is_free_with_its_last_name():
+    """Python's search for circles, which may be long in coming, is not needed."""
+    classifier = small()
+    gc.collect()
+    gc.disable()
+    try:
+        build_flax(classifier, arrays_for(classifier))
+        before = len(jax.live_arrays())
+        model = build_flax(classifier, arrays_for(classifier))
+        assert len(jax.live_arrays()) == before + len(classifier.tensors())
+        del model
+        assert len(jax.live_arrays()) == before
+    finally:
+        gc.enable()
+
+
+def test_the_search_for_circles_goes_on_after_a_model_is_built_or_refused():
+    build_flax(small(), arrays_for(small()))
+    assert gc.isenabled()
+    with pytest.raises(ConversionError):
+        build_flax(small(), {})
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        build_flax(small(), arrays_for(small()))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_the_callers_arrays_may_change_afterwards():

@@ -115,6 +115,16 @@ def test_torch_reads_the_files_that_are_written_for_it(is_mapped, tmp_path):
         assert archive.testzip() is None
 
 
+def test_torch_reads_more_shapes_than_a_pickle_can_number_in_a_byte(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {f"{i}": rng.standard_normal((1 + i % 400, 1 + i % 3)) for i in range(900)}
+    path = tmp_path / "m.pt"
+    write_weights(path, Weights(arrays, None))
+    state = torch.load(path, weights_only=True)
+    assert list(state) == list(arrays)
+    assert all(same_bits(to_numpy(state[name]), array) for name, array in arrays.items())
+
+
 def test_a_dtype_that_torch_has_no_name_for_is_refused(tmp_path):
     weights = Weights({"a": np.ones(3, np.uint16)}, None)
     with pytest.raises(convert.ConversionError, match="no name for uint16"):

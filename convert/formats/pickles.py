@@ -124,6 +124,15 @@ class _Machine:
         self.position += 1
         return self.content[self.position - 1]
 
+    def push_byte(self) -> None:
+        """The two commonest steps, this and the next, call nothing."""
+        self.stack.append(self.content[self.position])
+        self.position += 1
+
+    def recall(self) -> None:
+        self.stack.append(self.memo[self.content[self.position]])
+        self.position += 1
+
     def count(self, num_objects: int = 1) -> None:
         self.num_objects += num_objects
         if self.num_objects > _MOST_OBJECTS:
@@ -306,7 +315,7 @@ _STEPS: dict[int, Callable[[_Machine], Any]] = {
     ord("N"): lambda m: m.stack.append(None),
     0x88: lambda m: m.stack.append(True),
     0x89: lambda m: m.stack.append(False),
-    ord("K"): lambda m: m.stack.append(m.byte()),
+    ord("K"): _Machine.push_byte,
     ord("M"): lambda m: m.stack.append(m.number(_TWO)),
     ord("J"): lambda m: m.stack.append(m.number(_SIGNED)),
     0x8A: lambda m: m.stack.append(int.from_bytes(m.take(m.byte()), "little", signed=True)),
@@ -325,7 +334,7 @@ _STEPS: dict[int, Callable[[_Machine], Any]] = {
     ord("q"): lambda m: m.remember(m.byte()),
     ord("r"): lambda m: m.remember(m.number(_FOUR)),
     0x94: lambda m: m.remember(len(m.memo)),
-    ord("h"): lambda m: m.stack.append(m.memo[m.byte()]),
+    ord("h"): _Machine.recall,
     ord("j"): lambda m: m.stack.append(m.memo[m.number(_FOUR)]),
     ord("c"): _Machine.read_global,
     0x93: lambda m: m.push_global(*[m.stack.pop(), m.stack.pop()][::-1]),

@@ -3,6 +3,7 @@
 Plain values in their plainest opcodes: what follows a pickle opcode by opcode reads it sooner.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from convert.errors import ConversionError
 from convert.formats.names import STORAGES
 from convert.formats.pickles import Tensor
 
+_MOST_REMEMBERED = 256  # numbers of a byte
 _STORAGE_OF = {dtype: kind for kind, dtype in STORAGES.items() if "Untyped" not in kind}
 
 
@@ -42,14 +44,15 @@ class _Writer:
         """The opcodes of a value the first time, which are remembered, then its number."""
         if opcodes in self.memo:
             return self.memo[opcodes]
+        if len(self.memo) == _MOST_REMEMBERED:
+            return opcodes
         number = bytes([len(self.memo)])
         self.memo[opcodes] = b"h" + number
         return opcodes + b"q" + number
 
     def called(self, name: str) -> bytes:
         """A function or a class by its full name."""
-        module, _, attribute = name.rpartition(".")
-        return self.once(f"c{module}\n{attribute}\n".encode())
+        return self.once(_global(name))
 
     def new_dictionary(self) -> bytes:
         return self.called("collections.OrderedDict") + b")R"
@@ -72,13 +75,19 @@ class _Writer:
                 _number(storage.numel),
                 b"tQ",
                 _number(tensor.offset),
-                _numbers(tensor.shape),
-                _numbers(tensor.strides),
+                self.once(_numbers(tensor.shape)),
+                self.once(_numbers(tensor.strides)),
                 b"\x89",  # no gradient is asked for
                 self.new_dictionary(),  # no hooks
                 b"tR",
             )
         )
+
+
+@functools.cache
+def _global(name: str) -> bytes:
+    module, _, attribute = name.rpartition(".")
+    return f"c{module}\n{attribute}\n".encode()
 
 
 def _text(text: str) -> bytes:
@@ -94,5 +103,6 @@ def _number(value: int) -> bytes:
     return b"\x8a\x08" + value.to_bytes(8, "little")
 
 
+@functools.lru_cache(_MOST_REMEMBERED)
 def _numbers(values: tuple[int, ...]) -> bytes:
     return b"".join((b"(", *map(_number, values), b"t"))

@@ -1,8 +1,9 @@
 """`.pt`, `.pth` and `.th`: what `torch.save` wrote, its state dict, and nothing that needs code."""
 
+import functools
 import itertools
-import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
@@ -18,7 +19,7 @@ from convert.formats.contents import Contents, Visitor
 from convert.formats.entries import advise, advise_on_arrays, find_state_dict
 from convert.formats.pickles import LARGEST_PICKLE, Storage, Tensor, read_pickle
 from convert.formats.pickling import write_pickle
-from convert.formats.storages import Place, StartOf, dtype_of, read_in_pieces
+from convert.formats.storages import Place, StartOf, dtype_of, read_in_pieces, strides_in_order
 
 _ZIP = b"PK\x03\x04"
 _FOLDER, _ALIGNMENT = "archive", 64  # of the members of a file that is written; bytes
@@ -38,11 +39,18 @@ def write(
     with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
         def add(name: str, content: bytes | memoryview) -> int:
+            """`archive.writestr`, whose going back for a checksum costs more than the content."""
             member = zipfile.ZipInfo(f"{_FOLDER}/{name}")
-            num_before = file.tell() + _LOCAL_HEADER + len(member.filename) + 4
+            member.header_offset = file.tell()
+            num_before = member.header_offset + _LOCAL_HEADER + len(member.filename) + 4
             gap = -num_before % _ALIGNMENT
             member.extra = b"FB" + gap.to_bytes(2, "little") + bytes(gap)  # torch's own letters
-            archive.writestr(member, content)
+            member.file_size = member.compress_size = len(content)
+            member.CRC = zlib.crc32(content)
+            file.write(member.FileHeader())
+            file.write(content)
+            archive.filelist.append(member)
+            archive.start_dir = file.tell()
             return member.CRC
 
         tensors = [(name, _describe_array(str(i), a)) for i, (name, a) in enumerate(arrays.items())]
@@ -50,14 +58,19 @@ def write(
         add("byteorder", b"little")
         for (name, tensor), array in zip(tensors, arrays.values(), strict=True):
             checksums[name] = add(f"data/{tensor.storage.key}", as_bytes(array))
-        add("version", b"3\n")
+        archive.writestr(f"{_FOLDER}/version", b"3\n")
     return checksums
 
 
 def _describe_array(key: str, array: np.ndarray) -> Tensor:
     """An array in C order in a storage of its own."""
-    strides = tuple(math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
-    return Tensor(Storage(array.dtype.name, key, array.size), 0, array.shape, strides)
+    storage = Storage(_name(array.dtype), key, array.size)
+    return Tensor(storage, 0, array.shape, strides_in_order(array.shape))
+
+
+@functools.cache
+def _name(dtype: np.dtype) -> str:
+    return dtype.name  # which NumPy puts together each time
 
 
 def read(path: Path, visit: Visitor) -> Contents:

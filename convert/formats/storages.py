@@ -1,5 +1,6 @@
 """Tensors as arrays of the memory that a file of torch keeps for them, read a piece at a time."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from io import FileIO
@@ -10,6 +11,7 @@ from convert.arrays import BFLOAT16
 from convert.formats.pickles import Storage, Tensor
 
 _READ_AT_ONCE, _LARGEST_GAP = 2**22, 2**16  # bytes
+_MOST_SHAPES = 256  # remembered: a network has few, however many tensors
 StartOf = Callable[[Storage], int]  # where the memory of a storage begins in its file
 
 
@@ -22,11 +24,8 @@ class Place:
 
     def __init__(self, name: str, tensor: Tensor, start_of: StartOf):
         self.name, self.tensor, self.dtype = name, tensor, dtype_of(tensor.storage)
-        self.num_bytes = math.prod(tensor.shape) * self.dtype.itemsize
-        last = sum(
-            (size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True)
-        )
-        num_spanned = last + 1 if self.num_bytes else 0
+        num_values, num_spanned, self.is_in_order = _extent(tensor.shape, tensor.strides)
+        self.num_bytes = num_values * self.dtype.itemsize
         if tensor.offset + num_spanned > tensor.storage.numel:
             raise ValueError(f"{name} is larger than its memory"[:200])
         first = tensor.storage.start + tensor.offset
@@ -36,7 +35,7 @@ class Place:
     def view(self, memory: np.ndarray, start: int) -> np.ndarray:
         """The tensor in bytes of the file that begin at `start`."""
         values = memory[self.start - start : self.end - start].view(self.dtype)
-        if self.num_bytes == values.nbytes and _is_in_order(self.tensor):
+        if self.is_in_order:
             return values.reshape(self.tensor.shape)
         strides = [step * self.dtype.itemsize for step in self.tensor.strides]
         return np.lib.stride_tricks.as_strided(values, self.tensor.shape, strides)
@@ -70,14 +69,20 @@ def read_in_pieces(file: FileIO, places: list[Place]) -> Iterator[tuple[Place, n
         first = after
 
 
-def _is_in_order(tensor: Tensor) -> bool:
-    """Whether the last axis varies fastest and nothing is left out."""
-    expected = 1
-    for size, step in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
-        if size != 1 and step != expected:
-            return False
-        expected *= size
-    return True
+@functools.lru_cache(_MOST_SHAPES)
+def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int, bool]:
+    """The values of a tensor, those of the memory that it spans, and whether these are they."""
+    num_values = math.prod(shape)
+    last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+    axes = zip(shape, strides, strides_in_order(shape), strict=True)
+    is_in_order = all(size == 1 or step == expected for size, step, expected in axes)
+    return num_values, last + 1 if num_values else 0, is_in_order
+
+
+@functools.lru_cache(_MOST_SHAPES)
+def strides_in_order(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Steps from value to value along each axis where the last varies fastest."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def dtype_of(storage: Storage) -> np.dtype:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from convert import collector
 from convert.arrays import as_arrays, check_mapping, compare_shapes, is_counter
 from convert.description import as_state_dict, describe_state
 from convert.errors import ConversionError
@@ -142,6 +143,7 @@ def to_layout(
     return as_state_dict(theirs) if are_tensors else theirs
 
 
+@collector.put_off()
 def read_layout(
     tensors: Mapping[str, np.ndarray],
     spec: ResNetSpec,
@@ -177,6 +179,7 @@ def read_layout(
     return {ours: given[their] for ours, their in theirs.items()} | absent, classifier
 
 
+@collector.put_off()
 def write_layout(
     tensors: Mapping[str, np.ndarray], classifier: ClassifierSpec, layout: str
 ) -> dict[str, np.ndarray]:
