@@ -2,6 +2,7 @@
 
 import functools
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from io import FileIO
 
@@ -10,7 +11,10 @@ import numpy as np
 from convert.arrays import BFLOAT16
 from convert.formats.pickles import Storage, Tensor
 
-_READ_AT_ONCE, _LARGEST_GAP = 2**22, 2**16  # bytes
+# Bytes read at once: of what is only looked at, few enough for the processor's cache; of what is
+# kept, so many that NumPy asks for large pages.
+_LOOKED_AT, _KEPT = 2**20, 2**24
+_LARGEST_GAP = 2**16  # bytes
 _MOST_SHAPES = 256  # remembered: a network has few, however many tensors
 StartOf = Callable[[Storage], int]  # where the memory of a storage begins in its file
 
@@ -45,16 +49,17 @@ def read_in_pieces(file: FileIO, places: list[Place]) -> Iterator[tuple[Place, n
     """The tensors in the order of their memory, neighbours in one piece of it.
 
     Fresh memory costs more than what is read into it, and least in large pieces. Each is free again
-    when all of its tensors have been taken over.
+    when all of its tensors have been taken over; while they are so at once, pieces are small.
     """
     places = sorted(places, key=lambda place: place.start)
-    first = 0
+    first, read_at_once = 0, _LOOKED_AT
+    last, before_last = None, None
     while first < len(places):
         start, end, after = places[first].start, places[first].end, first + 1
         while (
             after < len(places)
             and places[after].start <= end + _LARGEST_GAP
-            and places[after].end <= start + _READ_AT_ONCE
+            and places[after].end <= start + read_at_once
         ):
             end, after = max(end, places[after].end), after + 1
         memory = np.empty(end - start, np.uint8)
@@ -67,6 +72,10 @@ def read_in_pieces(file: FileIO, places: list[Place]) -> Iterator[tuple[Place, n
         for place in places[first:after]:
             yield place, place.view(memory, start)
         first = after
+        last, before_last = weakref.ref(memory), last  # the caller may still look at the last one
+        del memory
+        is_kept = before_last is not None and before_last() is not None
+        read_at_once = _KEPT if is_kept else _LOOKED_AT
 
 
 @functools.lru_cache(_MOST_SHAPES)
