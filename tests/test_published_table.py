@@ -33,6 +33,7 @@ from train.trainer import count_steps
 MODEL, SEEDS, STEPS = DIGITS_RUNS
 IMAGES = 360  # of the test set
 LENGTH = ("--max-steps", str(STEPS))
+STEM = f"digits-{MODEL}-full-f32-{STEPS}steps"  # of a row's files
 OF_DIGITS = ("--data", "digits", "--models", MODEL, "--seeds", "111,222", *LENGTH)
 TABLE = (*OF_DIGITS, "--protocol", "full", "--runs", "runs")
 pytestmark = pytest.mark.xdist_group("results")  # one worker trains for all
@@ -269,12 +270,106 @@ def test_a_run_that_no_recipe_makes_is_a_row_without_a_recipe(made, table):
 def test_rows_of_an_older_table_stay_without_their_runs(made, table):
     before = table()
     files = {path: path.read_bytes() for path in (made / "results").rglob("*.s*")}
-    assert {path.name for path in files} == {
-        *(f"digits-{MODEL}-full.svg", f"{MODEL}-full.safetensors")
-    }
+    assert {path.name for path in files} == {f"{STEM}.svg", f"{STEM}.safetensors"}
     shutil.rmtree(made / "runs")
     assert table() == before
     assert {path: path.read_bytes() for path in files} == files
+
+
+def test_a_seed_that_is_trained_elsewhere_joins_its_row_and_spoils_no_picture(made, table):
+    (made / "runs" / "seed-222").rename(made / "elsewhere")
+    table()
+    picture = made / "results" / "curves" / f"{STEM}.svg"
+    before = picture.read_bytes()
+    (made / "runs" / "seed-111").rename(made / "another machine's")
+    (made / "elsewhere").rename(made / "runs" / "seed-222")
+    row = row_of(table())
+    assert [run["seed"] for run in row["runs"]] == [111, 222]
+    assert row["weights"]["seed"] == 111
+    assert picture.read_bytes() == before
+    (made / "another machine's").rename(made / "runs" / "seed-111")
+    table()
+    assert picture.read_bytes() != before
+
+
+def test_a_row_that_is_trained_elsewhere_leaves_the_other_rows_files_alone(made, table):
+    table()
+    files = {path: path.read_bytes() for path in (made / "results").rglob("*.s*")}
+    before = row_of({"rows": [r for r in table()["rows"] if r["model"] == MODEL]})
+    for folder in (made / "runs").glob("seed-*"):
+        change_config(folder, precision="bf16")
+    rows = [row for row in table()["rows"] if row["model"] == MODEL]
+    assert [row["precision"] for row in rows] == ["bf16", "f32"]
+    assert rows[1] | {"options": {}} == before | {"options": {}}
+    assert {path: path.read_bytes() for path in files} == files
+    stem = STEM.replace("f32", "bf16")
+    new = {path.name for path in (made / "results").rglob("*.s*")} - {path.name for path in files}
+    assert new == {f"{stem}.svg", f"{stem}.safetensors"}
+
+
+def test_rows_that_only_an_unusual_field_tells_apart_have_files_of_their_own(made, table):
+    shutil.copytree(made / "runs", made / "runs" / "others")
+    for folder in (made / "runs" / "others").iterdir():
+        change_config(folder, weight_decay=0.3)
+    table()
+    files = [path.name for path in (made / "results").rglob("*.s*")]
+    assert len(files) == len(set(files)) == 4
+    assert all(name.startswith(STEM) for name in files)
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again_to_be_measured(made, capsys):
+    change(made / "runs" / "seed-111" / "result.json", parity=None)
+    assert main(["table", *TABLE]) == 0
+    assert "2 of 2 runs are done" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_was_not_exported_or_measured_is_by_the_same_command(
+    tmp_path, monkeypatch, capsys
+):
+    """As where torch was not installed, or the disk was full."""
+    monkeypatch.chdir(tmp_path)
+    length = ("--models", MODEL, "--seeds", "111,222", "--max-steps", "2", "--runs", "runs")
+    command = ["table", "--data", "digits", "--protocol", "full", *length]
+
+    def write() -> tuple[dict[str, Any], str]:
+        assert main(command) == 0
+        (row,) = [
+            {**row, "seconds": 0, "runs": [{**run, "seconds": 0} for run in row["runs"]]}
+            for row in json.loads(Path("results/digits.json").read_text())["rows"]
+        ]
+        return row, capsys.readouterr().out
+
+    row, _ = write()
+    unmeasured, unexported = (path.parent for path in sorted(Path("runs").rglob("result.json")))
+    change(unmeasured / "result.json", parity=None)
+    (unexported / "model.safetensors").unlink()
+    again, said = write()
+    assert "0 of 2 runs are done" in said
+    assert said.count("resumed at 2") == 2
+    assert again == row
+    assert (unexported / "model.safetensors").is_file()
+    assert "2 of 2 runs are done" in write()[1]
+
+
+def test_a_finished_run_is_not_trained_again_for_a_half_done_one_of_its_seed(made, capsys):
+    shutil.copytree(made / "runs" / "seed-111", made / "runs" / "abandoned")
+    (made / "runs" / "abandoned" / "result.json").unlink()
+    assert main(["table", *TABLE]) == 0
+    assert "2 of 2 runs are done" in capsys.readouterr().out
+    assert not (made / "runs" / "abandoned" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_the_cheapest_network_is_trained_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    models = ("WideResNet16-2-0.0", "WideResNet16-1-0.0")
+    asked = ("--data", "digits", "--models", ",".join(models), "--seed", "111", "--max-steps", "2")
+    assert main(["table", *asked, "--protocol", "V"]) == 0
+    said = capsys.readouterr().out
+    assert said.index(f"{models[1]} by V") < said.index(f"{models[0]} by V")
+    content = json.loads((tmp_path / "results" / "digits.json").read_text())
+    assert all(row_of(content, model, "V")["status"] == "measured" for model in models)
 
 
 def test_a_run_that_is_made_again_takes_its_place_in_an_older_table(made, table):

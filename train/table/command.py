@@ -23,7 +23,8 @@ Trains the networks of a table and writes it into OUT, anew after every run: DAT
 curves/, and small networks in weights/. A run that is done is not done again, a half-done one goes
 on: whatever run below RUNS has the configuration that a row asks for is that row's, whoever
 started it. The cheapest network comes first. Every export is measured again in the torch twin.
-Rows of the table in OUT whose runs are not here stay as they are; what nobody ran is marked so.
+Finished runs of the table in OUT that are not here stay in it; a row has a curve of its own, drawn
+anew where all of its runs are here. What nobody ran is marked so.
 Exit code: 0; 1 where a run diverged; 2 for a mistake; 75 where a signal stopped it: the same
 command goes on.
 

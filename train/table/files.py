@@ -2,17 +2,14 @@
 
 import dataclasses
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from train.errors import UserError
 from train.results.command import encode_text, write_files
-from train.results.groups import Group
 from train.table.content import Content, collect, from_json, to_json
-from train.table.keep import small_networks
+from train.table.keep import file_stem, small_networks
 from train.table.page import as_markdown
-from train.table.protocol import protocol_of
 from train.table.training import find_below
 
 
@@ -30,7 +27,7 @@ def write_table(out: Path, data: str, runs: Path, protocol: str, models: Sequenc
     def place(folder: Path) -> str:  # below RUNS, wherever that is
         return (folder.relative_to(runs) if folder.is_relative_to(runs) else folder).as_posix()
 
-    files |= _curves(content)
+    files |= _curves(content, out)
     page = as_markdown(content) + _shown(out, [*files], data)
     record = json.dumps(to_json(content, place), indent=2, allow_nan=False) + "\n"
     write_files(out, {**files, f"{data}.json": record.encode(), f"{data}.md": encode_text(page)})
@@ -51,18 +48,23 @@ def read_table(path: Path, data: str) -> Content:
         raise UserError(f"{path}: {error}; mend it, or write elsewhere by --out") from error
 
 
-def _curves(content: Content) -> dict[str, bytes]:
-    """A picture for each model and protocol that has metrics here: file name -> content."""
+def _curves(content: Content, out: Path) -> dict[str, bytes]:
+    """A picture for each row with runs that are here: file name -> content.
+
+    One that is there stays while runs of the row are elsewhere, which it may show.
+    """
     try:
         from train.results.plot import draw
     except ModuleNotFoundError:  # matplotlib, of which the command has spoken
         return {}
-    shown: dict[str, list[Group]] = defaultdict(list)
+    pictures: dict[str, bytes] = {}
     for group in content.groups:
-        if any(run.metrics for run in group.runs):
-            name = f"{content.data}-{group.first.config.model}-{protocol_of(group.first)}"
-            shown[name].append(group)
-    return {f"curves/{name}.svg": draw(groups)["svg"] for name, groups in shown.items()}
+        name = f"curves/{file_stem(group)}.svg"
+        here = tuple(run for run in group.runs if run.metrics)
+        is_whole = all(run.metrics for run in group.finished)
+        if here and (is_whole or not (out / name).exists()):
+            pictures[name] = draw([dataclasses.replace(group, runs=here, options={})])["svg"]
+    return pictures
 
 
 def _shown(out: Path, new: Sequence[str], data: str) -> str:

@@ -1,43 +1,48 @@
 """Small networks of the table as files, so that anyone can measure their errors again."""
 
+import hashlib
 from typing import Any
 
-from train.results.groups import group_key
+from train.results.groups import Group, group_key
 from train.results.runs import Run
 from train.table.content import Content
+from train.table.plan import is_usual, row_name
 from train.table.protocol import protocol_of
 
 SEED = 111
 MOST_BYTES = 2_000_000
 _EXPORT = "model.safetensors"
+_DIGITS = 8  # of what tells unusual rows apart
+
+
+def file_stem(group: Group) -> str:
+    """What the files of a row are called: as the folder of its runs, no two rows alike."""
+    run = group.first
+    name = f"{run.config.data}-{row_name(run.config, protocol_of(run))}"
+    if is_usual(run):
+        return name
+    return f"{name}-{hashlib.sha256(group_key(run).encode()).hexdigest()[:_DIGITS]}"
 
 
 def small_networks(content: Content) -> tuple[dict[str, dict[str, Any]], dict[str, bytes]]:
     """What the table says of the networks that are kept, and their files: name -> content.
 
-    One for each model and protocol, of seed 111: where there are several, of the longest run. An
-    entry of an older table stays while its run is the one to keep.
+    That of seed 111 in each row. An entry of an older table stays where its run is not here.
     """
-    best: dict[str, Run] = {}
-    for group in content.groups:
-        for run in group.finished:
-            if run.seed == SEED:
-                name = f"weights/{run.config.model}-{protocol_of(run)}.safetensors"
-                best[name] = max(best.get(name, run), run, key=_length)
     entries: dict[str, dict[str, Any]] = {}
     files: dict[str, bytes] = {}
-    for name, run in best.items():
-        source, key = run.folder / _EXPORT, group_key(run)
-        if run.metrics and source.is_file():  # a run of an older table has no folder here
-            if source.stat().st_size <= MOST_BYTES:
-                files[name], entries[key] = source.read_bytes(), _entry(name, run)
-        elif key in content.weights:
-            entries[key] = content.weights[key]
+    for group in content.groups:
+        for run in group.finished:
+            if run.seed != SEED:
+                continue
+            source, key = run.folder / _EXPORT, group_key(run)
+            if run.metrics and source.is_file():  # a run of an older table has no folder here
+                if source.stat().st_size <= MOST_BYTES:
+                    name = f"weights/{file_stem(group)}.safetensors"
+                    files[name], entries[key] = source.read_bytes(), _entry(name, run)
+            elif key in content.weights:
+                entries[key] = content.weights[key]
     return entries, files
-
-
-def _length(run: Run) -> tuple[int, bool]:
-    return run.total_steps, run.config.precision == "f32"
 
 
 def _entry(name: str, run: Run) -> dict[str, Any]:

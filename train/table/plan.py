@@ -137,6 +137,26 @@ def find_origin(run: Run) -> Origin | None:
     return None
 
 
+def row_name(config: Config, label: str) -> str:
+    """What the folder of a row's runs is called; `label` says by which protocol they are tested."""
+    steps, epochs = config.max_steps, config.epochs
+    length = f"{epochs}epochs" if steps is None else f"{steps}steps"
+    return f"{config.model}-{label}-{config.precision}-{length}"
+
+
+def is_usual(run: Run) -> bool:
+    """Whether a command makes it that says no more than what `row_name` does."""
+    origin = find_origin(run)
+    if origin is None:
+        return False
+    wish = dataclasses.replace(origin.wish, recipe=None, fields={"precision": run.config.precision})
+    try:
+        usual = configure(run.config.model, wish)
+    except UserError:  # too short for this recipe's drops
+        return False
+    return computed_fields(usual) == computed_fields(run.config)
+
+
 def cheapest_first(models: Iterable[str], data: str) -> list[str]:
     """Models by the multiply-adds of one image."""
     return sorted(models, key=lambda model: image_cost(model, data))

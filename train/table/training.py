@@ -9,10 +9,10 @@ from typing import Any
 from resnet_spec import find_spec
 from train.config import Config
 from train.errors import DivergedError, StoppedError, device_errors
-from train.folder import SEEDS, saved_config
+from train.folder import CHECKPOINTS, SEEDS, saved_config
 from train.results.runs import Run, find_runs
 from train.resume import OF_ONE_START, computed_fields
-from train.table.plan import Wish, cheapest_first, configure
+from train.table.plan import Wish, cheapest_first, configure, row_name
 from train.table.protocol import expected, protocol_of
 
 
@@ -46,7 +46,7 @@ def train_missing(plan: Plan, say: Callable[[str], None], after_each: Callable[[
         for model in cheapest_first(plan.models, plan.wish.data):
             config = configure(model, plan.wish)
             found = [run for run in find_below(plan.runs) if is_run_of(run, config, label)]
-            done = {run.seed for run in found if run.outcome is not None} & set(plan.seeds)
+            done = {run.seed for run in found if is_done(run)} & set(plan.seeds)
             say(f"{model} by {label}: {len(done)} of {len(plan.seeds)} runs are done")
             for start in starts(plan, config, found, label):
                 if signals.received is not None:
@@ -78,12 +78,27 @@ def is_run_of(run: Run, config: Config, label: str) -> bool:
     return is_same_network and computed_fields(same) == computed_fields(config)
 
 
+def is_done(run: Run) -> bool:
+    """Whether a run is finished, and its network exported and measured where torch is there.
+
+    Without its checkpoints it could only be trained again for that, which nobody has asked for.
+    """
+    from train.export import FILE, has_torch
+
+    if run.outcome is None:
+        return False
+    is_exported = (run.folder / FILE).is_file()
+    is_measured = run.outcome.torch_error is not None or not has_torch()
+    return (is_exported and is_measured) or not any(run.folder.glob(f"{CHECKPOINTS}/*"))
+
+
 def starts(plan: Plan, config: Config, found: Iterable[Run], label: str) -> Iterator[Config]:
-    """What is left to train of a model, each as the trainer takes it; `found`: its runs so far."""
-    runs = {
-        run.seed: run for run in sorted(found, key=lambda run: (run.outcome is None, -run.step))
-    }
-    half_done = [runs[s] for s in plan.seeds if s in runs and runs[s].outcome is None]
+    """What is left to train of a model, each as the trainer takes it; `found`: its runs so far.
+
+    A finished run that is not exported, or not measured in torch, is resumed for that.
+    """
+    runs = {run.seed: run for run in sorted(found, key=lambda run: (is_done(run), run.step))}
+    half_done = [runs[s] for s in plan.seeds if s in runs and not is_done(runs[s])]
     for folder in dict.fromkeys(_folder_to_resume(run) for run in half_done):
         saved = saved_config(folder)
         assert saved is not None, "a run that was found has a configuration"
@@ -91,7 +106,7 @@ def starts(plan: Plan, config: Config, found: Iterable[Run], label: str) -> Iter
         changes = {**OF_ONE_START, "data_dir": data_dir, "resume": True}
         yield dataclasses.replace(saved, run_dir=folder, **changes)
     missing = [seed for seed in plan.seeds if seed not in runs]
-    place = f"{config.model}-{label}-{config.precision}-{_length(config)}"
+    place = row_name(config, label)
     if plan.seeds_mode == "turns" or len(missing) == 1:
         for seed in missing:
             folder = _free(plan.runs / place, f"seed-{seed}")
@@ -104,12 +119,9 @@ def starts(plan: Plan, config: Config, found: Iterable[Run], label: str) -> Iter
 
 
 def _folder_to_resume(run: Run) -> Path:
-    """That of the run, or of all that were trained at once with it."""
-    return run.folder.parent if (run.folder.parent / SEEDS).exists() else run.folder
-
-
-def _length(config: Config) -> str:
-    return f"{config.epochs}epochs" if config.max_steps is None else f"{config.max_steps}steps"
+    """That of the run, or of all that were trained at once with it and are not finished, too."""
+    is_one_of_several = run.outcome is None and (run.folder.parent / SEEDS).exists()
+    return run.folder.parent if is_one_of_several else run.folder
 
 
 def _free(place: Path, name: str) -> Path:
