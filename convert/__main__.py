@@ -14,7 +14,7 @@ from convert.diff import command as diff
 from convert.errors import ConversionError
 from convert.incoming import as_asked, as_ours
 from convert.inspection import as_text, inspect
-from convert.layouts import LAYOUTS, find_layout, write_layout
+from convert.layouts import LAYOUTS, find_layout, lost_fields, write_layout
 from convert.models import check
 from convert.options import add_prefix, add_stated
 from convert.sources import read_source
@@ -179,13 +179,18 @@ def _export(options: argparse.Namespace) -> None:
     if form is not None:
         print(inference.export_inference(weights, output, form, options.image_size))
         return
+    lost = {} if layout == OURS else lost_fields(weights.classifier, layout)
     if is_folder:
         folders.write_folder(output, weights, layout, allow_nonfinite=options.allow_nonfinite)
+        lost = {name: value for name, value in lost.items() if name not in folders.RECORDED[layout]}
     else:
         if layout != OURS:  # a foreign file carries no description of the model, it is not ours
             arrays = write_layout(weights.arrays, weights.classifier, layout)
             weights = Weights(arrays, None, weights.preprocessing)
         files.write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
+    if lost:
+        said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in lost.items())
+        print(f"note: the layout {layout} has no place for what `import` takes as {said}")
     print(f"wrote {len(weights.arrays)} tensors to {output} in the layout {layout}")
 
 
@@ -208,6 +213,8 @@ def _import(options: argparse.Namespace) -> None:
     notes = list(weights.notes)
     if weights.classifier.num_classes is None and options.head == "keep":
         notes.append("there is no head: the model gives pooled features")
+    elif not weights.classifier.head_bias:
+        notes.append("the head has no bias")
     if is_folder:
         checkpoints.write_run(output, weights, allow_nonfinite=options.allow_nonfinite)
     else:

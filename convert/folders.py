@@ -20,6 +20,8 @@ from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec
 
 _CONFIGS: dict[str, ModuleType] = {"timm": timm_config, "transformers": transformers_config}
 LAYOUTS = tuple(_CONFIGS)
+# Fields of the spec that no tensor shows, and that a folder's configuration tells.
+RECORDED = {"timm": (), "transformers": ("bottleneck_stride",)}
 _CONFIG = "config.json"
 _JSON_FILES = (_CONFIG, transformers_config.PREPROCESSOR)
 # The file of weights, and the form that it is in; the first that is there counts.

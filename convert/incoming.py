@@ -6,12 +6,12 @@ import dataclasses
 from convert.errors import ConversionError
 from convert.guess import undecided
 from convert.heads import change_head, without_head
-from convert.layouts import layout_spec, read_layout, with_channels
+from convert.layouts import find_layout, layout_spec, read_layout, with_channels
 from convert.options import stated
 from convert.sources import Source
 from convert.weights import Weights
 from convert.wrappers import name_some
-from resnet_spec import PREPROCESSINGS, ResNetSpec
+from resnet_spec import DIALECT, PREPROCESSINGS, ResNetSpec
 
 _OURS = "flax-resnet"
 
@@ -38,6 +38,7 @@ def as_ours(source: Source, options: argparse.Namespace) -> Weights:
             notes.append(f"left out: {name_some(left_out)}, the head")
         elif options.head == "drop":
             raise ConversionError(f"--head drop: {options.source} has no head")
+    _check_stated(spec, layout, options)
     arrays, classifier = read_layout(
         arrays,
         spec,
@@ -45,6 +46,8 @@ def as_ours(source: Source, options: argparse.Namespace) -> Weights:
         reset_counters=options.reset_counters,
         allow_nonfinite=options.allow_nonfinite,
     )
+    if options.head == "keep":
+        _check_head(source, layout, options)
     if described is not None:
         classifier = dataclasses.replace(
             classifier, statistics_batch_size=described.statistics_batch_size
@@ -58,6 +61,39 @@ def as_ours(source: Source, options: argparse.Namespace) -> Weights:
     if (batch_size := options.statistics_batch_size) is not None:
         classifier = dataclasses.replace(classifier, statistics_batch_size=batch_size)
     return dataclasses.replace(weights, arrays=arrays, classifier=classifier, notes=tuple(notes))
+
+
+def _check_head(source: Source, layout: str, options: argparse.Namespace) -> None:
+    """Raises a ConversionError where a source says that it has a head which is not there."""
+    described, arrays = source.weights.classifier, source.weights.arrays
+    if described is None or layout != _OURS:
+        return
+    problems = [
+        f"missing: {name} {shape}"
+        for name, shape in described.tensors().items()
+        if name.startswith("head.") and name not in arrays
+    ]
+    if problems:
+        said = f"{options.source} says that it has a head of {described.num_classes} classes"
+        new = f"--head new:{described.num_classes} makes a new one"
+        raise ConversionError(f"{said}, which is not there ({new}):", problems)
+
+
+def _check_stated(spec: ResNetSpec, layout: str, options: argparse.Namespace) -> None:
+    """As `Layout.check`, with the way in for what a user states that the package has not."""
+    problems = find_layout(layout).problems(spec)
+    foreign = {
+        name: value
+        for name, value in stated(options).items()
+        if name in DIALECT and any(problem.startswith(f"{name}=") for problem in problems)
+    }
+    if foreign:
+        said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in foreign.items())
+        way = (
+            f"a file that has these names all the same comes in by two steps: without {said}, "
+            f"then, from the file that this makes: resnet-convert import THAT {said} -o OUTPUT"
+        )
+        raise ConversionError(f"the layout {layout} cannot express this model:", [*problems, way])
 
 
 def as_asked(

@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import convert
 from convert.__main__ import main
+from convert.arrays import is_counter
 from convert.inspection import as_text, inspect
+from resnet_spec import PREPROCESSINGS
 from tests.peers import import_timm
 from tests.twins import assert_same_state, make_twins
 
@@ -203,3 +207,88 @@ def test_an_empty_tensor_hides_no_other_problem(theirs, tmp_path, capsys):
     for part in ("missing: bn1.weight", "empty: bn1.bias", "bn1.bias should be (16,), is (0,)"):
         assert part in error
     assert any("empty: bn1.bias" in note for note in inspect(path)["notes"])
+
+
+@pytest.mark.parametrize("lost", [("head.bias",), ("head.weight", "head.bias")], ids=str)
+def test_a_head_that_a_file_says_it_has_and_has_not_is_refused(lost, tmp_path, capsys):
+    path = tmp_path / "m.safetensors"
+    convert.save(path, make_twins("ResNet20", dtype="float32")[1])
+    with safe_open(path, "np") as file:
+        description, tensors = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    save_file({n: t for n, t in tensors.items() if n not in lost}, path, description)
+    assert run_import(path) == 2
+    error = capsys.readouterr().err
+    assert all(f"missing: {name}" in error for name in lost)
+    assert not (tmp_path / "out.npz").exists()
+    assert "--head new:10" in error
+    assert run_import(path, "--head", "new:10") == 0
+
+
+def test_a_head_without_a_bias_is_said(tmp_path, capsys):
+    _, model = make_twins("ResNet20", dtype="float32")
+    state = {name: t for name, t in model.state_dict().items() if name != "head.bias"}
+    torch.save(dict(state), tmp_path / "m.pt")
+    assert run_import(tmp_path / "m.pt", "--model", "ResNet20") == 0
+    assert "the head has no bias" in capsys.readouterr().out
+
+
+def test_a_network_under_the_names_of_a_package_that_has_it_not_comes_in_by_two_steps(
+    tmp_path, capsys, monkeypatch
+):
+    """Caffe's style: torchvision's names, the stride on the first 1x1. As the refusal says."""
+    monkeypatch.chdir(tmp_path)
+    _, model = make_twins("ResNet50", dtype="float32", bottleneck_stride="1x1")
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.save(convert.to_layout(plain, "ResNet50", "torchvision"), "caffe.pth")
+    known = ("--layout", "torchvision", "--model", "ResNet50")
+    stated = ("--bottleneck-stride", "1x1")
+    assert main(["import", "caffe.pth", *known, *stated, "-o", "out.pt"]) == 2
+    error = capsys.readouterr().err
+    assert "torchvision has only '3x3'" in error
+    assert "resnet-convert import THAT --bottleneck-stride 1x1 -o OUTPUT" in error
+    assert main(["import", "caffe.pth", *known, "-o", "named.pt"]) == 0
+    assert main(["import", "named.pt", *stated, "-o", "out.pt"]) == 0
+    loaded = convert.load("out.pt", backend="torch")
+    assert loaded.spec == model.spec
+    assert_same_state(loaded.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("layout", "output", "changes", "batch_size", "said"),
+    [
+        ("transformers", "o.pt", {"bottleneck_stride": "1x1"}, None, "--bottleneck-stride 1x1"),
+        ("transformers", "folder", {"bottleneck_stride": "1x1"}, None, None),
+        (
+            *("timm", "folder", {"running_variance": "biased"}, 64),
+            "--running-variance biased --statistics-batch-size 64",
+        ),
+        ("torchvision", "o.pt", {}, None, None),
+        ("flax-imagenet", "o.npz", {"padding": "same"}, None, "--running-variance unbiased"),
+        (
+            *("flax-imagenet", "o.npz"),
+            *({"padding": "same", "stem_padding": "same", "running_variance": "biased"}, None),
+            "--stem-padding same",
+        ),
+    ],
+)
+def test_what_an_export_has_no_place_for_is_said_as_import_takes_it(
+    layout, output, changes, batch_size, said, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    _, model = make_twins("ResNet50", dtype="float32", **changes)
+    convert.save(
+        *("m.pt", model),
+        preprocessing=PREPROCESSINGS["imagenet"],
+        statistics_batch_size=batch_size,
+    )
+    assert main(["export", "m.pt", "--layout", layout, "-o", output]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "has no place for" in line]
+    assert [note.partition(" takes as ")[2] for note in notes] == ([] if said is None else [said])
+    named = () if Path(output).is_dir() else ("--model", "ResNet50", "--layout", layout)
+    assert main(["import", output, *named, *(said or "").split(), "-o", "back.pt"]) == 0
+    back = convert.load("back.pt", backend="torch")
+    assert back.spec == model.spec
+    assert convert.load_statistics_batch_size("back.pt") == batch_size
+    one, other = back.state_dict(), model.state_dict()
+    weights = [name for name in other if layout != "flax-imagenet" or not is_counter(name)]
+    assert_same_state({n: one[n] for n in weights}, {n: other[n] for n in weights})
