@@ -21,6 +21,7 @@ from convert.sgd import check_stock
 from examples.continue_in_torch import Batches, train_in_torch
 from resnet_spec import ClassifierSpec, ResNetSpec
 from tests.commands import assert_refused, run
+from tests.test_data import needs_cifar10
 from tests.twins import assert_same_state, relative_error
 from tests.whole_runs import CONFIG, Run
 from train import optimizer
@@ -88,6 +89,21 @@ def test_ten_steps_in_torch_and_ten_in_jax_are_twenty_in_either(made, tmp_path):
     in_torch = train_in_torch(half, 10, made.batches)
     assert_same_run(in_torch, made.states[20])
     assert_same_run(made.resume(tmp_path / "b"), in_torch)
+
+
+@pytest.mark.slow
+@needs_cifar10
+@pytest.mark.parametrize("model", ["ResNet20", "PreActResNet20"])
+def test_networks_of_the_published_table_train_alike_on_augmented_images_of_cifar(model, tmp_path):
+    """Crops, flips, normalisation and decay of its recipe; only shorter, and in small batches."""
+    short = {"max_steps": 20, "warmup_steps": 4, "drop_steps": (7, 14), "global_batch_size": 32}
+    config = dataclasses.replace(RECIPES["cifar10-45k"].config, model=model, **short)
+    config = dataclasses.replace(config, precision="f64", ema_decay=0.8)
+    assert config.flip
+    made = Run(tmp_path / "run", config)
+    assert_same_run(train_in_torch(made.states[10], 10, made.batches), made.states[20])
+    rate = schedule_of(made.states[10])
+    assert rate(8) == pytest.approx(0.1 * rate(6))
 
 
 def test_the_steps_changed_all_that_is_compared(made):
