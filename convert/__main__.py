@@ -15,7 +15,6 @@ from convert.errors import ConversionError
 from convert.incoming import as_asked, as_ours
 from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS, find_layout, lost_fields, write_layout
-from convert.models import check
 from convert.options import add_prefix, add_stated
 from convert.sources import read_source
 from convert.weights import Weights
@@ -164,14 +163,19 @@ def _export(options: argparse.Namespace) -> None:
         step=options.step,
         average=options.weights,
         prefix=options.prefix,
-        allow_nonfinite=options.allow_nonfinite,
+        judge_values=False,  # to say all at once that is wrong with the tensors
     )
     weights = source.weights
     if weights.classifier is None:
         raise ConversionError(
             f"{options.source} does not say which model it holds: use `import` first"
         )
-    check(weights.classifier, weights.arrays)
+    files.judge(
+        options.source,
+        weights,
+        classifier=weights.classifier,
+        allow_nonfinite=options.allow_nonfinite,
+    )
     for note in weights.notes:
         print(f"note: {note}")
     weights = as_asked(weights, options)

@@ -17,7 +17,7 @@ from convert.formats.contents import Contents, Visitor
 from convert.models import arrays_of, build_flax, build_torch, check, describe
 from convert.weights import Weights, decode_description, encode_description
 from convert.wrappers import take_prefix, unwrap, unwrap_module
-from resnet_spec import Preprocessing
+from resnet_spec import ClassifierSpec, Preprocessing
 
 __all__ = [
     "READABLE",
@@ -85,7 +85,7 @@ def load(
         raise ConversionError(
             f"{path} is a folder: `resnet-convert import {path} -o FILE` makes a file of it"
         )
-    weights = read_weights(Path(path), allow_nonfinite=allow_nonfinite)
+    weights = read_weights(Path(path), judge_values=False)
     if weights.classifier is None:
         raise ConversionError(
             f"{path} does not say which model it holds: name its layout and model, as in "
@@ -93,6 +93,7 @@ def load(
         )
     build = build_torch if backend == "torch" else build_flax
     classifier, arrays = weights.classifier, dict(weights.arrays)
+    judge(Path(path), weights, classifier=classifier, allow_nonfinite=allow_nonfinite)
     del weights
     try:
         return build(classifier, arrays, take=True)
@@ -179,7 +180,8 @@ def read_weights(
         suffix: of the form that it is in, where its own name does not tell.
         prefix: take only the tensors whose names begin so, and take it off.
         allow_nonfinite: take NaN and infinite values, too.
-        judge_values: False takes empty tensors, too: who asks says what is wrong with them.
+        judge_values: False takes whatever is there, and names the file's `faults`: who asks says
+            at once all that is wrong with it, by `judge`.
 
     Raises:
         ConversionError: the suffix is unknown, the file is damaged or needs code to load, a name
@@ -193,12 +195,34 @@ def read_weights(
         arrays, notes = take_prefix(arrays, prefix) if prefix else unwrap(arrays)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
-    problems = list(contents.problems)
+    weights = Weights(
+        arrays, **description, notes=(*contents.notes, *notes), faults=contents.problems
+    )
     if judge_values or not arrays:
-        problems += _value_problems(arrays, allow_nonfinite)
+        judge(path, weights, allow_nonfinite=allow_nonfinite)
+    return weights
+
+
+def judge(
+    path: Path,
+    weights: Weights,
+    *,
+    classifier: ClassifierSpec | None = None,
+    allow_nonfinite: bool = False,
+) -> None:
+    """Raises a ConversionError with all that is wrong with a file's arrays.
+
+    With a classifier, also where they are not its own.
+    """
+    problems = [*weights.faults, *_value_problems(weights.arrays, allow_nonfinite)]
+    try:
+        if classifier is not None:
+            check(classifier, weights.arrays)
+    except ConversionError as error:
+        what = f"{path}: {str(error).partition(chr(10))[0]}"
+        raise ConversionError(what, [*error.problems, *problems]) from error
     if problems:
         raise ConversionError(f"{path} holds what no weights should:", problems)
-    return Weights(arrays, **description, notes=(*contents.notes, *notes))
 
 
 def _read(path: Path, visit: Visitor, suffix: str | None = None) -> Contents:

@@ -39,15 +39,22 @@ def as_ours(source: Source, options: argparse.Namespace) -> Weights:
         elif options.head == "drop":
             raise ConversionError(f"--head drop: {options.source} has no head")
     _check_stated(spec, layout, options)
-    arrays, classifier = read_layout(
-        arrays,
-        spec,
-        layout,
-        reset_counters=options.reset_counters,
-        allow_nonfinite=options.allow_nonfinite,
-    )
-    if options.head == "keep":
-        _check_head(source, layout, options)
+    faults = list(weights.faults)
+    if options.head == "keep" and layout == _OURS:
+        faults += _missing_head(weights)
+    try:
+        arrays, classifier = read_layout(
+            arrays,
+            spec,
+            layout,
+            reset_counters=options.reset_counters,
+            allow_nonfinite=options.allow_nonfinite,
+        )
+    except ConversionError as error:
+        what = str(error).partition("\n")[0]
+        raise ConversionError(what, [*faults, *error.problems]) from error
+    if faults:
+        raise ConversionError(f"{options.source} holds what no weights should:", faults)
     if described is not None:
         classifier = dataclasses.replace(
             classifier, statistics_batch_size=described.statistics_batch_size
@@ -63,20 +70,18 @@ def as_ours(source: Source, options: argparse.Namespace) -> Weights:
     return dataclasses.replace(weights, arrays=arrays, classifier=classifier, notes=tuple(notes))
 
 
-def _check_head(source: Source, layout: str, options: argparse.Namespace) -> None:
-    """Raises a ConversionError where a source says that it has a head which is not there."""
-    described, arrays = source.weights.classifier, source.weights.arrays
-    if described is None or layout != _OURS:
-        return
-    problems = [
-        f"missing: {name} {shape}"
-        for name, shape in described.tensors().items()
-        if name.startswith("head.") and name not in arrays
+def _missing_head(weights: Weights) -> list[str]:
+    """What is missing of the head that a source says it has, where its network is there."""
+    if weights.classifier is None:
+        return []
+    expected = weights.classifier.tensors()
+    if not expected.keys() & weights.arrays.keys():
+        return []
+    return [
+        f"missing: {name} {shape}, which it says it has (--head new:{shape[0]} makes a new head)"
+        for name, shape in expected.items()
+        if name.startswith("head.") and name not in weights.arrays
     ]
-    if problems:
-        said = f"{options.source} says that it has a head of {described.num_classes} classes"
-        new = f"--head new:{described.num_classes} makes a new one"
-        raise ConversionError(f"{said}, which is not there ({new}):", problems)
 
 
 def _check_stated(spec: ResNetSpec, layout: str, options: argparse.Namespace) -> None:

@@ -33,6 +33,8 @@ def inspect(path: Path, prefix: str = "") -> dict[str, Any]:
     """
     source = read_source(path, prefix=prefix, reset_counters=True, judge_values=False)
     weights = source.weights
+    if weights.faults:
+        raise ConversionError(f"{path} holds what no weights should:", weights.faults)
     notes = list(_notes(weights))
     if weights.classifier is not None:
         matches = [_described(weights, source.layout or "flax-resnet")]

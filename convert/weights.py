@@ -26,12 +26,15 @@ class Weights:
         classifier: the model that they are the weights of, None where nothing says it.
         preprocessing: of the images that the model was trained on, None where nothing says it.
         notes: what a reader should know: wrappers and prefixes taken off, entries left out.
+        faults: of the file that they are from, which the arrays do not show, as a name that is
+            there twice.
     """
 
     arrays: Mapping[str, np.ndarray]
     classifier: ClassifierSpec | None
     preprocessing: Preprocessing | None = None
     notes: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
+    faults: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
 
     def check_preprocessing(self) -> None:
         """Raises a ConversionError where the preprocessing is that of another model."""

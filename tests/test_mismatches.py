@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from flax import linen, nnx
 import convert
 import flax_resnet
 import torch_resnet
+from convert.__main__ import main
 from convert.checkpoints import read_run
 from convert.files import read_weights
 from convert.inspection import inspect
@@ -106,6 +108,47 @@ def test_all_that_is_wrong_with_foreign_tensors_is_listed_at_once(theirs):
     theirs["bn1.bias"] = torch.zeros(16).to(torch.float8_e4m3fn)
     with pytest.raises(convert.ConversionError, match=r"bn1\.bias is not an array"):
         convert.from_layout(theirs, "ResNet20", "cifar")
+
+
+def test_all_that_is_wrong_with_a_file_is_listed_at_once_whoever_reads_it(tmp_path, capsys):
+    """A name twice, one left over, one missing, a wrong shape, a wrong dtype, and NaN."""
+    _, model = make_twins("ResNet20", dtype="float32")
+    state = model.state_dict()
+    state["stem.bn.weight"][0] = torch.nan
+    path = tmp_path / "m.safetensors"
+    convert.save(path, model, allow_nonfinite=True)
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["stray"] = header.pop("head.bias")
+    header["stem.conv.weight"]["shape"].reverse()
+    header["stages.0.0.bn1.weight"]["dtype"] = "I32"
+    twice = json.dumps("stem.bn.bias") + ": " + json.dumps(header["stem.bn.bias"])
+    text = ("{" + twice + ", " + json.dumps(header)[1:]).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+    faults = (
+        "duplicate: the header has stem.bn.bias more than once",
+        "left over: stray",
+        "missing: head.bias",
+        "shape: stem.conv.weight",
+        "dtype: stages.0.0.bn1.weight",
+        "non-finite: stem.bn.weight has 1 NaN",
+    )
+    with pytest.raises(convert.ConversionError) as caught:
+        convert.load(path, backend="torch")
+    assert len(caught.value.problems) == len(faults)
+    for command in ("import", "export"):
+        assert main([command, str(path), "-o", str(tmp_path / "out.npz")]) == 2
+        error = capsys.readouterr().err
+        for fault in faults:
+            assert fault in str(caught.value)
+            assert fault in error
+    assert main(["inspect", str(path)]) == 2
+    assert "more than once" in capsys.readouterr().err
+    del state["head.bias"]
+    with pytest.raises(convert.ConversionError) as caught:
+        convert.to_layout(dict(state), "ResNet20", "flax-resnet")
+    assert "non-finite" in str(caught.value)
 
 
 def test_a_head_without_bias_is_no_head_of_packages_that_have_one():

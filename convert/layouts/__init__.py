@@ -135,7 +135,9 @@ def to_layout(
     shapes = {key: array.shape for key, array in arrays.items()}
     classifier = with_head(spec, shapes, "head.weight", "head.bias" in shapes)
     if problems := array_problems(arrays, allow_nonfinite):
-        raise ConversionError("these are not weights:", problems)
+        misfits = compare_shapes(classifier.tensors(), shapes)
+        what = "these tensors are not those of this model:" if misfits else "these are not weights:"
+        raise ConversionError(what, [*misfits, *problems])
     theirs = write_layout(arrays, classifier, layout)
     if find_layout(layout).spelling.is_flax:
         return nest(theirs, find_layout(layout))
