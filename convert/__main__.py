@@ -214,8 +214,8 @@ def _import(options: argparse.Namespace) -> None:
     )
     weights = as_asked(as_ours(source, options), options, is_headless=options.head != "keep")
     assert weights.classifier is not None
-    notes = list(weights.notes)
-    if weights.classifier.num_classes is None and options.head == "keep":
+    notes, num_classes = list(weights.notes), weights.classifier.num_classes
+    if num_classes is None and options.head == "keep":
         notes.append("there is no head: the model gives pooled features")
     elif not weights.classifier.head_bias:
         notes.append("the head has no bias")
@@ -225,7 +225,8 @@ def _import(options: argparse.Namespace) -> None:
         files.write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
     for note in notes:
         print(f"note: {note}")
-    print(f"wrote {len(weights.arrays)} tensors to {output}")
+    head = "without a head" if num_classes is None else f"with a head of {num_classes} classes"
+    print(f"wrote {len(weights.arrays)} tensors, {head}, to {output}")
 
 
 def _inspect(options: argparse.Namespace) -> None:

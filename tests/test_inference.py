@@ -192,11 +192,12 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_line_writes_a_checked_program_quietly(tmp_path):
+@pytest.mark.parametrize("form", [(), ("--format", "onnx")], ids=["by its name", "as asked"])
+def test_the_command_line_writes_a_checked_program_quietly(form, tmp_path):
     model = small_model(False, small_images=True)
     convert.save(tmp_path / "m.safetensors", model, preprocessing=PREPROCESSING)
-    arguments = ("convert", "export", "m.safetensors", "--image-size", "10", "-o", "m.onnx")
-    result = run(*arguments, cwd=tmp_path)
+    arguments = ("m.safetensors", "--image-size", "10", *form, "-o", "m.onnx")
+    result = run("convert", "export", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
     assert line.startswith("wrote m.onnx: images (batch, 3, 10, 10) float32 to logits")

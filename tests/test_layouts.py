@@ -96,7 +96,8 @@ def check_directions(record: Record, peer: Peer, layout: str, model: str, **chan
     assert max(errors) <= 1e-5
     to_torch, to_flax = errors
     errors_text = f"torch twin {to_torch:.1e}   Flax twin {to_flax:.1e}   back: same bits"
-    record("matrix", f"{layout:16}{model:20}{errors_text}")
+    name = " ".join([model, *map(str, changes.values())])
+    record("matrix", f"{layout:16}{name:36}{errors_text}")
 
 
 def flat(tensors: Any, layout: str) -> dict[str, Any]:
