@@ -1,7 +1,8 @@
 """Damaged files by the thousand: `python -m tests.fuzz --count 100000 --seed 0`.
 
-Each is read as a user's file would be. What may happen is that it is accepted, or refused with a
-ConversionError or an OSError; in 5 s, and in three times the file and 200 MB of memory.
+Each is read as a user's file would be, a `config.json` with its folder around it. What may happen
+is that it is accepted, or refused with a ConversionError; in 5 s, and in three times the file and
+200 MB of memory.
 """
 
 import argparse
@@ -24,16 +25,18 @@ import torch
 from convert.errors import ConversionError
 from convert.files import read_weights
 from convert.models import check
-from tests.fuzz_cases import cases, hypothesis_cases
+from convert.sources import read_source
+from tests.fuzz_cases import cases, hypothesis_cases, write_model_folder
 
 SECONDS = 5.0
 MEGABYTES = 200
 # Share of all files.
 KINDS = {
-    "safetensors": 0.3,
+    "safetensors": 0.25,
     "npz": 0.2,
     "pt": 0.25,
     "config": 0.1,
+    "folder": 0.05,
     "safetensors by hypothesis": 0.075,
     "config by hypothesis": 0.075,
 }
@@ -62,21 +65,23 @@ class _HangError(BaseException):
 
 
 def run_case(path: Path, content: bytes) -> tuple[str, float, float]:
-    """(outcome, seconds, megabytes) of one file; an outcome that must not be begins with "!"."""
+    """(outcome, seconds, megabytes) of one file; an outcome that must not be begins with "!".
+
+    A JSON file is read with the model folder that it is in.
+    """
     path.write_bytes(content)
     before = _reset_peak()
     start = time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, 2 * SECONDS)
     try:
-        weights = read_weights(path)
+        is_of_a_folder = path.suffix == ".json"
+        weights = read_source(path.parent).weights if is_of_a_folder else read_weights(path)
         if weights.classifier is not None:
             check(weights.classifier, weights.arrays)
         outcome = "accepted"
     except ConversionError as error:
         str(error)
         outcome = f"refused, {type(error.__cause__).__name__ if error.__cause__ else 'by us'}"
-    except OSError as error:
-        outcome = f"OSError, {error.strerror}"
     except BaseException as error:
         outcome = f"! {type(error).__name__}: {error}"[:300]
     finally:
@@ -116,13 +121,16 @@ def run_batch(kind: str, seed: int, start: int, count: int, pipe: Any, folder: P
     def run(suffix: str, content: bytes) -> None:
         nonlocal number
         path = folder / f"case-{os.getpid()}{suffix}"
+        if "/" in suffix:  # a file of a model folder, whose others are sound
+            write_model_folder(path.parent, suffix.partition("/")[0].lstrip("-"))
         pipe.send(number)
         outcome, seconds, megabytes = run_case(path, content)
         summary.outcomes["failed" if outcome.startswith("!") else f"{kind}: {outcome}"] += 1
         summary.slowest = max(summary.slowest, seconds)
         summary.largest_megabytes = max(summary.largest_megabytes, megabytes)
         if outcome.startswith("!"):
-            kept = path.replace(folder / f"failure-{kind.replace(' ', '-')}-{number}{suffix}")
+            name = suffix.replace("/", "-")
+            kept = path.replace(folder / f"failure-{kind.replace(' ', '-')}-{number}{name}")
             summary.failures.append(f"{kind}, seed {seed}, case {number}: {outcome} ({kept})")
         number += 1
 

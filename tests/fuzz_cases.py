@@ -2,13 +2,44 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 from hypothesis import strategies
+from safetensors.numpy import save_file
 
+from convert.layouts import timm_config, transformers_config
+from resnet_spec import PREPROCESSINGS, ClassifierSpec, find_spec
 from tests import mutators
+
+
+def _texts(files: Mapping[str, Any]) -> dict[str, str]:
+    return {name: json.dumps(content) for name, content in files.items()}
+
+
+# layout -> the JSON files of a model folder, by their names
+MODEL_FOLDERS = {
+    "timm": _texts(
+        timm_config.write(ClassifierSpec(find_spec("ResNet18"), 3), PREPROCESSINGS["imagenet"])
+    ),
+    "transformers": _texts(
+        transformers_config.write(
+            ClassifierSpec(find_spec("ResNet50"), 3), PREPROCESSINGS["imagenet"]
+        )
+    ),
+}
+
+
+def write_model_folder(folder: Path, layout: str) -> None:
+    """A sound folder, but that its few tensors are of no network: it is refused at the last."""
+    folder.mkdir(exist_ok=True)
+    for name, text in MODEL_FOLDERS[layout].items():
+        (folder / name).write_text(text)
+    if not (weights := folder / "model.safetensors").exists():
+        save_file({f"a{number}": np.zeros(1, np.float32) for number in range(400)}, weights)
 
 
 def cases(kind: str, seed: int, start: int, count: int) -> Iterator[tuple[str, bytes]]:
@@ -17,6 +48,14 @@ def cases(kind: str, seed: int, start: int, count: int) -> Iterator[tuple[str, b
     header, data = mutators.split_header(files["safetensors"][0][1])
     for number in range(start, start + count):
         rng = random.Random(f"{kind} {seed} {number}")
+        if kind == "folder":
+            layout = rng.choice(list(MODEL_FOLDERS))
+            name, text = rng.choice(list(MODEL_FOLDERS[layout].items()))
+            content = mutators.mutate_json(rng, json.loads(text)).encode(errors="surrogatepass")
+            if rng.random() < 0.2:
+                content = mutators.mutate_bytes(rng, content)
+            yield f"-{layout}/{name}", content
+            continue
         if kind == "config":
             text = mutators.mutate_json(rng, mutators.description())
             if rng.random() < 0.2:

@@ -6,17 +6,15 @@ import os
 import random
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
 
 import convert
 from convert import folders, runs
-from convert.layouts import timm_config, transformers_config
 from convert.weights import Weights
-from resnet_spec import PREPROCESSINGS, ClassifierSpec, find_spec
 from tests import mutators
+from tests.fuzz_cases import MODEL_FOLDERS
 from train.config import Config
 
 
@@ -36,21 +34,14 @@ def test_damaged_files_are_read_or_refused_in_time_and_memory():
     for kind in ("safetensors", "npz", "pt", "config"):  # neither all nor none is refused
         assert f"{kind}: accepted" in run.stdout
         assert f"{kind}: refused, " in run.stdout
+    assert "folder: refused, by us" in run.stdout  # beyond its JSON, where that is damaged
 
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "timm": timm_config.write(ClassifierSpec(find_spec("ResNet18"), 3), PREPROCESSINGS["imagenet"]),
-    "transformers": transformers_config.write(
-        ClassifierSpec(find_spec("ResNet50"), 3), PREPROCESSINGS["imagenet"]
-    ),
-}
-
-
-@pytest.mark.parametrize("layout", CONFIGS)
+@pytest.mark.parametrize("layout", MODEL_FOLDERS)
 def test_damaged_configurations_of_model_folders_are_read_or_refused(layout, tmp_path):
     outcomes = collections.Counter()
     arrays = {f"a{number}": np.zeros(1, np.float32) for number in range(400)}
-    files = {name: json.dumps(content) for name, content in CONFIGS[layout].items()}
+    files = MODEL_FOLDERS[layout]
     for number in range(1000):
         rng = random.Random(f"{layout} {number}")
         damaged = rng.choice(list(files))
