@@ -3,6 +3,7 @@
 import gc
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -85,7 +86,8 @@ def test_two_models_of_one_description_share_nothing(changes):
     before = {name: array.copy() for name, array in arrays_of(other).items()}
     one.set_head(nnx.Linear(one.out_planes, 7, rngs=nnx.Rngs(0)))
     one.train()
-    one(np.ones((2, 8, 8, 3), np.float32))
+    one(jnp.ones((2, 8, 8, 3)))
+    assert isinstance(other.head, nnx.Linear)
     assert other.head.out_features == 3
     assert other.stem.bn.use_running_average is not False
     for name, array in arrays_of(other).items():
