@@ -14,8 +14,8 @@ from convert.diff import command as diff
 from convert.errors import ConversionError
 from convert.incoming import as_asked, as_ours
 from convert.inspection import as_text, inspect
-from convert.layouts import LAYOUTS, find_layout, lost_fields, write_layout
-from convert.options import add_prefix, add_stated
+from convert.layouts import LAYOUTS, find_layout, write_layout
+from convert.options import add_prefix, add_stated, as_options
 from convert.sources import read_source
 from convert.weights import Weights
 from resnet_spec import PREPROCESSINGS
@@ -183,7 +183,7 @@ def _export(options: argparse.Namespace) -> None:
     if form is not None:
         print(inference.export_inference(weights, output, form, options.image_size))
         return
-    lost = {} if layout == OURS else lost_fields(weights.classifier, layout)
+    lost = {} if layout == OURS else find_layout(layout).lost_fields(weights.classifier)
     if is_folder:
         folders.write_folder(output, weights, layout, allow_nonfinite=options.allow_nonfinite)
         lost = {name: value for name, value in lost.items() if name not in folders.RECORDED[layout]}
@@ -193,8 +193,9 @@ def _export(options: argparse.Namespace) -> None:
             weights = Weights(arrays, None, weights.preprocessing)
         files.write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
     if lost:
-        said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in lost.items())
-        print(f"note: the layout {layout} has no place for what `import` takes as {said}")
+        print(
+            f"note: the layout {layout} has no place for what `import` takes as {as_options(lost)}"
+        )
     print(f"wrote {len(weights.arrays)} tensors to {output} in the layout {layout}")
 
 

@@ -219,8 +219,7 @@ def judge(
         if classifier is not None:
             check(classifier, weights.arrays)
     except ConversionError as error:
-        what = f"{path}: {str(error).partition(chr(10))[0]}"
-        raise ConversionError(what, [*error.problems, *problems]) from error
+        raise ConversionError(f"{path}: {error.what}", [*error.problems, *problems]) from error
     if problems:
         raise ConversionError(f"{path} holds what no weights should:", problems)
 

@@ -7,7 +7,7 @@ from convert.errors import ConversionError
 from convert.guess import undecided
 from convert.heads import change_head, without_head
 from convert.layouts import find_layout, layout_spec, read_layout, with_channels
-from convert.options import stated
+from convert.options import as_options, stated
 from convert.sources import Source
 from convert.weights import Weights
 from convert.wrappers import name_some
@@ -51,8 +51,7 @@ def as_ours(source: Source, options: argparse.Namespace) -> Weights:
             allow_nonfinite=options.allow_nonfinite,
         )
     except ConversionError as error:
-        what = str(error).partition("\n")[0]
-        raise ConversionError(what, [*faults, *error.problems]) from error
+        raise ConversionError(error.what, [*faults, *error.problems]) from error
     if faults:
         raise ConversionError(f"{options.source} holds what no weights should:", faults)
     if described is not None:
@@ -86,19 +85,22 @@ def _missing_head(weights: Weights) -> list[str]:
 
 def _check_stated(spec: ResNetSpec, layout: str, options: argparse.Namespace) -> None:
     """As `Layout.check`, with the way in for what a user states that the package has not."""
-    problems = find_layout(layout).problems(spec)
-    foreign = {
-        name: value
-        for name, value in stated(options).items()
-        if name in DIALECT and any(problem.startswith(f"{name}=") for problem in problems)
-    }
-    if foreign:
-        said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in foreign.items())
+    try:
+        find_layout(layout).check(spec)
+    except ConversionError as error:
+        foreign = {
+            name: value
+            for name, value in stated(options).items()
+            if name in DIALECT and any(p.startswith(f"{name}=") for p in error.problems)
+        }
+        if not foreign:
+            raise
+        said = as_options(foreign)
         way = (
             f"a file that has these names all the same comes in by two steps: without {said}, "
             f"then, from the file that this makes: resnet-convert import THAT {said} -o OUTPUT"
         )
-        raise ConversionError(f"the layout {layout} cannot express this model:", [*problems, way])
+        raise ConversionError(error.what, [*error.problems, way]) from error
 
 
 def as_asked(

@@ -1,6 +1,7 @@
 """Options by which a user states what a peer's file does not say, alike in several commands."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from resnet_spec import CHOICES
@@ -26,6 +27,11 @@ def add_prefix(parser: argparse.ArgumentParser) -> None:
         default="",
         help="take only the tensors of a file whose names begin so, as encoder., and take it off",
     )
+
+
+def as_options(fields: Mapping[str, Any]) -> str:
+    """Fields as a user states them: `--bottleneck-stride 1x1`."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in fields.items())
 
 
 def stated(options: argparse.Namespace) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from convert.layouts.layout import Layout
 from convert.layouts.mismatch import array_problems, layout_problems
 from convert.layouts.trees import flatten, nest
 from convert.wrappers import TORCHS_PREFIXES, only_state_dict, state_dicts, take_prefix, unwrap
-from resnet_spec import DIALECT, ClassifierSpec, ResNetSpec, UnknownNameError, find_spec
+from resnet_spec import ClassifierSpec, ResNetSpec, UnknownNameError, find_spec
 
 _FILES = (ours, torchvision, timm, transformers, torch_resnet, cifar, flax_imagenet, bonsai)
 LAYOUTS: dict[str, Layout] = {file.LAYOUT.name: file.LAYOUT for file in _FILES}
@@ -195,22 +195,6 @@ def write_layout(
     if found.has_conv_head(classifier.network) and classifier.num_classes is not None:
         arrays[theirs["head.weight"]] = tensors["head.weight"][:, :, None, None]
     return {name: found.spelling.to_theirs(name, array) for name, array in arrays.items()}
-
-
-def lost_fields(classifier: ClassifierSpec, layout: str) -> dict[str, Any]:
-    """What neither names nor shapes show, where the layout's usual network has it otherwise.
-
-    Who reads the tensors by the layout must be told: fields of the spec, and with biased variances
-    the batch that they were taken over.
-    """
-    spec = classifier.network
-    usual = dataclasses.replace(spec, **{name: getattr(ResNetSpec, name) for name in DIALECT})
-    taken = find_layout(layout).adapt(usual)
-    lost = {name: getattr(spec, name) for name in DIALECT}
-    lost = {name: value for name, value in lost.items() if value != getattr(taken, name)}
-    if classifier.statistics_batch_size is not None:
-        lost["statistics_batch_size"] = classifier.statistics_batch_size
-    return lost
 
 
 def with_channels(spec: ResNetSpec, tensors: Mapping[str, np.ndarray], layout: str) -> ResNetSpec:

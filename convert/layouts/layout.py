@@ -1,12 +1,13 @@
 """What a layout is: another package's names for the layers of these networks, and its limits."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from convert.errors import ConversionError
 from convert.layouts.spelling import TORCH, Spelling
-from resnet_spec import ClassifierSpec, ResNetSpec
+from resnet_spec import DIALECT, ClassifierSpec, ResNetSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -53,6 +54,21 @@ class Layout:
         """Raises a ConversionError that lists why the package has no such network."""
         if problems := self.problems(spec):
             raise ConversionError(f"the layout {self.name} cannot express this model:", problems)
+
+    def lost_fields(self, classifier: ClassifierSpec) -> dict[str, Any]:
+        """What neither names nor shapes show, where the package's usual network has it otherwise.
+
+        Who reads the tensors by the layout must be told: fields of the spec, and with biased
+        variances the batch that they were taken over.
+        """
+        spec = classifier.network
+        usual = {name: getattr(ResNetSpec, name) for name in DIALECT}
+        taken = self.adapt(dataclasses.replace(spec, **usual))
+        fields = {name: getattr(spec, name) for name in DIALECT}
+        lost = {name: value for name, value in fields.items() if value != getattr(taken, name)}
+        if classifier.statistics_batch_size is not None:
+            lost["statistics_batch_size"] = classifier.statistics_batch_size
+        return lost
 
     def tensors(self, classifier: ClassifierSpec) -> dict[str, str]:
         """Our name of every tensor -> theirs; counters only where the package has them."""
