@@ -28,14 +28,19 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names of files may have characters that it has not
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(arguments)
+    options: argparse.Namespace | None = None
     try:
+        try:
+            options = _parser().parse_args(arguments)
+        except SystemExit:  # of --help
+            sys.stdout.flush()
+            raise
         code = options.command(options) or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `| head`, which has what it wanted of a list
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no end
-        if options.command in (_inspect, _layouts):
+        if options is None or options.command in (_inspect, _layouts):
             return 0
         print("resnet-convert: standard output was closed", file=sys.stderr)
         return 2

@@ -21,13 +21,14 @@ def run(
     )
 
 
-def run_unread(module: str, *arguments: str, cwd: Path) -> tuple[int, str]:
+def run_unread(module: str, *arguments: str, cwd: Path, **environment: str) -> tuple[int, str]:
     """Exit code and stderr of a command whose output nobody reads: `| head` that has left."""
     reader, writer = os.pipe()
     os.close(reader)
     result = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
+        env={**os.environ, **environment},
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,

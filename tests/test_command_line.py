@@ -169,6 +169,7 @@ def test_a_field_of_no_use_that_a_recipe_or_an_older_run_has_is_only_said(tmp_pa
     [
         (("digits", "--help"), 0, ""),
         (("digits", "--print-config"), 0, ""),
+        (("table", "--help"), 0, ""),
         (
             ("digits", "--model", "WideResNet16-1-0.0", "--max-steps", "1", "--run-dir", "run"),
             1,
@@ -176,9 +177,11 @@ def test_a_field_of_no_use_that_a_recipe_or_an_older_run_has_is_only_said(tmp_pa
         ),
     ],
 )
-def test_a_reader_of_the_output_may_leave(arguments, code, said, tmp_path: Path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_of_the_output_may_leave(arguments, code, said, unbuffered, tmp_path: Path):
     """`| head` has what it wants of a list; a run whose lines nobody reads has failed."""
-    assert run_unread("train", *arguments, cwd=tmp_path) == (code, said)
+    found = run_unread("train", *arguments, cwd=tmp_path, PYTHONUNBUFFERED=unbuffered)
+    assert found == (code, said)
 
 
 def test_a_rate_below_a_recipes_warm_up_is_taken():

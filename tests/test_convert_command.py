@@ -127,12 +127,15 @@ def test_a_reader_that_leaves_does_not_make_networks_differ(tmp_path):
     ("arguments", "code", "said"),
     [
         (("layouts",), 0, ""),
+        (("import", "--help"), 0, ""),
         (("inspect", "m.pt"), 0, ""),
         (("export", "m.pt", "-o", "new.npz"), 2, "resnet-convert: standard output was closed\n"),
     ],
 )
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_may_leave_a_list_and_is_told_of_what_else_he_has_not_read(
-    arguments, code, said, tmp_path
+    arguments, code, said, unbuffered, tmp_path
 ):
     convert.save(tmp_path / "m.pt", torch_resnet.create("ResNet20", 10))
-    assert run_unread("convert", *arguments, cwd=tmp_path) == (code, said)
+    found = run_unread("convert", *arguments, cwd=tmp_path, PYTHONUNBUFFERED=unbuffered)
+    assert found == (code, said)

@@ -44,13 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     trains = not (arguments and arguments[0] in COMMANDS) and "--eval-only" not in arguments
     try:
-        if arguments and arguments[0] in COMMANDS:
-            return importlib.import_module(COMMANDS[arguments[0]]).main(arguments[1:])
-        if _PRINT in arguments:
-            config = parse([argument for argument in arguments if argument != _PRINT])
-            print(json.dumps(config.to_json(), indent=2))
-            return 0
-        _run(parse(arguments))
+        try:
+            code = _carry_out(arguments)
+        except SystemExit:  # of --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # a reader that has left is noticed here, and not as the process ends
+        return code
     except ModuleNotFoundError as error:
         extra = "torch" if error.name == "torch" else "train"
         return _fail(error, f"this needs the package {error.name}: install flax-resnet[{extra}]")
@@ -66,6 +66,16 @@ def main(arguments: list[str] | None = None) -> int:
         OSError,
     ) as error:
         return _fail(error, str(error))
+
+
+def _carry_out(arguments: list[str]) -> int:
+    if arguments and arguments[0] in COMMANDS:
+        return importlib.import_module(COMMANDS[arguments[0]]).main(arguments[1:])
+    if _PRINT in arguments:
+        config = parse([argument for argument in arguments if argument != _PRINT])
+        print(json.dumps(config.to_json(), indent=2))
+    else:
+        _run(parse(arguments))
     return 0
 
 
