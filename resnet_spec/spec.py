@@ -1,6 +1,7 @@
 """One residual network as a row of numbers, and every layer that follows from it."""
 
 import dataclasses
+import functools
 import numbers
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -232,7 +233,7 @@ class ResNetSpec:
     @property
     def out_planes(self) -> int:
         """Number of pooled features."""
-        return list(self.blocks())[-1].out_planes
+        return self._all_blocks[-1].out_planes
 
     def final_size(self, image_size: int) -> int:
         """Height of the last stage's output for an image of this height."""
@@ -241,7 +242,11 @@ class ResNetSpec:
 
     def blocks(self) -> Iterator[BlockSpec]:
         """Every block, in the order of the forward pass."""
-        return self._blocks(self.dimensions)
+        return iter(self._all_blocks)
+
+    @functools.cached_property
+    def _all_blocks(self) -> tuple[BlockSpec, ...]:
+        return tuple(self._blocks(self.dimensions))  # asked for again and again, with 600 of them
 
     def _blocks(self, dimensions: Dimensions) -> Iterator[BlockSpec]:
         in_planes = self.stem_planes

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import zipfile
-import zlib
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.arrays import as_bytes
+from convert.arrays import as_bytes, crc32
 from convert.description import own_metadata
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
@@ -41,23 +40,25 @@ def write(
         def add(name: str, content: bytes | memoryview) -> int:
             """`archive.writestr`, whose going back for a checksum costs more than the content."""
             member = zipfile.ZipInfo(f"{_FOLDER}/{name}")
-            member.header_offset = file.tell()
+            member.header_offset = archive.start_dir
             num_before = member.header_offset + _LOCAL_HEADER + len(member.filename) + 4
             gap = -num_before % _ALIGNMENT
             member.extra = b"FB" + gap.to_bytes(2, "little") + bytes(gap)  # torch's own letters
             member.file_size = member.compress_size = len(content)
-            member.CRC = zlib.crc32(content)
-            file.write(member.FileHeader())
+            member.CRC = crc32(content)
+            header = member.FileHeader()
+            file.write(header)
             file.write(content)
             archive.filelist.append(member)
-            archive.start_dir = file.tell()
+            archive.start_dir += len(header) + len(content)
             return member.CRC
 
         tensors = [(name, _describe_array(str(i), a)) for i, (name, a) in enumerate(arrays.items())]
         add("data.pkl", write_pickle(tensors, metadata))
         add("byteorder", b"little")
+        memory = np.empty(max((a.nbytes for a in arrays.values()), default=0), np.uint8)
         for (name, tensor), array in zip(tensors, arrays.values(), strict=True):
-            checksums[name] = add(f"data/{tensor.storage.key}", as_bytes(array))
+            checksums[name] = add(f"data/{tensor.storage.key}", as_bytes(array, memory))
         archive.writestr(f"{_FOLDER}/version", b"3\n")
     return checksums
 
