@@ -48,6 +48,23 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Whatever stops a writer, as an OSError that names `path`.
+
+    The system names no open file, nor a library the one that it was to become; and they have errors
+    of their own for a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except (ConversionError, ImportError):
+        raise
+    except Exception as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
 def sync_tree(folder: Path) -> None:
     """Puts every file of a new folder on disk, and the folders' own entries."""
     for path in folder.rglob("*"):

@@ -10,7 +10,7 @@ import numpy as np
 
 from convert import collector
 from convert.arrays import checksum, value_problems
-from convert.atomic import replacing
+from convert.atomic import naming, replacing
 from convert.errors import ConversionError
 from convert.formats import FORMS, READ_ONLY_FORMS, Form
 from convert.formats.contents import Contents, Visitor
@@ -121,14 +121,8 @@ def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False
             same.add(name)
 
     with replacing(path) as temporary:
-        try:
+        with naming(path):
             checksums = form.write(temporary, arrays, metadata)
-        except OSError as error:  # which a writer to an open file raises without a name
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-        except (ConversionError, ImportError):
-            raise
-        except Exception as error:  # the libraries have errors of their own for a full disk
-            raise OSError(f"{path} cannot be written: {error}") from error
         written = form.read(temporary, compare)
         wrong = sorted(set(arrays) - same)
         is_told = all(written.metadata.get(name) == text for name, text in metadata.items())

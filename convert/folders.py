@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from convert.arrays import is_counter
-from convert.atomic import replacing
+from convert.atomic import naming, replacing
 from convert.description import parse_description
 from convert.errors import ConversionError
 from convert.files import read_weights, write_weights
@@ -67,7 +67,7 @@ def write_folder(
         file = temporary / next(iter(_WEIGHTS))
         write_weights(file, Weights(arrays, None), allow_nonfinite=allow_nonfinite)
         for name, content in contents.items():
-            with replacing(temporary / name) as file:
+            with replacing(temporary / name) as file, naming(temporary / name):
                 file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _, written, preprocessing = _read_description(temporary, Weights(arrays, None))
         problems = weights.classifier.network.differences(written.network)
@@ -218,5 +218,8 @@ def _appearing(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(folder)
+    except OSError as error:  # which may be of a name that nobody has asked for
+        text = str(error).replace(str(temporary), str(folder))
+        raise OSError(text) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert.atomic import check_text, replacing
+from convert.atomic import check_text, naming, replacing
 from convert.errors import ConversionError
 from convert.models import arrays_of, build_torch, describe
 from convert.programs import FORMS, trace
@@ -147,12 +147,8 @@ def _export(
     expected = [_run_twin(twin, batch) for batch in images]
     program, metadata = trace(twin, shape), encode_description(weights)
     with replacing(path) as temporary:
-        try:
+        with naming(path):
             form.write(program, temporary, metadata)
-        except (OSError, ConversionError):
-            raise
-        except Exception as error:  # torch and onnx have errors of their own for a full disk
-            raise OSError(f"{path} cannot be written: {error}") from error
         run, written = form.load(temporary)
         # NumPy's maximum keeps a NaN, Python's may not
         difference = float(np.max([*map(_relative_difference, map(run, images), expected)]))

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 
 import convert
+import torch_resnet
+from convert.__main__ import main
+from convert.diff.report import write_whole
+from resnet_spec import PREPROCESSINGS
 from tests.commands import assert_refused, run
 from tests.saved_states import array_file, assert_same, make_state, open_run, steps
 from tests.twins import make_twins
@@ -68,6 +72,49 @@ def test_a_run_that_is_imported_to_a_full_disk_is_one_sentence_and_nothing_is_le
     assert_refused(result, f"{small_disk / 'run'} could not be written", "No space left on device")
     assert result.stderr.count("\n") == 1
     assert not list(small_disk.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("m.pt", "m.safetensors", "m.npz"),
+        pytest.param("m.onnx", marks=pytest.mark.slow),
+        pytest.param("m.pt2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_file_that_does_not_fit_leaves_the_older_one(small_disk, tmp_path, capsys, name):
+    source, output = tmp_path / "m.safetensors", small_disk / name
+    convert.save(source, make_twins("ResNet44", dtype="float32")[1])
+    output.write_text("the older one")
+    assert main(["export", str(source), "-o", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert str(output) in error
+    assert "No space left on device" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in small_disk.iterdir()] == [name]
+    assert output.read_text() == "the older one"
+
+
+@pytest.mark.parametrize("layout", ["timm", "transformers"])
+def test_a_folder_that_does_not_fit_is_not_there(small_disk, tmp_path, capsys, layout):
+    source = tmp_path / "m.safetensors"
+    convert.save(
+        source, torch_resnet.create("ResNet18", 10), preprocessing=PREPROCESSINGS["imagenet"]
+    )
+    assert main(["export", str(source), "--layout", layout, "-o", str(small_disk / "m")]) == 2
+    error = capsys.readouterr().err
+    assert str(small_disk / "m") in error
+    assert "No space left on device" in error
+    assert not list(small_disk.iterdir())
+
+
+def test_a_report_that_does_not_fit_leaves_the_older_one(small_disk):
+    output = small_disk / "report.html"
+    output.write_text("the older one")
+    with pytest.raises(OSError, match=f"No space left on device: '{output}'"):
+        write_whole(output, "x" * 2**21)
+    assert output.read_text() == "the older one"
+    assert list(small_disk.iterdir()) == [output]
 
 
 def test_a_failed_write_in_the_background_is_raised_by_whatever_comes_next(small_disk):
