@@ -379,6 +379,40 @@ def test_the_command_says_by_its_exit_code_that_two_files_are_not_the_same(tmp_p
     assert_refused(run("convert", "diff", "no.safetensors", *options, cwd=tmp_path), "No such file")
 
 
+def pad_as_file_says(model: torch.nn.Module) -> torch.nn.Module:
+    spec = dataclasses.replace(SPEC, padding="same")
+    padded = torch_resnet.from_spec(spec, 5)
+    padded.load_state_dict(dict(model.state_dict()))
+    return padded
+
+
+@pytest.mark.parametrize(
+    ("plant", "layer"),
+    [
+        (swap_statistics_of_two_layers, "stages.0.0.bn1"),
+        (transpose_a_square_kernel, "stages.1.0.conv2"),
+        (None, "stages.1.0.conv1"),
+    ],
+    ids=["statistics", "kernel", "padding"],
+)
+def test_the_command_finds_a_fault_of_a_file_and_names_its_layer(
+    tmp_path, monkeypatch, capsys, plant: Callable[..., None] | None, layer: str
+):
+    monkeypatch.chdir(tmp_path)
+    sound, faulty = make_torch(), make_torch()
+    convert.save("sound.safetensors", sound)
+    if plant is None:
+        faulty = pad_as_file_says(faulty)
+    else:
+        plant(None, faulty)
+    convert.save("faulty.safetensors", faulty)
+    arguments = ["diff", "sound.safetensors", "faulty.safetensors", "--size", "8"]
+    assert main([*arguments, "--json", "found.json"]) == 1
+    assert f"verdict: they part, first at {layer}\n" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["verdict"]["first_layer"] == layer
+
+
 def test_the_command_compares_the_twins_of_one_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     convert.save("model.safetensors", make_torch())

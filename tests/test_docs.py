@@ -8,7 +8,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
+import convert
+import torch_resnet
 from tests.readme_table import rows
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "docs" / "extending.md"]
 IN_ORDER = {
     "converting.md": (
         *("ours.npz", "ours.onnx", "ours.pt2", "timm-folder/config.json", "diff.html"),
+        *("caffe50.safetensors", "resnet20.safetensors", "runs/b/result.json"),
     ),
     "training.md": (
         *("config.json", "runs/tuned/result.json", "runs/seeds/curves.png", "results/digits.md"),
@@ -69,7 +73,7 @@ def test_what_is_installed_is_a_folder_with_extras_that_it_has():
 _RUN_PAGE = """
 import re, subprocess, sys
 from pathlib import Path
-blocks = re.findall("^```(python|sh)\\n(.*?)^```", Path(sys.argv[1]).read_text(), re.S | re.M)
+blocks = re.findall(f"^```({sys.argv[2]})\\n(.*?)^```", Path(sys.argv[1]).read_text(), re.S | re.M)
 names = {}
 for language, code in blocks:
     if language == "python":
@@ -80,12 +84,27 @@ assert blocks
 """
 
 
+def download_for_converting(folder: Path) -> None:
+    """What `console` lines of this page begin with: files of others, and this repository."""
+    for name, num_classes, layout, file in (
+        ("ResNet50", 1000, "torchvision", "caffe50.pth"),
+        ("ResNet20", 10, "cifar", "resnet20.th"),
+    ):
+        model = torch_resnet.from_spec(convert.layout_spec(name, layout), num_classes)
+        torch.save(convert.to_layout(model.state_dict(), name, layout), folder / file)
+    (folder / "examples").symlink_to(ROOT / "examples")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", IN_ORDER)
 def test_a_page_of_python_and_commands_runs_in_the_order_in_which_it_stands(page, tmp_path):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    languages = "python|sh"
+    if page == "converting.md":
+        download_for_converting(tmp_path)
+        languages += "|console"
     run = subprocess.run(
-        [sys.executable, "-c", _RUN_PAGE, str(ROOT / "docs" / page)],
+        [sys.executable, "-c", _RUN_PAGE, str(ROOT / "docs" / page), languages],
         cwd=tmp_path,
         env={**os.environ, "PATH": path, "XLA_FLAGS": ""},
         capture_output=True,
