@@ -98,6 +98,12 @@ def _tasks(name: str, folder: Path) -> dict[str, tuple[str, str, Task, Task]]:
             lambda: load_ours(name, path),
             lambda: load_theirs(plain, folder / f"{name}-plain.pth"),
         ),
+        "file to model and back": (
+            "torch.load, load_state_dict",
+            _TIME_BAR,
+            lambda: to_arrays(name, load_ours(name, path)),
+            lambda: load_theirs(plain, folder / f"{name}-plain.pth"),
+        ),
         "model to arrays": (
             "state_dict",
             "",

@@ -84,10 +84,12 @@ def flax_to_arrays(flax_model: "nnx.Module") -> dict[str, np.ndarray]:
 def _value(variable: "nnx.Variable[Any]") -> Any:
     """Its `get_value()`, which takes ten times as long to find that there is one plain array."""
     import jax
+    from flax import nnx
 
     value = variable.get_raw_value()
     is_plain = isinstance(value, jax.Array) and not variable.has_metadata("on_get_value")
-    return value if is_plain else variable.get_value()
+    is_own = type(variable).get_value is not nnx.Variable.get_value
+    return variable.get_value() if is_own or not is_plain else value
 
 
 def _variables(model: "nnx.Module") -> "dict[str, tuple[str, nnx.Variable[Any]]]":

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +101,34 @@ def test_converted_tensors_own_their_memory():
     for tensor in torch_model.state_dict().values():
         tensor.zero_()
     assert_same_state(convert.flax_to_torch(flax_model), before)
+
+
+def test_a_built_model_owns_its_memory():
+    _, torch_model = make_twins("ResNet20", dtype="float32")
+    state = convert.from_layout(torch_model.state_dict(), "ResNet20", "flax-resnet")
+    flax_model = convert.build(state, "flax")
+    for tensor in state.values():
+        tensor.zero_()
+    assert_same_state(convert.flax_to_torch(flax_model), torch_model.state_dict())
+
+
+class Doubled(nnx.Param):
+    def get_value(self, **options: Any) -> Any:
+        return 2 * super().get_value(**options)
+
+
+def with_hook(value: jax.Array) -> nnx.Param:
+    with pytest.warns(UserWarning, match="deprecated"):
+        return nnx.Param(value, on_get_value=lambda variable, value: 2 * value)
+
+
+@pytest.mark.parametrize("make", [Doubled, with_hook])
+def test_a_variable_is_converted_as_it_gives_its_value(make):
+    linear = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    kernel = linear.kernel.get_value()
+    linear.kernel = make(kernel)
+    converted = convert.flax_to_torch(nnx.Sequential(linear))["0.weight"]
+    np.testing.assert_array_equal(converted.numpy(), 2 * np.asarray(kernel).T)
 
 
 def test_all_that_does_not_fit_is_listed_at_once_and_nothing_is_changed():

@@ -170,6 +170,14 @@ def test_a_spec_names_all_that_is_wrong_at_once():
         )
 
 
+def test_a_spec_that_was_asked_for_its_blocks_is_the_same():
+    asked, other = (dataclasses.replace(find_spec("ResNet50")) for _ in range(2))
+    assert list(asked.blocks()) == list(asked.blocks())
+    assert len(list(asked.blocks())) == 16
+    assert (asked, hash(asked), repr(asked)) == (other, hash(other), repr(other))
+    assert list(dataclasses.replace(asked, width=2).blocks()) != list(asked.blocks())
+
+
 def test_an_identity_shortcut_cannot_shrink():
     with pytest.raises(ValueError, match="cannot shrink 64 channels to 32"):
         ResNetSpec(
