@@ -10,6 +10,9 @@ import pytest
 from tests.commands import assert_refused, run
 from tests.run_folders import arrays, assert_same, largest_difference, metrics
 from tests.test_run import train
+from train.config import Config
+from train.folder import own_config
+from train.unused import unused_fields
 
 MODEL = ("--model", "WideResNet16-1-0.0")
 SHORT = ("digits", *MODEL, "--max-steps", "20", "--log-every-steps", "5", "--ema-decay", "0.9")
@@ -72,6 +75,13 @@ def test_a_measurement_chooses_how_seeds_are_trained_and_a_resumed_run_goes_on_s
     longer = train(tmp_path, "--resume", "--run-dir", "many/seed-7", "--max-steps", "8")
     assert "resumed at 6" in longer
     assert "model/head.bias" in arrays(tmp_path / "many" / "seed-7", 8)
+
+
+@pytest.mark.parametrize("mode", ["turns", "vmap", "devices"])
+def test_the_run_of_one_seed_says_nothing_of_how_several_are_trained(mode, tmp_path):
+    """Resumed alone, it would be told that it does not use it."""
+    own = own_config(Config(seeds="7,111", seeds_mode=mode), 7, tmp_path)
+    assert not [field for field in unused_fields(own, Config()) if "seeds" in field]
 
 
 def test_seeds_that_cannot_be_are_refused(tmp_path):

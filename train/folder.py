@@ -73,7 +73,7 @@ def own_config(config: Config, seed: int, folder: Path) -> Config:
     """The configuration of the run of one of several seeds, as if it were alone."""
     if config.seeds is None:
         return config
-    return dataclasses.replace(config, seed=seed, seeds=None, run_dir=folder)
+    return dataclasses.replace(config, seed=seed, seeds=None, seeds_mode="auto", run_dir=folder)
 
 
 def has_checkpoint(folder: Path) -> bool:
