@@ -10,7 +10,7 @@ from convert.errors import ConversionError
 
 try:
     from zlib_ng.zlib_ng import crc32
-except ImportError:  # no wheel for this machine: the same numbers, in four times the time
+except ImportError:  # left out by `--no-deps`: the same numbers, in four times the time
     from zlib import crc32
 
 if TYPE_CHECKING:

@@ -233,7 +233,7 @@ class ResNetSpec:
     @property
     def out_planes(self) -> int:
         """Number of pooled features."""
-        return self._all_blocks[-1].out_planes
+        return _all_blocks(self)[-1].out_planes
 
     def final_size(self, image_size: int) -> int:
         """Height of the last stage's output for an image of this height."""
@@ -242,11 +242,7 @@ class ResNetSpec:
 
     def blocks(self) -> Iterator[BlockSpec]:
         """Every block, in the order of the forward pass."""
-        return iter(self._all_blocks)
-
-    @functools.cached_property
-    def _all_blocks(self) -> tuple[BlockSpec, ...]:
-        return tuple(self._blocks(self.dimensions))  # asked for again and again, with 600 of them
+        return iter(_all_blocks(self))
 
     def _blocks(self, dimensions: Dimensions) -> Iterator[BlockSpec]:
         in_planes = self.stem_planes
@@ -367,3 +363,8 @@ def check_own_classes(fields: Mapping[str, Any]) -> None:
     usual = {name: getattr(ResNetSpec, name) for name in DIALECT}
     if dialect := [name for name, value in usual.items() if fields.get(name, value) != value]:
         raise ValueError(f"{', '.join(dialect)}: not for blocks or shortcuts of your own")
+
+
+@functools.lru_cache(maxsize=16)  # ResNet1202 has 600, and a conversion asks for them many times
+def _all_blocks(spec: ResNetSpec) -> tuple[BlockSpec, ...]:
+    return tuple(spec._blocks(spec.dimensions))

@@ -112,6 +112,16 @@ def test_a_built_model_owns_its_memory():
     assert_same_state(convert.flax_to_torch(flax_model), torch_model.state_dict())
 
 
+def test_a_twin_is_built_within_a_trace():
+    _, torch_model = make_twins("ResNet20", dtype="float32")
+    state = torch_model.state_dict()
+    shapes = nnx.state(nnx.eval_shape(lambda: convert.build(state, "flax")))
+    assert jax.tree.leaves(shapes)
+    traced = jax.jit(lambda: nnx.state(convert.build(state, "flax"), nnx.Param))()
+    built = nnx.state(convert.build(state, "flax"), nnx.Param)
+    jax.tree.map(np.testing.assert_array_equal, traced, built)
+
+
 class Doubled(nnx.Param):
     def get_value(self, **options: Any) -> Any:
         return 2 * super().get_value(**options)

@@ -103,7 +103,7 @@ def test_a_package_that_is_absent_is_named_and_what_needs_it_is_called_whole(
 
 
 def test_files_of_torch_are_read_and_written_where_there_is_no_torch(tmp_path):
-    """Nor zlib-ng, of which not every machine has a build."""
+    """Nor zlib-ng, which `pip install --no-deps` leaves out."""
     import torch
 
     import convert
