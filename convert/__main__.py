@@ -1,11 +1,15 @@
 """The command line of the converter: `resnet-convert`, or `python -m convert`."""
 
 import argparse
+import contextlib
 import difflib
 import io
 import json
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from convert import checkpoints, files, folders, inference
@@ -23,6 +27,20 @@ from resnet_spec import PREPROCESSINGS
 OURS = "flax-resnet"
 
 
+@contextlib.contextmanager
+def _ending_tidily() -> Iterator[None]:
+    """Has SIGTERM end as Ctrl-C does, so that no half-written file stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@_ending_tidily()
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; a mistake of the user's is one sentence on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):  # names of files may have characters that it has not

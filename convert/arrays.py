@@ -132,7 +132,7 @@ def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def value_problems(name: str, array: np.ndarray, *, allow_nonfinite: bool = False) -> list[str]:
-    """What no weight should be: without any value, NaN or infinite; one sentence each."""
+    """What no weight should be, a sentence each: no value, NaN, infinite, a negative variance."""
     if array.size == 0:
         return [f"empty: {name} {array.shape} has no value"]
     is_real = is_floating(array.dtype) or array.dtype.kind == "c"
@@ -140,10 +140,17 @@ def value_problems(name: str, array: np.ndarray, *, allow_nonfinite: bool = Fals
         return []
     is_finite = np.isfinite(array)
     if is_finite.all():
-        return []
+        if not _is_variance(name) or array.dtype.kind == "c" or not (array < 0).any():
+            return []
+        return [f"negative: {name} has {np.count_nonzero(array < 0)} variances below zero"]
     nans = int(np.count_nonzero(np.isnan(array)))
     infinities = array.size - int(np.count_nonzero(is_finite)) - nans
     return [f"non-finite: {name} has {nans} NaN and {infinities} infinite of {array.size} values"]
+
+
+def _is_variance(name: str) -> bool:
+    """Of a BatchNorm, by torch's name or Flax's."""
+    return name.replace("/", ".").rpartition(".")[2] in ("running_var", "var")
 
 
 def is_counter(name: str) -> bool:

@@ -29,40 +29,43 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the file cannot be written; what was at `path` before is still there.
     """
     mode = 0o666 & ~_umask()
+    target = path.resolve() if path.is_symlink() else path
+    temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+            dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix
         )
-    except OSError as error:  # of a name that nobody has asked for
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(mode)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        temporary.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        # The system names no open file, and the temporary one is a name that nobody has asked for.
+        is_foreign = error.filename not in (None, str(temporary)) and temporary is not None
+        if error.errno is None or is_foreign:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Whatever stops a writer, as an OSError that names `path`.
-
-    The system names no open file, nor a library the one that it was to become; and they have errors
-    of their own for a full disk.
-    """
+    """The errors that libraries have of their own, for a full disk too, as an OSError of `path`."""
     try:
         yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    except (ConversionError, ImportError):
-        raise
-    except Exception as error:
+    except (OSError, ConversionError, ImportError, MemoryError) as error:
+        if not isinstance(error, OSError) or error.errno is not None:
+            raise
         raise OSError(f"{path} cannot be written: {error}") from error
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise OSError(f"{path} cannot be written: {reason}") from error
 
 
 def sync_tree(folder: Path) -> None:

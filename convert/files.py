@@ -14,6 +14,7 @@ from convert.atomic import naming, replacing
 from convert.errors import ConversionError
 from convert.formats import FORMS, READ_ONLY_FORMS, Form
 from convert.formats.contents import Contents, Visitor
+from convert.layouts.timm_config import architecture_problems
 from convert.models import arrays_of, build_flax, build_torch, check, describe
 from convert.weights import Weights, decode_description, encode_description
 from convert.wrappers import take_prefix, unwrap, unwrap_module
@@ -190,7 +191,10 @@ def read_weights(
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
     weights = Weights(
-        arrays, **description, notes=(*contents.notes, *notes), faults=contents.problems
+        arrays,
+        **description,
+        notes=(*contents.notes, *notes),
+        faults=(*contents.problems, *architecture_problems(contents.architecture)),
     )
     if judge_values or not arrays:
         judge(path, weights, allow_nonfinite=allow_nonfinite)

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from convert.arrays import is_counter
-from convert.atomic import naming, replacing
+from convert.atomic import replacing
 from convert.description import parse_description
 from convert.errors import ConversionError
 from convert.files import read_weights, write_weights
@@ -67,7 +67,7 @@ def write_folder(
         file = temporary / next(iter(_WEIGHTS))
         write_weights(file, Weights(arrays, None), allow_nonfinite=allow_nonfinite)
         for name, content in contents.items():
-            with replacing(temporary / name) as file, naming(temporary / name):
+            with replacing(temporary / name) as file:
                 file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _, written, preprocessing = _read_description(temporary, Weights(arrays, None))
         problems = weights.classifier.network.differences(written.network)
@@ -106,7 +106,7 @@ def read_folder(
         return weights
     layout, classifier, preprocessing = _read_description(folder, weights)
     arrays, with_head = read_layout(
-        _CONFIGS[layout].whole_names(weights.arrays),
+        weights.arrays,
         classifier.network,
         layout,
         reset_counters=reset_counters,
@@ -214,12 +214,14 @@ def _appearing(folder: Path) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConversionError(f"{folder} is there already and not an empty folder: give a new one")
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         temporary.replace(folder)
     except OSError as error:  # which may be of a name that nobody has asked for
-        text = str(error).replace(str(temporary), str(folder))
-        raise OSError(text) from error
+        if error.errno is None:
+            raise OSError(str(error).replace(str(temporary), str(folder))) from error
+        name = str(error.filename or folder).replace(str(temporary), str(folder))
+        raise OSError(error.errno, error.strerror, name) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

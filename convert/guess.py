@@ -95,11 +95,12 @@ def _candidates(shapes: Shapes) -> Iterator[tuple[Layout, str, ResNetSpec]]:
     num_convs = sum(len(shape) == 4 for shape in shapes.values())
     names = [n for n in (*MODELS, *_other_widths(shapes)) if _has_about(find_spec(n), num_convs)]
     for layout in LAYOUTS.values():
+        whole = layout.whole_names(shapes)
         for name in names:
             for spec in _variants(layout, name):
                 stem = layout.spelling.name(next(iter(layout.names(spec)))[1], "weight", 4)
-                if len(shapes.get(stem, ())) == 4:
-                    in_planes = _torch_shape(layout, stem, shapes[stem])[1]
+                if len(whole.get(stem, ())) == 4:
+                    in_planes = _torch_shape(layout, stem, whole[stem])[1]
                     yield layout, name, replace(spec, in_planes=in_planes)
 
 
@@ -138,12 +139,13 @@ def _fit(shapes: Shapes, layout: Layout, name: str, spec: ResNetSpec) -> Guess |
         )
     except ConversionError:
         return None
-    expected = layout.tensors(classifier).values()
-    return Guess(layout.name, name, classifier, 1.0, set(expected) <= set(shapes))
+    has_counters = set(layout.tensors(classifier).values()) <= set(layout.whole_names(shapes))
+    return Guess(layout.name, name, classifier, 1.0, has_counters)
 
 
 def _overlap(shapes: Shapes, layout: Layout, name: str, spec: ResNetSpec) -> Guess:
-    given = {key: _torch_shape(layout, key, shape) for key, shape in shapes.items()}
+    whole = layout.whole_names(shapes)
+    given = {key: _torch_shape(layout, key, shape) for key, shape in whole.items()}
     classifier = _head_of(given, layout, spec)
     theirs, ours = layout.tensors(classifier), classifier.tensors()
     same = sum(given.get(their) == ours[key] for key, their in theirs.items())
@@ -163,7 +165,7 @@ def _problems(shapes: Shapes, layout: Layout, classifier: ClassifierSpec) -> lis
     theirs, ours = layout.tensors(classifier), classifier.tensors()
     given = {
         key: layout.spelling.to_ours(key, np.broadcast_to(np.int8(0), shape))
-        for key, shape in shapes.items()
+        for key, shape in layout.whole_names(shapes).items()
     }
     problems = shape_problems(layout, {their: ours[key] for key, their in theirs.items()}, given)
     more = len(problems) - _NAMED

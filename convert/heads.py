@@ -24,6 +24,7 @@ def without_head(
     """
     found = find_layout(layout)
     found.check(spec)
+    arrays = found.whole_names(arrays)
     weight = found.spelling.name(dict(found.names(spec))["head"], "weight", 2)
     parts = weight.split(found.spelling.separator)[:-1]
     while parts[-1].isdigit():  # transformers' is the second of `classifier`

@@ -119,8 +119,14 @@ def as_asked(
         return dataclasses.replace(weights, preprocessing=None)
     assert weights.classifier is not None
     known = PREPROCESSINGS[options.preprocessing]
-    if known.class_names is not None and len(known.class_names) != weights.classifier.num_classes:
-        known = dataclasses.replace(known, class_names=None)
+    names = known.class_names
+    if names is not None and len(names) != weights.classifier.num_classes:
+        names = None
+    if options.head != "keep":  # a head that nobody has trained yet
+        names = None
+    elif weights.preprocessing is not None and weights.preprocessing.class_names is not None:
+        names = weights.preprocessing.class_names  # of the head, not of the pictures
+    known = dataclasses.replace(known, class_names=names)
     return dataclasses.replace(weights, preprocessing=known)
 
 
@@ -148,6 +154,11 @@ def _find_network(source: Source, layout: str, options: argparse.Namespace) -> R
         if problems := [d for d in differences if d.partition(":")[0] not in changes]:
             raise ConversionError(f"{options.source} says that it is of another network:", problems)
         return spec
+    if options.model is None and source.beside is not None:
+        raise ConversionError(
+            f"give the folder, {options.source.parent}, whose config.json says what it holds, or "
+            "--model and --layout"
+        )
     if options.model is None:
         raise ConversionError(
             f"give --model, the name in our table of what {options.source} holds, and --layout "

@@ -1,6 +1,6 @@
 """Anything that holds weights, read alike: a file, a training run, a Hugging Face folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -82,4 +82,10 @@ def read_source(
         path, prefix=prefix, allow_nonfinite=allow_nonfinite, judge_values=judge_values
     )
     beside = None if weights.classifier is not None else folders.network_beside(path, weights)
+    if beside is not None:
+        note = (
+            f"left out: how images were prepared and what the classes are called, as far as the "
+            f"folder says it: give the folder, {path.parent}, to take that too"
+        )
+        weights = replace(weights, notes=(*weights.notes, note))
     return Source(weights, f"{path.suffix} file", beside=beside)

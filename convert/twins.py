@@ -82,14 +82,17 @@ def flax_to_arrays(flax_model: "nnx.Module") -> dict[str, np.ndarray]:
 
 
 def _value(variable: "nnx.Variable[Any]") -> Any:
-    """Its `get_value()`, which takes ten times as long to find that there is one plain array."""
+    """Its `get_value()`; NNX's own walks a tree, and takes ten times as long for a plain array."""
     import jax
     from flax import nnx
 
     value = variable.get_raw_value()
-    is_plain = isinstance(value, jax.Array) and not variable.has_metadata("on_get_value")
-    is_own = type(variable).get_value is not nnx.Variable.get_value
-    return variable.get_value() if is_own or not is_plain else value
+    is_plain = (
+        isinstance(value, jax.Array)
+        and type(variable).get_value is nnx.Variable.get_value
+        and not variable.has_metadata("on_get_value")
+    )
+    return value if is_plain else variable.get_value()
 
 
 def _variables(model: "nnx.Module") -> "dict[str, tuple[str, nnx.Variable[Any]]]":
@@ -164,13 +167,13 @@ def _place(variables: "list[nnx.Variable[Any]]", values: list[np.ndarray]) -> No
     import jax
 
     if jax.default_backend() == "cpu":
-        values = _transpose_wide_kernels(values)
+        values = _transpose_spatial_kernels(values)
     placed = jax.block_until_ready(jax.device_put(values))
     for variable, value in zip(variables, placed, strict=True):
         variable.set_value(value)
 
 
-def _transpose_wide_kernels(values: list[np.ndarray]) -> list[np.ndarray]:
+def _transpose_spatial_kernels(values: list[np.ndarray]) -> list[np.ndarray]:
     """Kernels of more than one pixel in C order, in memory that JAX on CPU takes as it is.
 
     JAX transposes them in three quarters of the time where their pixels are a single axis.
@@ -180,7 +183,7 @@ def _transpose_wide_kernels(values: list[np.ndarray]) -> list[np.ndarray]:
     places = [
         place
         for place, value in enumerate(values)
-        if value.ndim > 2 and value.shape[:-2] != (1, 1) and not value.flags.c_contiguous
+        if value.ndim > 3 and value.shape[:-2] != (1, 1) and not value.flags.c_contiguous
     ]
     flat = [values[place].reshape(-1, *values[place].shape[-2:]) for place in places]
     values = list(values)

@@ -19,6 +19,8 @@ _INNER = {
     "DistributedDataParallel": "module",
     "AveragedModel": "module",
 }
+_ARCHITECTURE = ("arch", "model_name", "architecture")  # PyTorch's example's and timm's entry
+_SEPARATORS = (".", "/")
 _NAMED = 4  # of many names in a sentence
 Value = TypeVar("Value")
 
@@ -49,6 +51,8 @@ def take_prefix(arrays: Mapping[str, Value], prefix: str) -> tuple[dict[str, Val
     if not any(name.startswith(prefix) for name in found):
         found, notes = unwrap(found)
     taken = {n.removeprefix(prefix): a for n, a in found.items() if n.startswith(prefix)}
+    if all(name.startswith(_SEPARATORS) for name in taken):  # `encoder`, said without its dot
+        taken = {name[1:]: array for name, array in taken.items()}
     if not taken:
         raise ConversionError(f"no name begins with {prefix!r}; there are {name_some(arrays)}")
     if left_out := [name for name in found if not name.startswith(prefix)]:
@@ -79,6 +83,13 @@ def only_state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:
     found = [content[name] for name in _entries(content)]
     has_weights = any(math.prod(getattr(entry, "shape", ())) != 1 for entry in content.values())
     return found[0] if len(found) == 1 and not has_weights else content
+
+
+def stated_architecture(content: Any) -> str:
+    """What a training script calls the network whose state dict it keeps; empty where nothing."""
+    entries = content if isinstance(content, Mapping) else {}
+    found = (entries.get(name) for name in _ARCHITECTURE)
+    return next((name for name in found if isinstance(name, str)), "")
 
 
 def state_dicts(content: Mapping[str, Any]) -> list[str]:

@@ -29,6 +29,7 @@ import pytest
 import torch
 
 from tests.commands import run
+from tests.peers import import_torchvision
 
 jax.config.update("jax_enable_x64", True)
 
@@ -55,6 +56,22 @@ def _resident() -> int:
     """Bytes of this process in memory; 0 where the system does not tell by a file."""
     path = Path("/proc/self/statm")
     return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
+
+
+@pytest.fixture(scope="session")
+def timm() -> Any:
+    import_torchvision()
+    import timm
+
+    return timm
+
+
+@pytest.fixture(scope="session")
+def transformers() -> Any:
+    import_torchvision()
+    import transformers
+
+    return transformers
 
 
 @pytest.fixture

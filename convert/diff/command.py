@@ -17,7 +17,7 @@ from convert.diff.report import as_json, write_whole
 from convert.errors import ConversionError
 from convert.layouts import find_layout, layout_spec, read_layout, with_channels
 from convert.models import build_flax, build_torch
-from convert.options import add_stated, stated
+from convert.options import add_prefix, add_stated, stated
 from convert.sources import Source, read_source
 from resnet_spec import ClassifierSpec
 
@@ -47,6 +47,9 @@ def add_parser(commands: Any) -> None:
             help=f"what runs {title}; default: {backend}",
         )
         parser.add_argument(f"--layout-{side}", metavar="LAYOUT", help=f"of a peer's file {title}")
+        parser.add_argument(
+            f"--prefix-{side}", metavar="PREFIX", help=f"of the names to take of a file {title}"
+        )
         parser.add_argument(f"--step-{side}", type=int, metavar="STEP", help=f"of a run {title}")
         parser.add_argument(
             f"--weights-{side}",
@@ -56,6 +59,7 @@ def add_parser(commands: Any) -> None:
         )
     parser.add_argument("--layout", help="of a peer's file: of both, where not said for one")
     parser.add_argument("--model", help="name in our table, for a file that does not say it")
+    add_prefix(parser)
     add_stated(parser)
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="f32", help="beside float64; default: f32"
@@ -121,6 +125,7 @@ class _Side(NamedTuple):
     source: Path
     backend: str
     layout: str | None
+    prefix: str | None
     step: int | None
     weights: Literal["raw", "ema"] | None
 
@@ -132,7 +137,8 @@ def _sides(options: argparse.Namespace) -> tuple[_Side, _Side]:
     if options.source_b is None:
         choices[1] = {n: choices[0][n] if v is None else v for n, v in choices[1].items()}
     for choice in choices:
-        choice["layout"] = choice["layout"] or options.layout
+        for name in ("layout", "prefix"):
+            choice[name] = choice[name] or getattr(options, name)
     return _Side(**choices[0]), _Side(**choices[1])
 
 
@@ -175,8 +181,13 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _open(side: _Side, options: argparse.Namespace) -> Source:
-    counters = options.reset_counters
-    return read_source(side.source, step=side.step, average=side.weights, reset_counters=counters)
+    return read_source(
+        side.source,
+        step=side.step,
+        average=side.weights,
+        prefix=side.prefix or "",
+        reset_counters=options.reset_counters,
+    )
 
 
 def _check_stated(sources: Iterable[Source], options: argparse.Namespace) -> None:

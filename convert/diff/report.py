@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from convert.atomic import naming, replacing
+from convert.atomic import replacing
 from convert.diff.comparison import ACTIVATIONS, Comparison, Row
 from convert.diff.measure import Difference
 from convert.diff.verdict import times
@@ -100,5 +100,5 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OSError: the file cannot be written; what was there before still is.
     """
-    with replacing(path) as temporary, naming(path):
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -19,10 +19,12 @@ from convert.formats.entries import advise, advise_on_arrays, find_state_dict
 from convert.formats.pickles import LARGEST_PICKLE, Storage, Tensor, read_pickle
 from convert.formats.pickling import write_pickle
 from convert.formats.storages import Place, StartOf, dtype_of, read_in_pieces, strides_in_order
+from convert.wrappers import stated_architecture
 
 _ZIP = b"PK\x03\x04"
 _FOLDER, _ALIGNMENT = "archive", 64  # of the members of a file that is written; bytes
 _LOCAL_HEADER = 30  # bytes of a zip's member before its name; the last four are two lengths
+_ZIP64_EXTRA = 20  # bytes that a member of more than 2 GiB has in its header, too
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -42,6 +44,8 @@ def write(
             member = zipfile.ZipInfo(f"{_FOLDER}/{name}")
             member.header_offset = archive.start_dir
             num_before = member.header_offset + _LOCAL_HEADER + len(member.filename) + 4
+            if len(content) > zipfile.ZIP64_LIMIT:
+                num_before += _ZIP64_EXTRA
             gap = -num_before % _ALIGNMENT
             member.extra = b"FB" + gap.to_bytes(2, "little") + bytes(gap)  # torch's own letters
             member.file_size = member.compress_size = len(content)
@@ -103,7 +107,11 @@ def read(path: Path, visit: Visitor) -> Contents:
     except Exception as error:  # of a dozen kinds for damaged, hostile and unusual files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConversionError(f"{path} is not a whole file of plain tensors: {reason}") from error
-    return Contents(own_metadata(getattr(state_dict, "metadata", None)), notes=notes)
+    return Contents(
+        own_metadata(getattr(state_dict, "metadata", None)),
+        notes=notes,
+        architecture=stated_architecture(content) if state_dict is not content else "",
+    )
 
 
 def _open(path: Path, file: FileIO) -> tuple[Any, StartOf]:

@@ -26,8 +26,16 @@ from convert.layouts import (
 )
 from convert.layouts.layout import Layout
 from convert.layouts.mismatch import array_problems, layout_problems
+from convert.layouts.timm_config import architecture_problems
 from convert.layouts.trees import flatten, nest
-from convert.wrappers import TORCHS_PREFIXES, only_state_dict, state_dicts, take_prefix, unwrap
+from convert.wrappers import (
+    TORCHS_PREFIXES,
+    only_state_dict,
+    state_dicts,
+    stated_architecture,
+    take_prefix,
+    unwrap,
+)
 from resnet_spec import ClassifierSpec, ResNetSpec, UnknownNameError, find_spec
 
 _FILES = (ours, torchvision, timm, transformers, torch_resnet, cifar, flax_imagenet, bonsai)
@@ -74,7 +82,10 @@ def from_layout(
     found = find_layout(layout)
     check_mapping(tensors)
     if not found.spelling.is_flax:
-        tensors = only_state_dict(tensors)
+        if (inner := only_state_dict(tensors)) is not tensors:
+            if problems := architecture_problems(stated_architecture(tensors)):
+                raise ConversionError("these tensors are of another network:", problems)
+            tensors = inner
         _check_described(tensors, spec)
     arrays = flatten(tensors, found)
     arrays, _ = take_prefix(arrays, prefix) if prefix else unwrap(arrays)
@@ -157,6 +168,7 @@ def read_layout(
     """As `from_layout`, for arrays, with the description of the model and of the head."""
     found = find_layout(layout)
     found.check(spec)
+    tensors = found.whole_names(tensors)
     head = dict(found.names(spec))["head"]
     weight, bias = (found.spelling.name(head, *leaf) for leaf in (("weight", 2), ("bias", 1)))
     given = {name: found.spelling.to_ours(name, array) for name, array in tensors.items()}
@@ -200,6 +212,7 @@ def write_layout(
 def with_channels(spec: ResNetSpec, tensors: Mapping[str, np.ndarray], layout: str) -> ResNetSpec:
     """A network for images of as many channels as the first convolution that is there takes."""
     found = find_layout(layout)
+    tensors = found.whole_names(tensors)
     stem = found.spelling.name(dict(found.names(spec))["stem.conv"], "weight", 4)
     if stem not in tensors or tensors[stem].ndim != 4:
         return spec

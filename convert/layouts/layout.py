@@ -26,6 +26,7 @@ class Layout:
         spelling: how an array is called and laid out within its layer.
         has_conv_head: whether the head is written as a 1x1 convolution; both are read.
         may_lack_bias: whether a head can be without; else a bias that is not there is missing.
+        whole_names: tensors of a part of the package's networks, by the names of the whole.
         signs: differences that the tensors themselves show, where they are of no network of ours.
     """
 
@@ -38,6 +39,7 @@ class Layout:
     spelling: Spelling = TORCH
     has_conv_head: Callable[[ResNetSpec], bool] = lambda spec: False
     may_lack_bias: bool = False
+    whole_names: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda tensors: tensors
     signs: Callable[[Shapes], Iterable[str]] = lambda shapes: ()
 
     def problems(self, spec: ResNetSpec) -> list[str]:
@@ -64,7 +66,7 @@ class Layout:
         spec = classifier.network
         usual = {name: getattr(ResNetSpec, name) for name in DIALECT}
         taken = self.adapt(dataclasses.replace(spec, **usual))
-        fields = {name: getattr(spec, name) for name in DIALECT}
+        fields = {name: getattr(spec, name) for name in (*DIALECT, "shortcut")}
         lost = {name: value for name, value in fields.items() if value != getattr(taken, name)}
         if classifier.statistics_batch_size is not None:
             lost["statistics_batch_size"] = classifier.statistics_batch_size

@@ -118,7 +118,7 @@ def read_network(config: Mapping[str, Any], problems: tuple[str, ...] = ()) -> d
     Raises: as `read`; `problems` are listed, too.
     """
     pretrained, arguments = _pretrained(config), config.get("model_args", {})
-    architecture = config["architecture"].partition(".")[0]
+    architecture = _plain(config["architecture"])
     problems = (*_differences(architecture), *_unsupported(config, arguments), *problems)
     if problems:
         raise ConversionError("config.json describes a network that this table has not:", problems)
@@ -127,11 +127,6 @@ def read_network(config: Mapping[str, Any], problems: tuple[str, ...] = ()) -> d
     num_classes = config.get("num_classes", pretrained["num_classes"])
     num_classes = arguments.get("num_classes", num_classes)
     return {"network": spec.to_json(), "num_classes": num_classes or None, "head_bias": True}
-
-
-def whole_names(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arrays by the layout's names, which timm's folders have."""
-    return arrays
 
 
 def _pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,12 +144,40 @@ def _find_architecture(spec: ResNetSpec) -> str:
     )
 
 
+def other_network(architecture: str) -> str | None:
+    """What sets a network of timm's apart from those of the table, where its name says so."""
+    architecture = _plain(architecture)
+    if architecture in ARCHITECTURES or "resnet" not in architecture:
+        return None
+    why = next((text for part, text in _OTHERS if part in architecture), None)
+    return why or (_VARIANTS.get(architecture[-1]) if architecture[:-1] in ARCHITECTURES else None)
+
+
+def architecture_problems(architecture: str) -> list[str]:
+    """A sentence where a training script says that its weights are of a network of another kind."""
+    why = other_network(architecture)
+    return (
+        []
+        if why is None
+        else [
+            f"another network: it says that it is of {architecture[:100]!r}: {why} (where that is "
+            "not so, re-save its state dict alone)"
+        ]
+    )
+
+
+def _plain(architecture: str) -> str:
+    """Without the tag of its weights, and without what older names said of them."""
+    name = architecture.partition(".")[0]
+    if name.startswith("gluon_"):
+        return name.removeprefix("gluon_").removesuffix("_v1b")
+    return name.removeprefix("tv_").removeprefix("ssl_").removeprefix("swsl_")
+
+
 def _differences(architecture: str) -> Iterator[str]:
     if architecture in ARCHITECTURES:
         return
-    why = next((text for part, text in _OTHERS if part in architecture), None)
-    if why is None and architecture[:-1] in ARCHITECTURES:
-        why = _VARIANTS.get(architecture[-1])
+    why = other_network(architecture)
     nearest = nearest_names(architecture, ARCHITECTURES)
     hint = f" (nearest: {', '.join(nearest)})" if nearest else ""
     yield f"architecture {architecture!r}: {why or 'none of the papers'}{hint}"

@@ -1,6 +1,7 @@
 """Hugging Face transformers' `ResNetForImageClassification`, v1.5 and v1."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from convert.layouts.layout import Layout, walk
 from convert.layouts.torchvision import IMAGENET_LIMITS
@@ -23,6 +24,12 @@ def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
     )
 
 
+def whole_names(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Tensors by the layout's names: a `ResNetModel` has no name for itself before its own."""
+    is_inner = any(name.startswith("embedder.") for name in tensors)
+    return {f"resnet.{name}": tensor for name, tensor in tensors.items()} if is_inner else tensors
+
+
 LAYOUT = Layout(
     "transformers",
     "Hugging Face transformers: ResNet18/34/50/101/152, v1.5 (and v1 by its configuration)",
@@ -33,4 +40,5 @@ LAYOUT = Layout(
         "width": (1,),
         "bottleneck_stride": ("3x3", "1x1"),  # its `downsample_in_bottleneck`
     },
+    whole_names=whole_names,
 )

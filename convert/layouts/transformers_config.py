@@ -92,12 +92,6 @@ def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"network": network, "num_classes": len(_labels(config)) or None, "head_bias": True}
 
 
-def whole_names(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arrays by the layout's names: a `ResNetModel` has no name for itself before its own."""
-    is_inner = any(name.startswith("embedder.") for name in arrays)
-    return {f"resnet.{name}": array for name, array in arrays.items()} if is_inner else arrays
-
-
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """In the order of the classes; None where they are only counted."""
     labels = _labels(config)
@@ -157,7 +151,7 @@ def _read_processor(
     problems = [f"{step} is false" for step in _STEPS if processor.get(step, True) is not True]
     edge, cut, fraction = 0, 0, 1.0
     if kind.startswith(("ConvNext", "BitImage")):
-        edge, cut, fraction = _read_size(processor)
+        edge, cut, fraction = _read_size(processor, kind)
     else:
         problems.append(f"{kind} is neither ConvNextImageProcessor nor BitImageProcessor")
     if abs(processor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
@@ -182,13 +176,17 @@ def _read_processor(
     )
 
 
-def _read_size(processor: Mapping[str, Any]) -> tuple[int, int, float]:
-    """Shorter side of the resized picture, side of the kept square, and the crop fraction."""
-    size, crop = processor["size"], processor.get("crop_size")
+def _read_size(processor: Mapping[str, Any], kind: str) -> tuple[int, int, float]:
+    """Shorter side of the resized picture, side of the kept square, and the crop fraction.
+
+    ConvNext's `size` is the square's, and it does not read `crop_size`; BiT's is the picture's.
+    """
+    size, fraction = processor["size"], processor.get("crop_pct")
     edge = int(size["shortest_edge"] if isinstance(size, Mapping) else size)
-    fraction = processor.get("crop_pct")
-    if crop is None:
+    if kind.startswith("ConvNext"):
         return edge, edge, 224 / 256 if fraction is None else fraction
+    crop = processor.get("crop_size")
+    crop = 224 if crop is None else crop
     height, width = (crop["height"], crop["width"]) if isinstance(crop, Mapping) else (crop, crop)
     if height != width or not 0 < height <= edge:
         raise ValueError(f"{PREPROCESSOR}: no square within {edge} pixels is {height} by {width}")
