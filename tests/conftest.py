@@ -108,6 +108,14 @@ def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
+@pytest.fixture
+def made(digits_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a copy of the real runs on digits for a test to change."""
+    shutil.copytree(digits_runs, tmp_path / "made" / "runs")
+    monkeypatch.chdir(tmp_path / "made")
+    return tmp_path / "made"
+
+
 # Those of minutes come first: one that begins last leaves the other worker without work.
 _LONGEST = ("test_processes", "test_torture", "test_docs", "test_damage", "test_streamed_runs")
 

@@ -1,9 +1,12 @@
 """The converter's command line: foreign files in, foreign files out, mistakes in one sentence."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +37,33 @@ def test_a_torchvision_file_comes_in_and_goes_out_again(tmp_path):
     assert all(torch.equal(back[name], tensor) for name, tensor in theirs.state_dict().items())
     other = import_torchvision().models.resnet18(weights=None)
     other.load_state_dict(back, strict=True)
+
+
+def test_a_link_is_written_through(tmp_path):
+    convert.save(tmp_path / "m.safetensors", torch_resnet.create("ResNet20", 10))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "real.npz").write_text("the older one")
+    (tmp_path / "link.npz").symlink_to(tmp_path / "there" / "real.npz")
+    arguments = (str(tmp_path / "m.safetensors"), "-o", str(tmp_path / "link.npz"))
+    assert main(["export", *arguments]) == 0
+    assert (tmp_path / "link.npz").is_symlink()
+    assert len(np.load(tmp_path / "there" / "real.npz")) > 100
+    assert {path.name for path in tmp_path.rglob("*.npz")} == {"link.npz", "real.npz"}
+
+
+@pytest.mark.parametrize("output", ["out.safetensors", "run"])
+def test_sigterm_leaves_nothing_half_written(output, tmp_path):
+    """Sent the moment that the temporary file or folder is there."""
+    convert.save(tmp_path / "m.safetensors", torch_resnet.create("ResNet152", 1000))
+    (tmp_path / "here").mkdir()
+    command = [sys.executable, "-m", "convert", "import", tmp_path / "m.safetensors", "-o", output]
+    with subprocess.Popen(command, cwd=tmp_path / "here", stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not any((tmp_path / "here").iterdir()):
+            time.sleep(0.001)
+        process.terminate()
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, error
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_layouts_are_listed(tmp_path):

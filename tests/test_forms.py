@@ -115,6 +115,17 @@ def test_torch_reads_the_files_that_are_written_for_it(is_mapped, tmp_path):
         assert archive.testzip() is None
 
 
+def test_memory_of_large_members_is_aligned_for_who_maps_the_file(tmp_path, monkeypatch):
+    """Beyond 2 GiB a member's header is longer; here beyond a thousand bytes."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
+    arrays = {str(size): np.arange(size, dtype=np.float64) for size in (3, 400, 17, 900)}
+    write_weights(tmp_path / "m.pt", Weights(arrays, None))
+    state = torch.load(tmp_path / "m.pt", mmap=True)
+    for name, tensor in state.items():
+        assert tensor.data_ptr() % 64 == 0, name
+        np.testing.assert_array_equal(tensor.numpy(), arrays[name])
+
+
 def test_torch_reads_more_shapes_than_a_pickle_can_number_in_a_byte(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {f"{i}": rng.standard_normal((1 + i % 400, 1 + i % 3)) for i in range(900)}

@@ -108,6 +108,21 @@ def test_a_peers_file_of_one_channel_is_compared(theirs, tmp_path, monkeypatch, 
     assert "verdict: the same" in capsys.readouterr().out
 
 
+def test_names_behind_prefixes_are_compared_by_them_and_said_with_or_without_a_dot(
+    ours, theirs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    torch.save(prefixed("encoder.", theirs) | {"other": torch.ones(2)}, "wrapped.pth")
+    torch.save(ours, "plain.pt")
+    model = ("--model", "ResNet20", "--shortcut", "centred_identity", "--backend-b", "torch")
+    arguments = ["diff", "wrapped.pth", "plain.pt", *model, "--layout-a", "cifar", "--size", "8"]
+    assert main(arguments) == 2
+    assert "--prefix encoder." in capsys.readouterr().err
+    for prefix in ("encoder.", "encoder"):
+        assert main([*arguments, "--prefix-a", prefix]) == 0, prefix
+    assert "verdict: the same" in capsys.readouterr().out
+
+
 def test_inspect_says_what_import_would_refuse_and_knows_any_width(theirs, tmp_path):
     torch.save({name: tensor.half() for name, tensor in theirs.items()}, tmp_path / "half.pt")
     assert "num_batches_tracked should be int64, is float16" in as_text(
