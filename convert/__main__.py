@@ -168,7 +168,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="record how images were prepared, whatever the source says of it",
     )
     parser.add_argument(
-        "--allow-nonfinite", action="store_true", help="take NaN and infinite values, too"
+        "--allow-nonfinite",
+        action="store_true",
+        help="take NaN, infinite values and negative variances, too",
     )
 
 

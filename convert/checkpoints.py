@@ -217,7 +217,7 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
 
 
 def check_values(what: str, arrays: Arrays, allow_nonfinite: bool = False) -> None:
-    """Raises a ConversionError that lists every array with NaN or infinite values."""
+    """Raises a ConversionError that lists every array with values that are none of a weight."""
     problems = [
         problem
         for name, array in arrays.items()

@@ -54,7 +54,7 @@ def save(
     Raises:
         ConversionError: the model cannot be described (own blocks, own head) or is not what it
             was built as, the preprocessing is of another number of channels or classes, a value
-            is NaN or infinite, the suffix is unknown, or what was written reads back otherwise.
+            is none of a weight, the suffix is unknown, or what was written reads back otherwise.
         OSError: the file cannot be written.
         ValueError: `statistics_batch_size` is not a positive integer.
     """
@@ -76,7 +76,7 @@ def load(
 
     Raises:
         ConversionError: the file is damaged, does not describe its model, its tensors are not
-            the ones of the model it describes, or a value is NaN or infinite.
+            the ones of the model it describes, or a value is none of a weight.
         OSError: the file cannot be read.
         ValueError: the backend is unknown.
     """
@@ -174,13 +174,13 @@ def read_weights(
         path: the file.
         suffix: of the form that it is in, where its own name does not tell.
         prefix: take only the tensors whose names begin so, and take it off.
-        allow_nonfinite: take NaN and infinite values, too.
+        allow_nonfinite: take NaN, infinite values and negative variances, too.
         judge_values: False takes whatever is there, and names the file's `faults`: who asks says
             at once all that is wrong with it, by `judge`.
 
     Raises:
         ConversionError: the suffix is unknown, the file is damaged or needs code to load, a name
-            is there twice, an array is empty, or a value is NaN or infinite: all are listed.
+            is there twice, an array is empty, or a value is none of a weight: all are listed.
         OSError: the file cannot be read.
     """
     arrays: dict[str, np.ndarray] = {}

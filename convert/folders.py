@@ -87,7 +87,7 @@ def read_folder(
     Args:
         folder: with `model.safetensors` or `pytorch_model.bin`, and the package's `config.json`.
         reset_counters: take missing `num_batches_tracked` as zero.
-        allow_nonfinite: take NaN and infinite values, too.
+        allow_nonfinite: take NaN, infinite values and negative variances, too.
 
     Raises:
         ConversionError: it is a model that the table has not (the differences are listed), or the

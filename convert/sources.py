@@ -51,7 +51,7 @@ def read_source(
         average: the run's newest weights or their moving average; None is the average if any.
         prefix: of a file take only the tensors whose names begin so, and take it off.
         reset_counters: take missing `num_batches_tracked` of a model folder as zero.
-        allow_nonfinite: take NaN and infinite values too.
+        allow_nonfinite: take NaN, infinite values and negative variances, too.
         judge_values: False takes them, and empty tensors of a file: the caller lists them.
 
     Raises:

@@ -66,7 +66,7 @@ def from_layout(
         prefix: take only the tensors whose names begin so, `encoder.`, and take it off.
         reset_counters: take the `num_batches_tracked` that are missing, as in files of old torch
             versions, or are no counts as torch has them, as zero; layouts of Flax never have them.
-        allow_nonfinite: take NaN and infinite values, too.
+        allow_nonfinite: take NaN, infinite values and negative variances, too.
         changes: fields of `ResNetSpec` that differ from the network of that name in the layout's
             package, as `shortcut="identity"` or `bottleneck_stride="1x1"`.
 
@@ -130,7 +130,7 @@ def to_layout(
         tensors: our state dict, of torch tensors or NumPy arrays.
         name: full name of the model in our table.
         layout: a key of `LAYOUTS`.
-        allow_nonfinite: take NaN and infinite values, too.
+        allow_nonfinite: take NaN, infinite values and negative variances, too.
         changes: fields of `ResNetSpec` that differ, as of `from_layout`.
 
     Returns:

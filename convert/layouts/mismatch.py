@@ -26,7 +26,7 @@ def layout_problems(
         layout: whose names these are.
         expected: shapes of the model's tensors, with torch's axes.
         given: tensors, with torch's axes, too.
-        allow_nonfinite: take NaN and infinite values, too.
+        allow_nonfinite: take NaN, infinite values and negative variances, too.
     """
     problems = shape_problems(layout, expected, given)
     if problems and all(p.startswith("missing") and _COUNTER in p for p in problems):

@@ -155,15 +155,12 @@ def other_network(architecture: str) -> str | None:
 
 def architecture_problems(architecture: str) -> list[str]:
     """A sentence where a training script says that its weights are of a network of another kind."""
-    why = other_network(architecture)
-    return (
-        []
-        if why is None
-        else [
-            f"another network: it says that it is of {architecture[:100]!r}: {why} (where that is "
-            "not so, re-save its state dict alone)"
-        ]
-    )
+    if (why := other_network(architecture)) is None:
+        return []
+    return [
+        f"another network: it says that it is of {architecture[:100]!r}: {why} (where that is not "
+        "so, re-save its state dict alone)"
+    ]
 
 
 def _plain(architecture: str) -> str:
