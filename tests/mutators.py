@@ -33,6 +33,7 @@ def base_files() -> dict[str, list[tuple[str, bytes]]]:
         name: np.array(3) if shape == () else rng.standard_normal(shape).astype(np.float32)
         for name, shape in _CLASSIFIER.tensors().items()
     }
+    arrays |= {name: abs(array) for name, array in arrays.items() if name.endswith("running_var")}
     files: dict[str, list[tuple[str, bytes]]] = {"safetensors": [], "npz": [], "pt": []}
     with tempfile.TemporaryDirectory() as folder:
         for kind, found in files.items():
