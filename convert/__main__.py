@@ -189,6 +189,7 @@ def _export(options: argparse.Namespace) -> None:
         average=options.weights,
         prefix=options.prefix,
         judge_values=False,  # to say all at once that is wrong with the tensors
+        needs_preprocessing=options.preprocessing is None,
     )
     weights = source.weights
     if weights.classifier is None:
@@ -237,6 +238,7 @@ def _import(options: argparse.Namespace) -> None:
         reset_counters=options.reset_counters,
         prefix=options.prefix,
         judge_values=False,  # to say all at once that is wrong with the tensors
+        needs_preprocessing=options.preprocessing is None,
     )
     weights = as_asked(as_ours(source, options), options, is_headless=options.head != "keep")
     assert weights.classifier is not None

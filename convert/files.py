@@ -25,8 +25,7 @@ __all__ = [
     "SUFFIXES",
     "Weights",
     "load",
-    "load_preprocessing",
-    "load_statistics_batch_size",
+    "read_description",
     "read_weights",
     "save",
     "write_weights",
@@ -131,29 +130,16 @@ def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False
             raise ConversionError(f"{path} reads back otherwise than written:", wrong)
 
 
-def load_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
-    """What a file says of its preprocessing, None where it says nothing.
+def read_description(path: Path) -> Weights:
+    """What a file says of its model and its preprocessing, without the arrays.
 
     Raises:
         ConversionError: the suffix is unknown, or the file or its description is damaged.
         OSError: the file cannot be read.
     """
-    return _load_description(Path(path)).get("preprocessing")
-
-
-def load_statistics_batch_size(path: str | os.PathLike[str]) -> int | None:
-    """Images that each running variance was taken over, None where a file says nothing of it.
-
-    Raises: as `load_preprocessing`.
-    """
-    classifier = _load_description(Path(path))["classifier"]
-    return None if classifier is None else classifier.statistics_batch_size
-
-
-def _load_description(path: Path) -> dict[str, Any]:
     names: list[str] = []
     contents = _read(path, lambda name, _: names.append(name))
-    return decode_description(path, contents.metadata, len(names))
+    return Weights({}, **decode_description(path, contents.metadata, len(names)))
 
 
 @collector.put_off()

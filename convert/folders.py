@@ -1,6 +1,7 @@
 """Hugging Face folders, `config.json` beside `model.safetensors`, as timm and transformers do."""
 
 import contextlib
+import dataclasses
 import json
 import secrets
 import shutil
@@ -22,7 +23,7 @@ _CONFIGS: dict[str, ModuleType] = {"timm": timm_config, "transformers": transfor
 LAYOUTS = tuple(_CONFIGS)
 # Fields of the spec that no tensor shows, and that a folder's configuration tells.
 RECORDED = {"timm": (), "transformers": ("bottleneck_stride",)}
-_CONFIG = "config.json"
+_CONFIG = transformers_config.CONFIG
 _JSON_FILES = (_CONFIG, transformers_config.PREPROCESSOR)
 # The file of weights, and the form that it is in; the first that is there counts.
 _WEIGHTS = {"model.safetensors": ".safetensors", "pytorch_model.bin": ".pt"}
@@ -69,18 +70,22 @@ def write_folder(
         for name, content in contents.items():
             with replacing(temporary / name) as file:
                 file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        _, written, preprocessing = _read_description(temporary, Weights(arrays, None))
-        problems = weights.classifier.network.differences(written.network)
-        if written.num_classes != weights.classifier.num_classes:
-            problems.append(f"num_classes: {written.num_classes}")
-        if preprocessing != weights.preprocessing:
-            problems.append(f"preprocessing: {preprocessing}")
+        written = _read_description(temporary, Weights(arrays, None))
+        problems = weights.classifier.network.differences(written.classifier.network)
+        if written.classifier.num_classes != weights.classifier.num_classes:
+            problems.append(f"num_classes: {written.classifier.num_classes}")
+        if _without_numbers(written.preprocessing) != _without_numbers(weights.preprocessing):
+            problems.append(f"preprocessing: {written.unsaid or written.preprocessing}")
         if problems:
             raise ConversionError(f"{folder} reads back as another model:", problems)
 
 
 def read_folder(
-    folder: Path, *, reset_counters: bool = False, allow_nonfinite: bool = False
+    folder: Path,
+    *,
+    reset_counters: bool = False,
+    allow_nonfinite: bool = False,
+    needs_preprocessing: bool = True,
 ) -> Weights:
     """The weights of a folder of timm's, of transformers' or of ours, under our names.
 
@@ -88,10 +93,11 @@ def read_folder(
         folder: with `model.safetensors` or `pytorch_model.bin`, and the package's `config.json`.
         reset_counters: take missing `num_batches_tracked` as zero.
         allow_nonfinite: take NaN, infinite values and negative variances, too.
+        needs_preprocessing: False leaves out one that the table cannot say, with a note.
 
     Raises:
-        ConversionError: it is a model that the table has not (the differences are listed), or the
-            folder is damaged.
+        ConversionError: it is a model, or a preprocessing, that the table has not (the differences
+            are listed), or the folder is damaged.
         OSError: a file cannot be read.
     """
     found = [name for name in _WEIGHTS if (folder / name).is_file()]
@@ -104,7 +110,10 @@ def read_folder(
     )
     if weights.classifier is not None:  # ours: the file describes itself
         return weights
-    layout, classifier, preprocessing = _read_description(folder, weights)
+    found = _read_description(folder, weights)
+    layout, classifier, preprocessing = found.layout, found.classifier, found.preprocessing
+    if found.unsaid is not None and needs_preprocessing:
+        raise found.unsaid
     arrays, with_head = read_layout(
         weights.arrays,
         classifier.network,
@@ -120,7 +129,9 @@ def read_folder(
     notes = list(weights.notes)
     if reset_counters and sum(map(is_counter, arrays)) > sum(map(is_counter, weights.arrays)):
         notes.append("num_batches_tracked are missing, and taken as zero")
-    if preprocessing is None and transformers_config.class_names(_read_json(folder / _CONFIG)):
+    if found.unsaid is not None:
+        notes.append(f"left out: its preprocessing: {found.unsaid}")
+    elif preprocessing is None and transformers_config.class_names(_read_json(folder / _CONFIG)):
         notes.append(
             f"left out: the names of the classes in {_CONFIG}, which are part of a preprocessing: "
             f"there is no {transformers_config.PREPROCESSOR}"
@@ -170,29 +181,54 @@ def _layout_of(config: Mapping[str, Any]) -> str | None:
     return "timm" if "architecture" in config else None
 
 
-def _read_description(
-    folder: Path, weights: Weights
-) -> tuple[str, ClassifierSpec, Preprocessing | None]:
-    """(layout, classifier, preprocessing) of a folder with these arrays, which bound its size."""
-    files = {name: _read_json(folder / name) for name in _JSON_FILES if (folder / name).is_file()}
-    if _CONFIG not in files:
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    """What a folder's JSON files say; `unsaid` is why its preprocessing is not one of the table."""
+
+    layout: str
+    classifier: ClassifierSpec
+    preprocessing: Preprocessing | None
+    unsaid: ConversionError | None = None
+
+
+def _read_description(folder: Path, weights: Weights) -> _Description:
+    """The description of a folder with these arrays, which bound its size."""
+    if not (folder / _CONFIG).is_file():
         raise ConversionError(
             f"{folder} has no {_CONFIG}, and its weights do not describe a model: name the file of "
             "weights in it, with its --layout and --model"
         )
-    config = files[_CONFIG]
+    config = _read_json(folder / _CONFIG)
     layout = _layout_of(config)
     if layout is None:
         raise ConversionError(
             f"{folder / _CONFIG} is neither of timm nor of transformers: name the file of weights "
             "in it, with its --layout and --model"
         )
-    with _naming(folder, layout):
-        fields, preprocessing = _CONFIGS[layout].read(files)
-        classifier = parse_description(fields, len(weights.arrays))
-        if preprocessing is not None:
-            preprocessing.check(classifier)
-    return layout, classifier, preprocessing
+    module, classifier, preprocessing = _CONFIGS[layout], None, None
+    errors: list[ConversionError] = []
+    try:
+        with _naming(folder, layout):
+            fields = module.read_network(config)
+            classifier = parse_description(fields, len(weights.arrays))
+    except ConversionError as error:
+        errors.append(error)
+    try:
+        with _naming(folder, layout):
+            names = [name for name in _JSON_FILES if (folder / name).is_file()]
+            files = {name: _read_json(folder / name) for name in names}
+            preprocessing = module.read_preprocessing(files)
+            if preprocessing is not None and classifier is not None:
+                preprocessing.check(classifier)
+    except ConversionError as error:
+        errors.append(error)
+    if classifier is None and len(errors) > 1:
+        raise ConversionError(f"{folder} is not of this table:", list(map(str, errors)))
+    if classifier is None:
+        raise errors[0]
+    if errors:
+        return _Description(layout, classifier, None, errors[0])
+    return _Description(layout, classifier, preprocessing)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -205,6 +241,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConversionError(f"{path} is not a configuration")
     return content
+
+
+def _without_numbers(preprocessing: Preprocessing | None) -> Preprocessing | None:
+    """Without class names that only count: transformers keeps none that say no more."""
+    names = None if preprocessing is None else preprocessing.class_names
+    if preprocessing is None or names is None or not transformers_config.only_count(names):
+        return preprocessing
+    return dataclasses.replace(preprocessing, class_names=None)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convert.errors import ConversionError
-from convert.layouts import LAYOUTS, read_layout, with_head
+from convert.layouts import LAYOUTS, read_layout, with_channels, with_head
 from convert.layouts.layout import Layout, Shapes
 from convert.layouts.mismatch import find_prefixes, shape_problems
 from resnet_spec import DIALECT, MODELS, ClassifierSpec, ResNetSpec, ShortcutKind, find_spec
@@ -48,6 +48,7 @@ _AS_IN_THE_PAPERS = (
     "BatchNorm's epsilon 1e-5",
 )
 _NAMED = 4  # problems of the nearest network
+_FIRST = "stages.0.0.conv1"  # a layer that every network has, whatever its stem
 
 
 def undecided(spec: ResNetSpec, stated: Collection[str] = ()) -> list[str]:
@@ -72,18 +73,20 @@ def guess(shapes: Shapes) -> list[Guess]:
     exact = [found for candidate in candidates if (found := _fit(shapes, *candidate)) is not None]
     if exact:
         return exact
-    nearest = [(_overlap(shapes, *candidate), candidate) for candidate in candidates]
-    best, candidate = max(nearest, key=lambda pair: pair[0].share, default=(None, None))
-    if best is None or candidate is None or best.share == 0:
+    nearest = [_overlap(shapes, *candidate) for candidate in candidates]
+    largest = max((one.share for one in nearest), default=0)
+    if largest == 0:
         return []
-    return [replace(best, problems=tuple(_problems(shapes, candidate[0], best.classifier)))]
+    best = [(_problems(shapes, one), one) for one in nearest if one.share == largest]
+    problems, found = max(best, key=lambda pair: len(pair[0]))  # the layout with most to say
+    return [replace(found, problems=tuple(problems))]
 
 
 def find_prefix(names: Collection[str]) -> str | None:
     """A prefix behind which the names of a known layout are; the first, where there are several."""
     spec = find_spec("ResNet18")
     for layout in LAYOUTS.values():
-        layer = dict(layout.names(spec))["stages.0.0.conv1"]
+        layer = dict(layout.names(spec))[_FIRST]
         for prefix in find_prefixes(names, layout.spelling.name(layer, "weight", 4)):
             if prefix:
                 return prefix
@@ -91,24 +94,32 @@ def find_prefix(names: Collection[str]) -> str | None:
 
 
 def _candidates(shapes: Shapes) -> Iterator[tuple[Layout, str, ResNetSpec]]:
-    """The networks in every layout that has a name for the stem which the file has, too."""
-    num_convs = sum(len(shape) == 4 for shape in shapes.values())
-    names = [n for n in (*MODELS, *_other_widths(shapes)) if _has_about(find_spec(n), num_convs)]
+    """The networks in every layout whose first block the file has a convolution of."""
+    names = _of_about_the_depth(shapes)
+    tensors = {name: np.broadcast_to(np.int8(0), shape) for name, shape in shapes.items()}
     for layout in LAYOUTS.values():
         whole = layout.whole_names(shapes)
         for name in names:
             for spec in _variants(layout, name):
-                stem = layout.spelling.name(next(iter(layout.names(spec)))[1], "weight", 4)
-                if len(whole.get(stem, ())) == 4:
-                    in_planes = _torch_shape(layout, stem, whole[stem])[1]
-                    yield layout, name, replace(spec, in_planes=in_planes)
+                if layout.spelling.name(dict(layout.names(spec))[_FIRST], "weight", 4) in whole:
+                    yield layout, name, with_channels(spec, tensors, layout.name)
 
 
-def _has_about(spec: ResNetSpec, num_convs: int) -> bool:
-    """Whether a network may have so many convolutions, give or take a few: spares comparisons."""
-    blocks = sum(spec.stage_depths)
-    fewest = blocks * {"basic": 2, "bottleneck": 3}[spec.block]
-    return fewest * 0.8 <= num_convs <= (fewest + blocks + 2) * 1.2
+def _of_about_the_depth(shapes: Shapes) -> list[str]:
+    """Names of the networks with about as many 3x3 convolutions: spares comparisons.
+
+    1x1 convolutions are not counted: attention in other networks' blocks has more of them.
+    """
+    kernels = ({shape[:2], shape[2:]} for shape in shapes.values() if len(shape) == 4)
+    num_spatial = sum((1, 1) not in ends for ends in kernels)
+    distances: dict[str, float] = {}
+    for name in (*MODELS, *_other_widths(shapes)):
+        spec = find_spec(name)
+        fewest = sum(spec.stage_depths) * {"basic": 2, "bottleneck": 1}[spec.block]
+        most = fewest + 4  # stems, and shortcuts of 3x3
+        distances[name] = max(fewest / (num_spatial + 1), num_spatial / most)
+    enough = max(1.25, min(distances.values()))
+    return [name for name, distance in distances.items() if distance <= enough]
 
 
 def _variants(layout: Layout, name: str) -> Iterator[ResNetSpec]:
@@ -161,15 +172,18 @@ def _head_of(given: Shapes, layout: Layout, spec: ResNetSpec) -> ClassifierSpec:
     return with_head(spec, {weight: flat}, weight, bias in given or not layout.may_lack_bias)
 
 
-def _problems(shapes: Shapes, layout: Layout, classifier: ClassifierSpec) -> list[str]:
-    theirs, ours = layout.tensors(classifier), classifier.tensors()
+def _problems(shapes: Shapes, found: Guess) -> list[str]:
+    """The signs of another network, and the first of what does not fit."""
+    layout = LAYOUTS[found.layout]
+    theirs, ours = layout.tensors(found.classifier), found.classifier.tensors()
     given = {
         key: layout.spelling.to_ours(key, np.broadcast_to(np.int8(0), shape))
         for key, shape in layout.whole_names(shapes).items()
     }
     problems = shape_problems(layout, {their: ours[key] for key, their in theirs.items()}, given)
+    signs = layout.signs({name: array.shape for name, array in given.items()})
     more = len(problems) - _NAMED
-    return [*problems[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    return [*signs, *problems[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
 
 
 def _torch_shape(layout: Layout, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

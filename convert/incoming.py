@@ -10,7 +10,7 @@ from convert.layouts import find_layout, layout_spec, read_layout, with_channels
 from convert.options import as_options, stated
 from convert.sources import Source
 from convert.weights import Weights
-from convert.wrappers import name_some
+from convert.wrappers import name_some, without_training_state
 from resnet_spec import DIALECT, PREPROCESSINGS, ResNetSpec
 
 _OURS = "flax-resnet"
@@ -32,6 +32,9 @@ def as_ours(source: Source, options: argparse.Namespace) -> Weights:
         taken = ", ".join(undecided(spec, stated(options)))
         notes.append(f"not to be seen in tensors, taken as {taken}")
     arrays = weights.arrays
+    if find_layout(layout).spelling.has_collections:
+        arrays, left_out = without_training_state(arrays)
+        notes += left_out
     if options.head != "keep":
         arrays, left_out = without_head(arrays, spec, layout)
         if left_out:

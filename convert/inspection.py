@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from convert import programs
 from convert.arrays import dtype_problems, value_problems
 from convert.errors import ConversionError
 from convert.guess import Guess, find_prefix, guess
 from convert.models import check
-from convert.sources import read_source
+from convert.sources import Source, read_source
 from convert.weights import Weights
-from convert.wrappers import name_some
+from convert.wrappers import name_some, without_training_state
 from resnet_spec import MODELS, ResNetSpec
 
 _SHOWN = 8  # problems of one match that a person reads
@@ -31,7 +32,14 @@ def inspect(path: Path, prefix: str = "") -> dict[str, Any]:
         ConversionError: the source is damaged or of no known form.
         OSError: it cannot be read.
     """
-    source = read_source(path, prefix=prefix, reset_counters=True, judge_values=False)
+    if programs.is_program(path):
+        note = "a model for inference: its tensors were not looked at"
+        weights = dataclasses.replace(programs.read_description(path), notes=(note,))
+        source = Source(weights, f"{path.suffix} file")
+    else:
+        source = read_source(
+            path, prefix=prefix, reset_counters=True, judge_values=False, needs_preprocessing=False
+        )
     weights = source.weights
     if weights.faults:
         raise ConversionError(f"{path} holds what no weights should:", weights.faults)
@@ -39,9 +47,11 @@ def inspect(path: Path, prefix: str = "") -> dict[str, Any]:
     if weights.classifier is not None:
         matches = [_described(weights, source.layout or "flax-resnet")]
     else:
-        found = guess({name: array.shape for name, array in weights.arrays.items()})
+        arrays, left_out = without_training_state(weights.arrays)
+        notes += left_out
+        found = guess({name: array.shape for name, array in arrays.items()})
         matches = [_guessed(one) for one in found]
-        if not matches:
+        if not matches and weights.arrays:
             notes.append(f"the first names are {name_some(weights.arrays)}")
         inner = find_prefix(weights.arrays)
         if inner is not None and all(one.share < 1 for one in found):
@@ -66,7 +76,8 @@ def _described(weights: Weights, layout: str) -> dict[str, Any]:
     assert classifier is not None
     problems: list[str] = []
     try:
-        check(classifier, weights.arrays)
+        if weights.arrays:
+            check(classifier, weights.arrays)
     except ConversionError as error:
         problems = error.problems
     return {
@@ -141,10 +152,18 @@ def as_text(found: dict[str, Any]) -> str:
     if not found["matches"]:
         lines.append("  no layout or model that is known")
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found["dtypes"].items())
-    lines.append(f"  {found['parameters']:,} parameters; {found['tensors']} tensors: {dtypes}")
+    if found["tensors"]:
+        lines.append(f"  {found['parameters']:,} parameters; {found['tensors']} tensors: {dtypes}")
     if (preprocessing := found["preprocessing"]) is not None:
+        size, fraction = preprocessing["image_size"], preprocessing["crop_fraction"]
         lines.append(
-            f"  images of {preprocessing['image_size']} pixels, mean {preprocessing['mean']}, "
-            f"standard deviation {preprocessing['std']}"
+            f"  images of {size} pixels, mean {preprocessing['mean']}, standard deviation "
+            f"{preprocessing['std']}"
         )
+        lines.append(
+            f"    of another size: {preprocessing['interpolation']}, the shorter side to "
+            f"{int(size / fraction)}, the middle of it kept"
+        )
+        if (names := preprocessing["class_names"]) is not None:
+            lines.append(f"  classes: {name_some(names)}")
     return "\n".join([*lines, *(f"  note: {note}" for note in found["notes"])])

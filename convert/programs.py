@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convert.errors import ConversionError
+from convert.formats.archives import open_archive
+from convert.weights import LARGEST_DESCRIPTION, Weights, decode_description
 from resnet_spec.description import DESCRIPTION_KEY
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class Form:
         tolerance: largest difference from the torch twin, relative to the largest logit.
         write: a traced model and text by name, to a file.
         load: a file as a function, and the text that it carries.
+        read: the text that a file carries, and how many tensors it has; nothing in it is run.
     """
 
     suffix: str
@@ -42,6 +45,7 @@ class Form:
     tolerance: float
     write: Callable[[Traced, Path, Mapping[str, str]], None]
     load: Callable[[Path], tuple[Run, dict[str, str]]]
+    read: Callable[[Path], tuple[dict[str, str], int]]
 
     def check_packages(self) -> None:
         """Raises a ConversionError that names the packages that are not installed."""
@@ -87,6 +91,20 @@ def _load_program(path: Path) -> tuple[Run, dict[str, str]]:
     return run, metadata
 
 
+def _read_program(path: Path) -> tuple[dict[str, str], int]:
+    with open_archive(path) as archive:
+        names = archive.namelist()
+        if not any(name.endswith("models/model.json") for name in names):
+            raise ValueError("it holds no program")  # a cut one may end in an archive within it
+        texts = {}
+        for name in names:
+            folder, _, key = name.rpartition("/")
+            if folder.endswith("extra") and key == DESCRIPTION_KEY:
+                with archive.open(name) as member:
+                    texts[key] = member.read(LARGEST_DESCRIPTION + 1).decode()
+        return texts, len(names)
+
+
 def _write_onnx(program: Traced, path: Path, metadata: Mapping[str, str]) -> None:
     import torch
 
@@ -121,6 +139,13 @@ def _load_onnx(path: Path) -> tuple[Run, dict[str, str]]:
     return run, dict(session.get_modelmeta().custom_metadata_map)
 
 
+def _read_onnx(path: Path) -> tuple[dict[str, str], int]:
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    return {entry.key: entry.value for entry in model.metadata_props}, len(model.graph.initializer)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the remarks of torch's exporter about torch itself."""
@@ -138,6 +163,7 @@ FORMS: dict[str, Form] = {
         tolerance=1e-5,
         write=_write_onnx,
         load=_load_onnx,
+        read=_read_onnx,
     ),
     "program": Form(
         suffix=".pt2",
@@ -146,5 +172,29 @@ FORMS: dict[str, Form] = {
         tolerance=1e-6,
         write=_write_program,
         load=_load_program,
+        read=_read_program,
     ),
 }
+
+
+def is_program(path: Path) -> bool:
+    """Whether a file's suffix is that of a model for inference."""
+    return any(path.suffix.lower() == form.suffix for form in FORMS.values())
+
+
+def read_description(path: Path) -> Weights:
+    """What a model for inference says of itself, without its arrays; nothing in it is run.
+
+    Raises:
+        ConversionError: it is damaged, or a package to read it is missing.
+        OSError: it cannot be read.
+    """
+    (form,) = (form for form in FORMS.values() if path.suffix.lower() == form.suffix)
+    form.check_packages()
+    try:
+        metadata, num_tensors = form.read(path)
+    except OSError:
+        raise
+    except Exception as error:  # of several kinds, for damaged files
+        raise ConversionError(f"{path} is no whole {form.suffix} file: {error}") from error
+    return Weights({}, **decode_description(path, metadata, num_tensors))

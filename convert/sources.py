@@ -1,13 +1,14 @@
 """Anything that holds weights, read alike: a file, a training run, a Hugging Face folder."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from convert import checkpoints, files, folders
+from convert import checkpoints, files, folders, programs
 from convert.errors import ConversionError
 from convert.weights import Weights
-from resnet_spec import ResNetSpec
+from resnet_spec import Preprocessing, ResNetSpec
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def read_source(
     reset_counters: bool = False,
     allow_nonfinite: bool = False,
     judge_values: bool = True,
+    needs_preprocessing: bool = True,
 ) -> Source:
     """The weights at a path.
 
@@ -53,6 +55,8 @@ def read_source(
         reset_counters: take missing `num_batches_tracked` of a model folder as zero.
         allow_nonfinite: take NaN, infinite values and negative variances, too.
         judge_values: False takes them, and empty tensors of a file: the caller lists them.
+        needs_preprocessing: False leaves out a model folder's that the table cannot say, with a
+            note.
 
     Raises:
         ConversionError: it is none of these, or it is damaged, or the `config.json` beside a file
@@ -69,7 +73,10 @@ def read_source(
         raise ConversionError(f"--prefix is for a file of weights, and {path} is a folder")
     if is_hugging_face:
         weights = folders.read_folder(
-            path, reset_counters=reset_counters, allow_nonfinite=allow_nonfinite
+            path,
+            reset_counters=reset_counters,
+            allow_nonfinite=allow_nonfinite,
+            needs_preprocessing=needs_preprocessing,
         )
         layout = folders.layout_of(path)
         return Source(weights, f"model folder of {layout or 'ours'}", layout)
@@ -89,3 +96,34 @@ def read_source(
         )
         weights = replace(weights, notes=(*weights.notes, note))
     return Source(weights, f"{path.suffix} file", beside=beside)
+
+
+def load_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
+    """How images were prepared, as a file, a run, a folder or a model for inference says it.
+
+    Returns:
+        None where it says nothing.
+
+    Raises:
+        ConversionError: the path is none of these, or what it says is damaged, or a Hugging Face
+            folder prepares images as `Preprocessing` cannot say it.
+        OSError: it cannot be read.
+    """
+    return _read_description(Path(path)).preprocessing
+
+
+def load_statistics_batch_size(path: str | os.PathLike[str]) -> int | None:
+    """Images that each running variance was taken over, None where the source says nothing of it.
+
+    Raises: as `load_preprocessing`.
+    """
+    classifier = _read_description(Path(path)).classifier
+    return None if classifier is None else classifier.statistics_batch_size
+
+
+def _read_description(path: Path) -> Weights:
+    if path.is_dir():
+        return read_source(path, reset_counters=True, judge_values=False).weights
+    if programs.is_program(path):
+        return programs.read_description(path)
+    return files.read_description(path)

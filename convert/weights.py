@@ -14,7 +14,7 @@ from resnet_spec.description import DESCRIPTION_KEY, decode, encode
 
 # A real one has 500 characters, with the names of 21,843 classes half a million; parsed JSON takes
 # up to 25 times its length in memory.
-_LARGEST_DESCRIPTION = 2**20
+LARGEST_DESCRIPTION = 2**20
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def decode_description(path: Path, metadata: Mapping[Any, Any], num_tensors: int
     if text is None:
         return {"classifier": None}
     try:
-        if len(text) > _LARGEST_DESCRIPTION:
+        if len(text) > LARGEST_DESCRIPTION:
             raise ValueError(f"{len(text)} characters are too many")
         return _parse(decode(text), num_tensors)
     except Exception as error:  # whatever a hostile description brings about

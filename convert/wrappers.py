@@ -22,6 +22,8 @@ _INNER = {
 _ARCHITECTURE = ("arch", "model_name", "architecture")  # PyTorch's example's and timm's entry
 _SEPARATORS = (".", "/")
 _NAMED = 4  # of many names in a sentence
+# Of a Flax TrainState, beside `params` and `batch_stats`.
+_TRAINING_STATE = ("step", "opt_state", "dynamic_scale")
 Value = TypeVar("Value")
 
 
@@ -59,6 +61,18 @@ def take_prefix(arrays: Mapping[str, Value], prefix: str) -> tuple[dict[str, Val
         notes.append(f"left out: {name_some(left_out)}, which do not begin with {prefix!r}")
     taken, more = unwrap(taken)
     return taken, [*notes, *more]
+
+
+def without_training_state(
+    arrays: Mapping[str, Value], separator: str = "/"
+) -> tuple[dict[str, Value], list[str]]:
+    """Variables of linen without what a TrainState has beside them, and notes on what was left."""
+    collections = {name: name.partition(separator)[0] for name in arrays}
+    left_out = [name for name, first in collections.items() if first in _TRAINING_STATE]
+    if not left_out or "params" not in collections.values():
+        return dict(arrays), []
+    kept = {name: array for name, array in arrays.items() if name not in set(left_out)}
+    return kept, [f"left out: {name_some(left_out)}, of a state of training"]
 
 
 def name_some(names: Collection[str]) -> str:

@@ -106,6 +106,21 @@ def test_a_processor_that_does_something_else_is_named(folders, changes, part):
         read_folder(folders["transformers"])
 
 
+def test_all_that_a_configuration_has_otherwise_is_listed_at_once(folders):
+    changes = {"hidden_act": "gelu"}
+    change(folders["transformers"] / "config.json", changes)
+    change(folders["transformers"] / "preprocessor_config.json", {"do_normalize": False})
+    changes = {"global_pool": "max", "pretrained_cfg": {"crop_mode": "squash"}}
+    change(folders["timm"] / "config.json", changes)
+    for layout, parts in (
+        ("transformers", ("hidden_act is 'gelu'", "do_normalize is false")),
+        ("timm", ("global_pool is 'max'", "crop_mode is 'squash'")),
+    ):
+        with pytest.raises(convert.ConversionError) as caught:
+            read_folder(folders[layout])
+        assert all(part in str(caught.value) for part in parts)
+
+
 def read_without(
     folder: Path, file: str, *names: str, **changes: Any
 ) -> tuple[dict, Preprocessing]:
@@ -116,9 +131,9 @@ def read_without(
     for entries in (files[file], files[file].get("pretrained_cfg", {})):
         for name in names:
             entries.pop(name, None)
-    fields, preprocessing = module.read(files)
+    preprocessing = module.read_preprocessing(files)
     assert preprocessing is not None
-    return fields, preprocessing
+    return module.read_network(files["config.json"]), preprocessing
 
 
 def test_what_a_timm_folder_leaves_out_is_timms_default(timm, folders):
@@ -167,7 +182,7 @@ def test_a_processor_is_read_as_transformers_reads_it(transformers, folders, pro
     expected = theirs(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     config = json.loads((folders["transformers"] / "config.json").read_text())
     files = {"config.json": config, "preprocessor_config.json": theirs.to_dict() | processor}
-    ours = transformers_config.read(files)[1]
+    ours = transformers_config.read_preprocessing(files)
     assert ours is not None
     edge = int(ours.image_size / ours.crop_fraction)
     resampling = Image.Resampling[ours.interpolation.upper()]

@@ -45,6 +45,11 @@ def test_nan_is_no_agreement(precision):
     assert any("not finite in both" in reason for reason in verdict.reasons)
 
 
+def test_one_value_to_a_channel_is_no_batch_to_train_on():
+    with pytest.raises(convert.ConversionError, match=r"more images, or larger .*--batch, --size"):
+        compare(*pair(), IMAGES[:1, :2, :2], precision="f64")
+
+
 def test_counters_alone_are_the_same_function_but_not_the_same():
     one, other = pair()
     other.get_buffer("stem.bn.num_batches_tracked").fill_(1_000_000)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import convert
 import torch_resnet
+from convert.__main__ import main
 from convert.arrays import to_numpy
 from convert.files import Weights
 from convert.folders import LAYOUTS, is_model_folder, read_folder, write_folder
@@ -20,7 +21,7 @@ from convert.inspection import inspect
 from convert.layouts import find_layout
 from convert.layouts.timm_config import ARCHITECTURES
 from convert.models import arrays_of, build_torch, describe
-from resnet_spec import ClassifierSpec, find_spec
+from resnet_spec import PREPROCESSINGS, ClassifierSpec, find_spec
 from tests.model_folders import PREPROCESSING, change
 from tests.twins import assert_same_state, randomise, relative_error
 
@@ -260,6 +261,38 @@ def test_a_transformers_folder_without_preprocessing_has_no_processor(resnet18, 
     names = {path.name for path in (tmp_path / "f").iterdir()}
     assert names == {"config.json", "model.safetensors"}
     assert read_folder(tmp_path / "f").preprocessing is None
+
+
+def test_a_preprocessing_that_the_table_cannot_say_is_left_out_where_it_is_not_needed(
+    resnet18, tmp_path, capsys
+):
+    folder, out = tmp_path / "f", tmp_path / "x.safetensors"
+    write_folder(folder, resnet18[0], "transformers")
+    change(folder / "preprocessor_config.json", {"do_rescale": False})
+    assert main(["import", str(folder), "-o", str(out)]) == 2
+    assert "do_rescale is false" in capsys.readouterr().err
+    found = inspect(folder)
+    assert found["preprocessing"] is None
+    assert any("left out: its preprocessing" in note for note in found["notes"])
+    for choice, preprocessing in (("none", None), ("imagenet", PREPROCESSINGS["imagenet"])):
+        assert main(["import", str(folder), "--preprocessing", choice, "-o", str(out)]) == 0
+        assert "do_rescale is false" in capsys.readouterr().out
+        assert convert.load_preprocessing(out) == preprocessing
+    with pytest.raises(convert.ConversionError, match="do_rescale is false"):
+        convert.load_preprocessing(folder)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_names_of_classes_that_only_count_are_written_too(resnet18, tmp_path, layout):
+    names = ("LABEL_0", "LABEL_1", "LABEL_2")
+    preprocessing = dataclasses.replace(PREPROCESSING, class_names=names)
+    write_folder(
+        tmp_path / "f", dataclasses.replace(resnet18[0], preprocessing=preprocessing), layout
+    )
+    again = convert.load_preprocessing(tmp_path / "f")
+    assert again is not None
+    assert again.class_names in (names, None)
+    assert dataclasses.replace(again, class_names=names) == preprocessing
 
 
 def test_folders_without_weights_say_what_was_looked_for(tmp_path):

@@ -65,6 +65,31 @@ def test_a_file_that_fits_nothing_gets_the_nearest_model_and_how_near():
     assert guess({}) == []
 
 
+@pytest.mark.parametrize(
+    ("architecture", "model", "sign"),
+    [
+        ("seresnet50", "ResNet50", "attention in the blocks"),
+        ("resnet50d", "ResNet50", "three 3x3 convolutions"),
+        ("ecaresnet50d", "ResNet50", "average pooling or a normalisation of its own"),
+        ("resnet34_gn", "ResNet34", "GroupNorm"),
+        ("resnext50_32x4d", "WideResNet50-2", "grouped convolutions"),
+        ("resnetv2_50d", "PreActResNet50", "three 3x3 convolutions"),
+    ],
+)
+def test_what_makes_a_file_another_network_than_the_nearest_is_said(
+    timm, architecture, model, sign
+):
+    with torch.device("meta"):
+        if architecture == "resnet34_gn":
+            theirs = timm.create_model("resnet34", norm_layer="groupnorm")
+        else:
+            theirs = timm.create_model(architecture)
+    (nearest,) = guess({name: tuple(t.shape) for name, t in theirs.state_dict().items()})
+    assert (nearest.layout, nearest.model) == ("timm", model)
+    assert nearest.share < 1
+    assert any(sign in problem for problem in nearest.problems)
+
+
 def test_missing_counters_and_images_of_one_channel_are_seen():
     shapes = shapes_of("cifar", "ResNet20")
     shapes["conv1.weight"] = (16, 1, 3, 3)

@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import serialization, traverse_util
+from flax.training import train_state
 
 import convert
 from convert.__main__ import main
 from convert.files import read_weights
+from convert.inspection import inspect
 from convert.layouts import find_layout
 from convert.layouts.trees import flatten
 from tests.commands import assert_refused, run
@@ -57,6 +61,32 @@ def test_both_ways_in_lead_to_the_same_weights(variables, folder, tmp_path):
         main(["import", str(tmp_path / "theirs.npz"), *LAYOUT, "-o", str(tmp_path / "x.pt")]) == 0
     )
     assert_same_state(read_weights(tmp_path / "x.pt").arrays, state)
+
+
+def test_a_whole_train_state_leads_to_them_too(variables, tmp_path, capsys):
+    """As Flax's example makes it: `step` and `opt_state` beside the variables."""
+
+    class State(train_state.TrainState):
+        batch_stats: Any
+
+    state = State.create(
+        apply_fn=lambda *_: None, params=variables["params"], tx=optax.sgd(0.1, momentum=0.9),
+        batch_stats=variables["batch_stats"],
+    )  # fmt: skip
+    tree = serialization.to_state_dict(state)
+    assert set(tree) == {"step", "params", "opt_state", "batch_stats"}
+    expected = convert.from_layout(variables, "ResNet18", "flax-imagenet")
+    assert_same_state(convert.from_layout(tree, "ResNet18", "flax-imagenet"), expected)
+    flat: dict[str, Any] = dict(traverse_util.flatten_dict(tree, sep="/"))
+    np.savez(tmp_path / "state.npz", **flat)
+    found = inspect(tmp_path / "state.npz")
+    assert found["matches"][0]["sure"] == "every name and shape fits"
+    assert main(["import", str(tmp_path / "state.npz"), *LAYOUT, "-o", f"{tmp_path}/x.pt"]) == 0
+    assert "left out: step, opt_state/0/trace/" in capsys.readouterr().out
+    assert_same_state(read_weights(tmp_path / "x.pt").arrays, expected)
+    tree["ema_params"] = tree["params"]  # which of the two is meant, nobody said
+    with pytest.raises(convert.ConversionError, match="left over: ema_params"):
+        convert.from_layout(tree, "ResNet18", "flax-imagenet")
 
 
 def test_a_folder_is_no_file_to_load_and_the_command_for_it_is_said(folder, tmp_path):

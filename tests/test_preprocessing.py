@@ -14,6 +14,7 @@ import convert
 import torch_resnet
 from convert.checkpoints import read_run, write_run
 from convert.files import Weights, read_weights, write_weights
+from convert.inspection import as_text, inspect
 from convert.models import arrays_of, describe
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, Preprocessing, find_spec
 from resnet_spec.description import DESCRIPTION_KEY
@@ -128,6 +129,31 @@ def test_a_file_carries_its_preprocessing(model, tmp_path, suffix):
     assert convert.load_preprocessing(path) == AWKWARD
     assert read_weights(path).preprocessing == AWKWARD
     assert convert.load(path, backend="torch").spec == model.spec
+
+
+def test_whatever_carries_a_preprocessing_is_asked_alike(model, tmp_path):
+    """Runs, folders of both packages and models for inference, not only files of weights."""
+    weights = Weights(arrays_of(model), describe(model), dataclasses.replace(AWKWARD, image_size=8))
+    write_run(tmp_path / "run", weights)
+    convert.export_onnx(weights, tmp_path / "m.onnx")
+    convert.export_program(weights, tmp_path / "m.pt2")
+    for name in ("run", "m.onnx", "m.pt2"):
+        assert convert.load_preprocessing(tmp_path / name) == weights.preprocessing
+        text = as_text(inspect(tmp_path / name))
+        for part in (
+            "images of 8 pixels",
+            "lanczos, the shorter side to 8",
+            "6 more",
+            "head of 10",
+        ):
+            assert part in text
+    for suffix in ("onnx", "pt2"):
+        path = tmp_path / f"m.{suffix}"
+        path.write_bytes(path.read_bytes()[:-300])
+        with pytest.raises(convert.ConversionError, match=f"no whole .{suffix} file"):
+            convert.load_preprocessing(path)
+        with pytest.raises(FileNotFoundError):
+            convert.load_preprocessing(tmp_path / f"n.{suffix}")
 
 
 def test_a_file_says_over_which_batches_its_statistics_were_taken_where_it_was_told(

@@ -187,6 +187,7 @@ def _open(side: _Side, options: argparse.Namespace) -> Source:
         average=side.weights,
         prefix=side.prefix or "",
         reset_counters=options.reset_counters,
+        needs_preprocessing=False,
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from convert.arrays import to_numpy
 from convert.diff.precision import DTYPES, Device, Precision
 from convert.diff.runs import OUTPUT, Arrays, Loss, TrainStep
+from convert.errors import ConversionError
 from torch_resnet import StochasticDepth
 
 _NORMS = nn.modules.batchnorm._BatchNorm
@@ -50,7 +51,7 @@ class TorchRun:
 
     def train(self, images: np.ndarray, loss: Loss) -> TrainStep:
         self._model.train()
-        with self._recording() as activations:
+        with self._recording() as activations, _explaining_single_values():
             outputs = _record_output(activations, self._model(self._input(images)))
         _value(loss, outputs).backward()
         gradients = self._named(
@@ -88,6 +89,19 @@ class TorchRun:
                     hook = _recorder(activations, name)
                     stack.callback(module.register_forward_hook(hook).remove)
             yield activations
+
+
+@contextlib.contextmanager
+def _explaining_single_values() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConversionError(
+            "BatchNorm in training needs more than one value to a channel: compare on more images, "
+            f"or larger ones (--batch, --size): {error}"
+        ) from error
 
 
 def _recorder(activations: Arrays, name: str) -> Any:

@@ -35,6 +35,7 @@ from convert.wrappers import (
     stated_architecture,
     take_prefix,
     unwrap,
+    without_training_state,
 )
 from resnet_spec import ClassifierSpec, ResNetSpec, UnknownNameError, find_spec
 
@@ -89,6 +90,8 @@ def from_layout(
         _check_described(tensors, spec)
     arrays = flatten(tensors, found)
     arrays, _ = take_prefix(arrays, prefix) if prefix else unwrap(arrays)
+    if found.spelling.has_collections:
+        arrays, _ = without_training_state(arrays)
     try:
         ours, classifier = read_layout(
             as_arrays(arrays),

@@ -7,6 +7,7 @@ from typing import Any
 from convert.errors import ConversionError
 from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec, find_spec, nearest_names
 
+CONFIG = "config.json"
 ARCHITECTURES = {
     **{f"resnet{depth}": f"ResNet{depth}" for depth in (18, 34, 50, 101, 152, 200)},
     **{f"wide_resnet{depth}_2": f"WideResNet{depth}-2" for depth in (50, 101)},
@@ -82,51 +83,54 @@ def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> di
         "first_conv": "stem.conv" if spec.preact else "conv1",
         "classifier": "head.fc" if spec.preact else "fc",
     }
-    return {"config.json": config}
+    return {CONFIG: config}
 
 
-def read(files: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing]:
-    """The description of the model, as `ClassifierSpec.to_json`'s, and its preprocessing.
+def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing:
+    """How images are prepared and what the classes are called, from all JSON files by name.
 
     Raises:
-        ConversionError: it is a network or a preprocessing that the table has not; the differences
-            are listed.
+        ConversionError: the table cannot say it; the differences are listed.
         ValueError, KeyError, TypeError: the content is not timm's.
     """
-    config = files["config.json"]
-    pretrained = _pretrained(config)
-    fields = read_network(config, tuple(_unprepared(pretrained)))
-    channels, height = fields["network"]["in_planes"], pretrained["input_size"][1]
+    config = files[CONFIG]
+    pretrained, channels = _pretrained(config), _channels(config)
+    if problems := list(_unprepared(pretrained)):
+        raise ConversionError(f"{CONFIG} prepares images as this table cannot say it:", problems)
     labels = config.get("label_names", pretrained.get("label_names"))
     if isinstance(labels, dict) and set(labels) == {str(n) for n in range(len(labels))}:
         labels = [labels[str(number)] for number in range(len(labels))]
     mean, std = pretrained["mean"], pretrained["std"]
-    preprocessing = Preprocessing(
+    return Preprocessing(
         mean=mean * channels if len(mean) == 1 else mean,  # timm repeats a single number
         std=std * channels if len(std) == 1 else std,
-        image_size=height,
+        image_size=pretrained["input_size"][1],
         class_names=tuple(labels) if isinstance(labels, list) else None,
         interpolation=pretrained["interpolation"],
         crop_fraction=pretrained["crop_pct"],
     )
-    return fields, preprocessing
 
 
-def read_network(config: Mapping[str, Any], problems: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The description of the model alone.
+def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of the model, as `ClassifierSpec.to_json`'s.
 
-    Raises: as `read`; `problems` are listed, too.
+    Raises:
+        ConversionError: it is a network that the table has not; the differences are listed.
+        ValueError, KeyError, TypeError: the content is not timm's.
     """
     pretrained, arguments = _pretrained(config), config.get("model_args", {})
     architecture = _plain(config["architecture"])
-    problems = (*_differences(architecture), *_unsupported(config, arguments), *problems)
-    if problems:
-        raise ConversionError("config.json describes a network that this table has not:", problems)
-    channels = arguments.get("in_chans", pretrained["input_size"][0])
-    spec = dataclasses.replace(find_spec(ARCHITECTURES[architecture]), in_planes=channels)
+    if problems := (*_differences(architecture), *_unsupported(config, arguments)):
+        raise ConversionError(f"{CONFIG} describes a network that this table has not:", problems)
+    spec = dataclasses.replace(find_spec(ARCHITECTURES[architecture]), in_planes=_channels(config))
     num_classes = config.get("num_classes", pretrained["num_classes"])
     num_classes = arguments.get("num_classes", num_classes)
     return {"network": spec.to_json(), "num_classes": num_classes or None, "head_bias": True}
+
+
+def _channels(config: Mapping[str, Any]) -> int:
+    arguments = config.get("model_args", {})
+    return arguments.get("in_chans", _pretrained(config)["input_size"][0])
 
 
 def _pretrained(config: Mapping[str, Any]) -> dict[str, Any]:

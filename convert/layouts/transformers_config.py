@@ -1,12 +1,13 @@
 """The JSON files of a folder that transformers opens as `ResNetForImageClassification`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from convert.errors import ConversionError
 from resnet_spec import ClassifierSpec, Preprocessing
 from resnet_spec.blocks import BOTTLENECK_EXPANSION
 
+CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 # ConvNeXT's processor is the one that ResNets have there; from this size on it squeezes a whole
 # picture instead of cutting out its middle, which BiT's never does.
@@ -50,28 +51,27 @@ def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> di
         "label2id": {label: number for number, label in enumerate(labels)},
     }
     if preprocessing is None:
-        return {"config.json": config}
-    return {"config.json": config, PREPROCESSOR: _write_processor(preprocessing)}
+        return {CONFIG: config}
+    return {CONFIG: config, PREPROCESSOR: _write_processor(preprocessing)}
 
 
-def read(files: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing | None]:
-    """The description of the model, as `ClassifierSpec.to_json`'s, and its preprocessing.
+def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing | None:
+    """How images are prepared and what the classes are called, from all JSON files by name.
+
+    Raises:
+        ConversionError: the table cannot say it; the differences are listed.
+        ValueError, KeyError, TypeError: the content is not transformers'.
+    """
+    processor = files.get(PREPROCESSOR)
+    return None if processor is None else _read_processor(processor, class_names(files[CONFIG]))
+
+
+def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of the model, as `ClassifierSpec.to_json`'s.
 
     Raises:
         ConversionError: it is a network that the table has not; the differences are listed.
         ValueError, KeyError, TypeError: the content is not transformers'.
-    """
-    config = files["config.json"]
-    fields, processor = read_network(config), files.get(PREPROCESSOR)
-    if processor is None:
-        return fields, None
-    return fields, _read_processor(processor, class_names(config))
-
-
-def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of the model alone.
-
-    Raises: as `read`.
     """
     config = {**_DEFAULTS, **config}
     expansion = BOTTLENECK_EXPANSION if config["layer_type"] == "bottleneck" else 1
@@ -95,8 +95,12 @@ def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """In the order of the classes; None where they are only counted."""
     labels = _labels(config)
-    is_named = any(label != f"LABEL_{number}" for number, label in enumerate(labels))
-    return tuple(labels) if is_named else None
+    return None if only_count(labels) else tuple(labels)
+
+
+def only_count(labels: Sequence[str]) -> bool:
+    """Whether these are what transformers calls classes without names: `LABEL_0`, `LABEL_1`, ..."""
+    return all(label == f"LABEL_{number}" for number, label in enumerate(labels))
 
 
 def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
