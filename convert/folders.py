@@ -110,10 +110,10 @@ def read_folder(
     )
     if weights.classifier is not None:  # ours: the file describes itself
         return weights
-    found = _read_description(folder, weights)
-    layout, classifier, preprocessing = found.layout, found.classifier, found.preprocessing
-    if found.unsaid is not None and needs_preprocessing:
-        raise found.unsaid
+    said = _read_description(folder, weights)
+    layout, classifier, preprocessing = said.layout, said.classifier, said.preprocessing
+    if said.unsaid is not None and needs_preprocessing:
+        raise said.unsaid
     arrays, with_head = read_layout(
         weights.arrays,
         classifier.network,
@@ -129,8 +129,8 @@ def read_folder(
     notes = list(weights.notes)
     if reset_counters and sum(map(is_counter, arrays)) > sum(map(is_counter, weights.arrays)):
         notes.append("num_batches_tracked are missing, and taken as zero")
-    if found.unsaid is not None:
-        notes.append(f"left out: its preprocessing: {found.unsaid}")
+    if said.unsaid is not None:
+        notes.append(f"left out: its preprocessing: {said.unsaid}")
     elif preprocessing is None and transformers_config.class_names(_read_json(folder / _CONFIG)):
         notes.append(
             f"left out: the names of the classes in {_CONFIG}, which are part of a preprocessing: "
