@@ -19,7 +19,7 @@ from convert.errors import ConversionError
 from convert.incoming import as_asked, as_ours
 from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS, find_layout, write_layout
-from convert.options import add_prefix, add_stated, as_options
+from convert.options import add_part, add_stated, as_options
 from convert.sources import read_source
 from convert.weights import Weights
 from resnet_spec import PREPROCESSINGS
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser("inspect", help="what a file, a run or a folder holds")
     look.add_argument("source", type=Path)
     look.add_argument("--json", action="store_true", help="for programs")
-    add_prefix(look)
+    add_part(look)
     look.set_defaults(command=_inspect)
 
     diff.add_parser(commands)
@@ -158,7 +158,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    add_prefix(parser)
+    add_part(parser)
     parser.add_argument(
         "--head", default="keep", help="keep, drop, or new:N for a new one of N classes"
     )
@@ -187,6 +187,7 @@ def _export(options: argparse.Namespace) -> None:
         options.source,
         step=options.step,
         average=options.weights,
+        entry=options.entry,
         prefix=options.prefix,
         judge_values=False,  # to say all at once that is wrong with the tensors
         needs_preprocessing=options.preprocessing is None,
@@ -236,6 +237,7 @@ def _import(options: argparse.Namespace) -> None:
     source = read_source(
         options.source,
         reset_counters=options.reset_counters,
+        entry=options.entry,
         prefix=options.prefix,
         judge_values=False,  # to say all at once that is wrong with the tensors
         needs_preprocessing=options.preprocessing is None,
@@ -258,7 +260,7 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    found = inspect(options.source, options.prefix)
+    found = inspect(options.source, options.prefix, options.entry)
     print(json.dumps(found, indent=2) if options.json else as_text(found))
 
 

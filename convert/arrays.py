@@ -158,6 +158,11 @@ def is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
+def is_count(array: np.ndarray | None) -> bool:
+    """Whether an array is a count of batches as torch has them."""
+    return array is not None and array.shape == () and array.dtype == np.int64
+
+
 def dtype_problems(name: str, array: np.ndarray) -> list[str]:
     """Weights are floating-point, counters of batches int64; a sentence where one is not."""
     if is_counter(name) and array.dtype != np.int64:

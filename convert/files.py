@@ -12,8 +12,9 @@ from convert import collector
 from convert.arrays import checksum, value_problems
 from convert.atomic import naming, replacing
 from convert.errors import ConversionError
-from convert.formats import FORMS, READ_ONLY_FORMS, Form
+from convert.formats import FORMS, READ_ONLY_FORMS, Form, pytorch
 from convert.formats.contents import Contents, Visitor
+from convert.formats.signatures import LONGEST, name_form
 from convert.layouts.timm_config import architecture_problems
 from convert.models import arrays_of, build_flax, build_torch, check, describe
 from convert.weights import Weights, decode_description, encode_description
@@ -147,6 +148,7 @@ def read_weights(
     path: Path,
     *,
     suffix: str | None = None,
+    entry: str = "",
     prefix: str = "",
     allow_nonfinite: bool = False,
     judge_values: bool = True,
@@ -159,6 +161,7 @@ def read_weights(
     Args:
         path: the file.
         suffix: of the form that it is in, where its own name does not tell.
+        entry: of the state dicts in what `torch.save` wrote, the one to take.
         prefix: take only the tensors whose names begin so, and take it off.
         allow_nonfinite: take NaN, infinite values and negative variances, too.
         judge_values: False takes whatever is there, and names the file's `faults`: who asks says
@@ -170,7 +173,7 @@ def read_weights(
         OSError: the file cannot be read.
     """
     arrays: dict[str, np.ndarray] = {}
-    contents = _read(path, arrays.__setitem__, suffix)
+    contents = _read(path, arrays.__setitem__, suffix, entry)
     description = decode_description(path, contents.metadata, len(arrays))
     try:
         arrays, notes = take_prefix(arrays, prefix) if prefix else unwrap(arrays)
@@ -180,7 +183,7 @@ def read_weights(
         arrays,
         **description,
         notes=(*contents.notes, *notes),
-        faults=(*contents.problems, *architecture_problems(contents.architecture)),
+        faults=(*contents.problems, *architecture_problems(contents.architectures)),
     )
     if judge_values or not arrays:
         judge(path, weights, allow_nonfinite=allow_nonfinite)
@@ -208,12 +211,20 @@ def judge(
         raise ConversionError(f"{path} holds what no weights should:", problems)
 
 
-def _read(path: Path, visit: Visitor, suffix: str | None = None) -> Contents:
+def _read(path: Path, visit: Visitor, suffix: str | None = None, entry: str = "") -> Contents:
     form = _form(path, suffix)
+    if entry and form is not pytorch:
+        raise ConversionError(f"--entry is for what torch.save wrote, and {path} is another file")
     with path.open("rb") as file:  # a clear FileNotFoundError or PermissionError before any parser
-        if not file.read(1):
-            raise ConversionError(f"{path} is not a whole file: it is empty")
-    return form.read(path, visit)
+        first = file.read(LONGEST)
+    if not first:
+        raise ConversionError(f"{path} is not a whole file: it is empty")
+    try:
+        return pytorch.read(path, visit, entry) if entry else form.read(path, visit)
+    except ConversionError as error:
+        if not (hint := name_form(first, form)):
+            raise
+        raise ConversionError(f"{path} {hint}; {error.what}", error.problems) from error
 
 
 def _form(path: Path, suffix: str | None = None, *, reads: bool = True) -> Form:

@@ -131,10 +131,10 @@ def read_folder(
         notes.append("num_batches_tracked are missing, and taken as zero")
     if said.unsaid is not None:
         notes.append(f"left out: its preprocessing: {said.unsaid}")
-    elif preprocessing is None and transformers_config.class_names(_read_json(folder / _CONFIG)):
+    elif preprocessing is None and _has_class_names(_read_json(folder / _CONFIG), layout):
         notes.append(
             f"left out: the names of the classes in {_CONFIG}, which are part of a preprocessing: "
-            f"there is no {transformers_config.PREPROCESSOR}"
+            "the folder has none"
         )
     return Weights(arrays, with_head, preprocessing, notes=tuple(notes))
 
@@ -176,6 +176,8 @@ def layout_of(folder: Path) -> str | None:
 
 
 def _layout_of(config: Mapping[str, Any]) -> str | None:
+    if config.get("model_type") == timm_config.WRAPPER and "architecture" in config:
+        return "timm"
     if "model_type" in config or "architectures" in config:
         return "transformers"
     return "timm" if "architecture" in config else None
@@ -241,6 +243,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConversionError(f"{path} is not a configuration")
     return content
+
+
+def _has_class_names(config: Mapping[str, Any], layout: str) -> bool:
+    names = _CONFIGS[layout].class_names(config)
+    return bool(names) and not transformers_config.only_count(names)
 
 
 def _without_numbers(preprocessing: Preprocessing | None) -> Preprocessing | None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convert.errors import ConversionError
-from convert.layouts import LAYOUTS, read_layout, with_channels, with_head
+from convert.layouts import LAYOUTS, layout_spec, read_layout, with_channels, with_head
 from convert.layouts.layout import Layout, Shapes
 from convert.layouts.mismatch import find_prefixes, shape_problems
-from resnet_spec import DIALECT, MODELS, ClassifierSpec, ResNetSpec, ShortcutKind, find_spec
+from convert.options import as_options
+from resnet_spec import DIALECT, MODELS, RATES, ClassifierSpec, ResNetSpec, ShortcutKind, find_spec
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class Guess:
         """What tensors cannot show, as it was taken: `padding='even'`."""
         return undecided(self.classifier.network)
 
+    @property
+    def options(self) -> str:
+        """Those by which `import` takes it."""
+        spec, usual = self.classifier.network, layout_spec(self.model, self.layout)
+        fields = {"layout": self.layout, "model": self.model}
+        if spec.shortcut != usual.shortcut:
+            fields["shortcut"] = spec.shortcut
+        return as_options(fields)
+
 
 # What other packages vary, too, without another name or shape of any tensor (timm's `act_layer`,
 # `aa_layer`, `output_stride` and `global_pool`, torchvision's `replace_stride_with_dilation`).
@@ -56,8 +66,10 @@ def undecided(spec: ResNetSpec, stated: Collection[str] = ()) -> list[str]:
     names = [name for name in DIALECT if spec.block != "basic" or name != "bottleneck_stride"]
     if spec.shortcut in ("identity", "centred_identity"):
         names.append("shortcut")
+    names += [name for name in RATES if getattr(spec, name) > 0]
     fields = [f"{name}={getattr(spec, name)!r}" for name in names if name not in stated]
-    return [*fields, *_AS_IN_THE_PAPERS]
+    small = ["no max pooling after the first convolution"] if spec.small_images else []
+    return [*fields, *_AS_IN_THE_PAPERS, *small]
 
 
 _SHORTCUTS: tuple[ShortcutKind, ...] = ("projection", "identity", "full_projection", "convolution")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from convert.errors import ConversionError
-from convert.layouts import find_layout
+from convert.layouts import find_layout, head_path
 from convert.weights import Weights
 from resnet_spec import ResNetSpec
 
@@ -25,11 +25,7 @@ def without_head(
     found = find_layout(layout)
     found.check(spec)
     arrays = found.whole_names(arrays)
-    weight = found.spelling.name(dict(found.names(spec))["head"], "weight", 2)
-    parts = weight.split(found.spelling.separator)[:-1]
-    while parts[-1].isdigit():  # transformers' is the second of `classifier`
-        parts.pop()
-    path = found.spelling.separator.join([*parts, ""])
+    path = head_path(found, spec)
     left_out = [name for name in arrays if name.startswith(path)]
     return {name: array for name, array in arrays.items() if name not in left_out}, left_out
 

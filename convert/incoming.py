@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 
+from convert.arrays import is_count, is_counter
 from convert.errors import ConversionError
 from convert.guess import undecided
 from convert.heads import change_head, without_head
@@ -45,9 +46,10 @@ def as_ours(source: Source, options: argparse.Namespace) -> Weights:
     faults = list(weights.faults)
     if options.head == "keep" and layout == _OURS:
         faults += _missing_head(weights)
+    given = arrays
     try:
         arrays, classifier = read_layout(
-            arrays,
+            given,
             spec,
             layout,
             reset_counters=options.reset_counters,
@@ -57,11 +59,21 @@ def as_ours(source: Source, options: argparse.Namespace) -> Weights:
         raise ConversionError(error.what, [*faults, *error.problems]) from error
     if faults:
         raise ConversionError(f"{options.source} holds what no weights should:", faults)
+    num_counts = sum(is_counter(name) and is_count(array) for name, array in given.items())
+    if options.reset_counters and (num_zeros := sum(map(is_counter, arrays)) - num_counts) > 0:
+        notes.append(f"taken as zero: {num_zeros} num_batches_tracked, missing or no int64")
     if described is not None:
         classifier = dataclasses.replace(
             classifier, statistics_batch_size=described.statistics_batch_size
         )
         changes = stated(options)
+        if options.model is not None:
+            asked = layout_spec(options.model, layout, **changes)
+            notes += [
+                f"not as {options.model}: {difference} (--{name.replace('_', '-')} changes it)"
+                for difference in asked.training_differences(described.network)
+                if (name := difference.partition(":")[0]) not in changes
+            ]
         notes += [
             f"instead of the source's {name}, {value}: {changes[name]}"
             for name, value in described.network.to_json().items()

@@ -1,6 +1,7 @@
 """What a file, a run or a folder holds: `resnet-convert inspect`."""
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,19 +15,20 @@ from convert.models import check
 from convert.sources import Source, read_source
 from convert.weights import Weights
 from convert.wrappers import name_some, without_training_state
-from resnet_spec import MODELS, ResNetSpec
+from resnet_spec import MODELS, ResNetSpec, find_spec
 
 _SHOWN = 8  # problems of one match that a person reads
 # What no optimiser trains, in torch's names and in Flax's.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "mean", "var")
 
 
-def inspect(path: Path, prefix: str = "") -> dict[str, Any]:
+def inspect(path: Path, prefix: str = "", entry: str = "") -> dict[str, Any]:
     """Format, layout, model, head, dtypes and numbers of a source, as JSON values.
 
     Args:
         path: a file, a run or a folder.
         prefix: look only at the tensors of a file whose names begin so, and take it off.
+        entry: of the state dicts in what `torch.save` wrote, the one to look at.
 
     Raises:
         ConversionError: the source is damaged or of no known form.
@@ -38,7 +40,13 @@ def inspect(path: Path, prefix: str = "") -> dict[str, Any]:
         source = Source(weights, f"{path.suffix} file")
     else:
         source = read_source(
-            path, prefix=prefix, reset_counters=True, judge_values=False, needs_preprocessing=False
+            path,
+            entry=entry,
+            prefix=prefix,
+            reset_counters=True,
+            judge_values=False,
+            needs_preprocessing=False,
+            believes_beside=False,
         )
     weights = source.weights
     if weights.faults:
@@ -88,6 +96,7 @@ def _described(weights: Weights, layout: str) -> dict[str, Any]:
         "num_classes": classifier.num_classes,
         "statistics_batch_size": classifier.statistics_batch_size,
         "spec": classifier.network.to_json(),
+        "options": "",
         "undecided": [],
     }
 
@@ -103,10 +112,24 @@ def _name(spec: ResNetSpec) -> str:
             spec.preact,
         ):
             continue
+        name, row = _with_width(name, row, spec)
         others = [f"{f}={getattr(spec, f)}" for f in fields if getattr(row, f) != getattr(spec, f)]
         if best is None or len(others) < len(best) - 1:
             best = [name, *others]
     return "a network of no name in the table" if best is None else ", ".join(best)
+
+
+def _with_width(name: str, row: ResNetSpec, spec: ResNetSpec) -> tuple[str, ResNetSpec]:
+    """The name with a width and, where it has to be said, a drop rate, as `find_spec` takes it."""
+    if (spec.width, spec.drop_rate) == (row.width, row.drop_rate):
+        return name, row
+    wide = name if "Wide" in name else name.replace("ResNet", "WideResNet")
+    for full in (f"{wide}-{spec.width}", f"{wide}-{spec.width}-{spec.drop_rate}"):
+        with contextlib.suppress(ValueError):
+            row = find_spec(full)
+            if (spec.width, spec.drop_rate) == (row.width, row.drop_rate):
+                return full, row
+    return name, MODELS[name]
 
 
 def _guessed(found: Guess) -> dict[str, Any]:
@@ -121,6 +144,7 @@ def _guessed(found: Guess) -> dict[str, Any]:
         "num_classes": found.classifier.num_classes,
         "statistics_batch_size": None,
         "spec": found.classifier.network.to_json(),
+        "options": found.options if found.share == 1 else "",
         "undecided": found.undecided,
     }
 
@@ -144,6 +168,8 @@ def as_text(found: dict[str, Any]) -> str:
         )
         if match["statistics_batch_size"] is not None:
             lines.append(f"    running variances over batches of {match['statistics_batch_size']}")
+        if match["options"]:
+            lines.append(f"    import it with {match['options']}")
         lines += [f"    {problem}" for problem in match["problems"][:_SHOWN]]
         if (more := len(match["problems"]) - _SHOWN) > 0:
             lines.append(f"    and {more} more")

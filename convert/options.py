@@ -4,24 +4,36 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from resnet_spec import CHOICES
+from resnet_spec import CHOICES, DIALECT, RATES
 
 # Fields of the spec that a user may have to state: other packages' names do not show them.
-_STATED = ("shortcut", "padding", "stem_padding", "bottleneck_stride", "running_variance")
+_STATED = ("shortcut", *DIALECT, *RATES)
 
 
 def add_stated(parser: argparse.ArgumentParser) -> None:
     """Adds `--reset-counters` and an option for each field that names of tensors do not show."""
     parser.add_argument(
-        "--reset-counters", action="store_true", help="take missing num_batches_tracked as zero"
+        "--reset-counters",
+        action="store_true",
+        help="take num_batches_tracked that are missing, or no int64, as zero",
     )
     for name in _STATED:
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, choices=CHOICES[name], help="if it is not the layout's usual")
+        if name in RATES:
+            parser.add_argument(
+                flag, type=float, help="of training, if it is not the model's usual"
+            )
+        else:
+            parser.add_argument(flag, choices=CHOICES[name], help="if it is not the layout's usual")
 
 
-def add_prefix(parser: argparse.ArgumentParser) -> None:
-    """Adds `--prefix`."""
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """Adds `--entry` and `--prefix`: which part of a file is meant."""
+    parser.add_argument(
+        "--entry",
+        default="",
+        help="of the state dicts in what torch.save wrote, the one to take, as state_dict_ema",
+    )
     parser.add_argument(
         "--prefix",
         default="",
@@ -36,4 +48,4 @@ def as_options(fields: Mapping[str, Any]) -> str:
 
 def stated(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of the spec that the user states."""
-    return {name: value for name in _STATED if (value := getattr(options, name))}
+    return {name: value for name in _STATED if (value := getattr(options, name)) is not None}

@@ -63,10 +63,25 @@ def trace(twin: "torch.nn.Module", image_shape: tuple[int, int, int]) -> Traced:
 
     images = torch.zeros(_TRACED_BATCH_SIZE, *image_shape)
     batch = torch.export.Dim("batch")
-    program = torch.export.export(twin, (images,), dynamic_shapes=({0: batch},))
+    with _tf32_of_one_kind():
+        program = torch.export.export(twin, (images,), dynamic_shapes=({0: batch},))
     for node in program.graph.nodes:  # the paths of this machine's source files
         node.meta.pop("stack_trace", None)
     return program
+
+
+@contextlib.contextmanager
+def _tf32_of_one_kind() -> Iterator[None]:
+    """Torch's tracing reads cuDNN's flags the old way, which fails once one is set the new way."""
+    import torch
+
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
 
 
 def _write_program(program: Traced, path: Path, metadata: Mapping[str, str]) -> None:
@@ -111,7 +126,7 @@ def _write_onnx(program: Traced, path: Path, metadata: Mapping[str, str]) -> Non
     num_bytes = sum(t.numel() * t.element_size() for t in program.state_dict.values())
     if num_bytes > _LARGEST_ONNX:
         raise ConversionError(f"{num_bytes} bytes of weights are too many for one ONNX file")
-    with _quiet():
+    with _quiet(), _tf32_of_one_kind():
         model = torch.onnx.export(
             program,
             dynamo=True,

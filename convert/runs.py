@@ -1,5 +1,6 @@
 """Whole training runs between the Flax trainer and stock torch: weights, optimizer, position."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from convert.leaves import as_flax, as_torch
 from convert.models import check, torch_skeleton
 from convert.schedule import make_schedule, resolve
 from convert.wrappers import TORCHS_PREFIXES, unwrap
-from resnet_spec import ClassifierSpec, Preprocessing, __version__
+from resnet_spec import DIALECT, ClassifierSpec, Preprocessing, ResNetSpec, __version__, find_spec
 from resnet_spec.checkpoints import EMA, MODEL, OPTIMIZER
 
 Arrays = Mapping[str, np.ndarray]
@@ -26,8 +27,9 @@ _KEYS = (
 )
 _NOT_A_RUN = "this is not the state of a run as run_to_torch returns it:"
 _CONFIG_FILE = "config.json"  # which `train.folder` writes
+_PRECISIONS = ("bf16", "f32", "f64")
 _CONFIG_FIELDS = (
-    *("seed", "global_batch_size", "precision", "momentum", "nesterov", "weight_decay"),
+    *("model", "seed", "global_batch_size", "precision", "momentum", "nesterov", "weight_decay"),
     *("ema_decay", "schedule", "learning_rate", "warmup_steps", "warmup_learning_rate"),
     *("drop_steps", "drop_factor"),
 )
@@ -221,6 +223,7 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     zeros = {n: np.zeros(tuple(p.shape), dtype) for n, p in twin.named_parameters()}
     buffers, problems = sgd.buffers_of_state(state["optimizer"], names, zeros, config, step)
     problems = [
+        *_check_network(config, classifier.network),
         *_check_position(state),
         *(p for key in weights for p in _check_description(key, classifier, state[key])),
         *(p for key in weights for p in _check_weights(key, classifier, weights[key], dtype)),
@@ -234,6 +237,22 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     fields = state["preprocessing"]
     preprocessing = None if fields is None else Preprocessing.from_json(fields)
     return Checkpoint(step, classifier, items, preprocessing)
+
+
+def _check_network(config: Mapping[str, Any], spec: ResNetSpec) -> list[str]:
+    """Where the configuration, by which the trainer goes on, is of another network or precision."""
+    fields = ("shortcut", "zero_init_residual", "stochastic_depth", *DIALECT)
+    stated = {name: config[name] for name in fields if name in config}
+    problems = []
+    if config["precision"] not in _PRECISIONS:
+        known = ", ".join(_PRECISIONS)
+        problems.append(f"config: precision is one of {known}, not {config['precision']!r}")
+    try:
+        asked = dataclasses.replace(find_spec(config["model"]), in_planes=spec.in_planes, **stated)
+    except ValueError as error:
+        return [*problems, f"config: {error}"]
+    differences = [*spec.differences(asked), *spec.training_differences(asked)]
+    return [*problems, *(f"config: is of another network: {d}" for d in differences)]
 
 
 def _check_position(state: Mapping[str, Any]) -> list[str]:

@@ -39,11 +39,13 @@ def read_source(
     *,
     step: int | None = None,
     average: Literal["raw", "ema"] | None = None,
+    entry: str = "",
     prefix: str = "",
     reset_counters: bool = False,
     allow_nonfinite: bool = False,
     judge_values: bool = True,
     needs_preprocessing: bool = True,
+    believes_beside: bool = True,
 ) -> Source:
     """The weights at a path.
 
@@ -51,12 +53,15 @@ def read_source(
         path: a file of weights, the folder of a training run, or a Hugging Face folder.
         step: of a run's checkpoint; None is the newest.
         average: the run's newest weights or their moving average; None is the average if any.
+        entry: of the state dicts in what `torch.save` wrote, the one to take.
         prefix: of a file take only the tensors whose names begin so, and take it off.
         reset_counters: take missing `num_batches_tracked` of a model folder as zero.
         allow_nonfinite: take NaN, infinite values and negative variances, too.
         judge_values: False takes them, and empty tensors of a file: the caller lists them.
         needs_preprocessing: False leaves out a model folder's that the table cannot say, with a
             note.
+        believes_beside: False takes the file of a folder whose `config.json` is of a network that
+            the table has not, with a note.
 
     Raises:
         ConversionError: it is none of these, or it is damaged, or the `config.json` beside a file
@@ -69,8 +74,9 @@ def read_source(
     if not is_run and (step is not None or average is not None):
         raise ConversionError(f"--step and --weights are for a run's folder, and {path} is none")
     allow_nonfinite |= not judge_values
-    if prefix and path.is_dir():
-        raise ConversionError(f"--prefix is for a file of weights, and {path} is a folder")
+    for option, value in (("--entry", entry), ("--prefix", prefix)):
+        if value and path.is_dir():
+            raise ConversionError(f"{option} is for a file of weights, and {path} is a folder")
     if is_hugging_face:
         weights = folders.read_folder(
             path,
@@ -86,9 +92,20 @@ def read_source(
             "training run (Orbax)",
         )
     weights = files.read_weights(
-        path, prefix=prefix, allow_nonfinite=allow_nonfinite, judge_values=judge_values
+        path,
+        entry=entry,
+        prefix=prefix,
+        allow_nonfinite=allow_nonfinite,
+        judge_values=judge_values,
     )
-    beside = None if weights.classifier is not None else folders.network_beside(path, weights)
+    beside = None
+    try:
+        if weights.classifier is None:
+            beside = folders.network_beside(path, weights)
+    except ConversionError as error:
+        if believes_beside:
+            raise
+        weights = replace(weights, notes=(*weights.notes, f"refused by `import`: {error}"))
     if beside is not None:
         note = (
             f"left out: how images were prepared and what the classes are called, as far as the "

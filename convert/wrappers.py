@@ -10,7 +10,7 @@ from convert.errors import ConversionError
 # What torch's DataParallel and torch.compile put before every name, and what people call the
 # network in a module around it (a Lightning module, most often). No layout of ours begins so.
 TORCHS_PREFIXES = ("module.", "_orig_mod.")
-_PREFIXES = (*TORCHS_PREFIXES, "model.", "net.", "network.", "backbone.")
+_PREFIXES = (*TORCHS_PREFIXES, "model.", "net.", "network.", "backbone.", "timm_model.")
 _COUNT = "n_averaged"  # of torch's AveragedModel, which calls the network `module`
 # By the class, where torch's wrappers keep the network.
 _INNER = {
@@ -19,7 +19,9 @@ _INNER = {
     "DistributedDataParallel": "module",
     "AveragedModel": "module",
 }
-_ARCHITECTURE = ("arch", "model_name", "architecture")  # PyTorch's example's and timm's entry
+_ARCHITECTURE = ("arch", "model_name", "architecture", "model")  # PyTorch's example's, timm's ...
+# Where Lightning and other scripts keep their arguments, the network's name among them.
+_ARGUMENTS = ("hyper_parameters", "hparams", "args", "config", "cfg", "model_args")
 _SEPARATORS = (".", "/")
 _NAMED = 4  # of many names in a sentence
 # Of a Flax TrainState, beside `params` and `batch_stats`.
@@ -99,11 +101,12 @@ def only_state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return found[0] if len(found) == 1 and not has_weights else content
 
 
-def stated_architecture(content: Any) -> str:
-    """What a training script calls the network whose state dict it keeps; empty where nothing."""
+def stated_architectures(content: Any) -> tuple[str, ...]:
+    """What a training script calls the network whose state dict it keeps, by whatever entry."""
     entries = content if isinstance(content, Mapping) else {}
-    found = (entries.get(name) for name in _ARCHITECTURE)
-    return next((name for name in found if isinstance(name, str)), "")
+    places = [entries, *(entries.get(name) for name in _ARGUMENTS)]
+    found = [p.get(name) for p in places if isinstance(p, Mapping) for name in _ARCHITECTURE]
+    return tuple(name for name in found if isinstance(name, str))
 
 
 def state_dicts(content: Mapping[str, Any]) -> list[str]:

@@ -24,6 +24,7 @@ from resnet_spec.preprocessing import PREPROCESSINGS, Preprocessing
 from resnet_spec.spec import (
     CHOICES,
     DIALECT,
+    RATES,
     BlockSpec,
     Dialect,
     Dimensions,
@@ -39,6 +40,7 @@ __all__ = [
     "DIALECT",
     "MODELS",
     "PREPROCESSINGS",
+    "RATES",
     "SHORTCUTS",
     "BlockKind",
     "BlockSpec",

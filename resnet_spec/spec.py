@@ -93,7 +93,8 @@ _UNSEEN = ("preact", "shortcut", *DIALECT)
 
 
 _FLAGS = ("preact", "small_images", "zero_init_residual")
-_RATES = ("drop_rate", "stochastic_depth")
+RATES = ("drop_rate", "stochastic_depth")
+"""The fields of a spec that say how much is left out in training, at random."""
 
 
 def _integer_problems(values: Iterable[tuple[str, Any]]) -> list[str]:
@@ -111,7 +112,7 @@ def _value_problems(fields: Mapping[str, Any]) -> list[str]:
         for name in _FLAGS
         if not isinstance(fields.get(name, False), bool)
     ]
-    for name in _RATES:
+    for name in RATES:
         value = fields.get(name, 0.0)
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             problems.append(f"{name} must be a number, not {value!r}")
@@ -199,12 +200,12 @@ class ResNetSpec:
                 problems.append(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
         if self.block == "basic" and self.bottleneck_stride == "1x1":
             problems.append("bottleneck_stride is of a bottleneck: a basic block has no 1x1")
-        problems += _value_problems({name: getattr(self, name) for name in (*_FLAGS, *_RATES)})
+        problems += _value_problems({name: getattr(self, name) for name in (*_FLAGS, *RATES)})
         if problems:
             raise ValueError("; ".join(problems))
         for name in ("stem_planes", "in_planes", "width"):  # NumPy's numbers to Python's
             object.__setattr__(self, name, int(getattr(self, name)))
-        for name in _RATES:
+        for name in RATES:
             object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("stage_depths", "stage_planes"):
             object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
@@ -320,6 +321,14 @@ class ResNetSpec:
             if f.name not in _TRAINING_ONLY
             and (f.name in _UNSEEN or not unseen)
             and getattr(other, f.name) != getattr(self, f.name)
+        ]
+
+    def training_differences(self, other: "ResNetSpec") -> list[str]:
+        """In which fields another network would train otherwise, though it computes the same."""
+        return [
+            f"{name}: {getattr(other, name)!r}, not {getattr(self, name)!r}"
+            for name in (*RATES, "running_variance")
+            if getattr(other, name) != getattr(self, name)
         ]
 
     def to_json(self) -> dict[str, Any]:

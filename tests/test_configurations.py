@@ -58,7 +58,7 @@ UNSUPPORTED = [
         ("hidden_act is 'gelu', here 'relu'", "downsample_in_first_stage"),
     ),
     ("transformers", {"model_type": "timm_wrapper"}, ("'timm_wrapper'",)),
-    ("transformers", {"architectures": ["ResNetBackbone"]}, ("'ResNetBackbone'", "ResNetModel")),
+    ("transformers", {"architectures": ["ResNetMine"]}, ("'ResNetMine'", "ResNetModel")),
     ("transformers", {"layer_type": "fire"}, ("'fire'",)),
     ("transformers", {"quantization_config": {}}, ("quantised",)),
     ("transformers", {"layer_type": "bottleneck", "hidden_sizes": [65, 4]}, ("divide by 4",)),

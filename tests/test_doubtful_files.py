@@ -46,6 +46,26 @@ def test_a_checkpoint_that_names_another_network_is_refused_by_command_and_funct
     assert convert.from_layout(content["state_dict"], "ResNet50", "timm")  # who trusts it, says so
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"hyper_parameters": {"arch": "resnetblur50", "lr": 0.1}},  # Lightning
+        {"args": {"model": "resnetblur50"}},  # vars(args)
+        {"config": {"model_name": "resnetblur50"}},
+        {"model": "resnetblur50"},
+        {"arch": "ResNetBlur50"},
+        {"arch": "resnet50", "hyper_parameters": {"model": "resnetblur50"}},
+    ],
+)
+def test_wherever_a_checkpoint_names_another_network_it_is_heard(said, blurred, capsys):
+    state = {f"model.{name}": t for name, t in torch.load(blurred)["state_dict"].items()}
+    torch.save({"state_dict": state, **said}, blurred)
+    assert run_import(blurred, "--layout", "timm", "--model", "ResNet50") == 2
+    assert "it blurs before it subsamples" in capsys.readouterr().err
+    with pytest.raises(convert.ConversionError, match="blurs before it subsamples"):
+        convert.from_layout(torch.load(blurred), "ResNet50", "timm")
+
+
 @pytest.mark.parametrize("name", ["resnet50", "tv_resnet50", "my_network", "resnet50.a1_in1k"])
 def test_a_checkpoint_that_names_its_own_network_or_none_of_timms_is_taken(name, blurred):
     content = torch.load(blurred) | {"arch": name}

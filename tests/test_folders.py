@@ -191,6 +191,44 @@ def test_a_network_of_transformers_without_its_classifier_has_no_head(transforme
         assert relative_error(to_numpy(model(images)), to_numpy(features)) <= 1e-5
 
 
+def test_a_backbone_of_transformers_is_the_same_network_without_a_head(transformers, tmp_path):
+    config = transformers.ResNetConfig(
+        layer_type="basic", depths=[1, 1, 1, 1], hidden_sizes=[64, 128, 256, 512]
+    )
+    theirs = transformers.ResNetBackbone(config)
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path / "f")
+    weights = read_folder(tmp_path / "f")
+    assert weights.classifier is not None
+    assert weights.classifier.num_classes is None
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs.eval()(images).feature_maps[-1].mean((2, 3))
+        actual = build_torch(weights.classifier, weights.arrays).eval()(images)
+    assert relative_error(to_numpy(actual), to_numpy(expected)) <= 1e-5
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_a_model_of_timms_that_transformers_wrote_is_read(transformers, timm, has_head, tmp_path):
+    """Its wrapper's folder, which says nothing of how images were prepared."""
+    config = transformers.TimmWrapperConfig(
+        architecture="resnet18", id2label={0: "cat", 1: "dog", 2: "eel"}
+    )
+    kind = "TimmWrapperForImageClassification" if has_head else "TimmWrapperModel"
+    theirs = getattr(transformers, kind)(config)
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path / "f")
+    weights = read_folder(tmp_path / "f")
+    assert weights.preprocessing is None
+    assert weights.classifier == ClassifierSpec(find_spec("ResNet18"), 3 if has_head else None)
+    notes = " ".join(weights.notes)
+    assert "every name began with 'timm_model.'" in notes
+    assert "the names of the classes in config.json" in notes
+    assert weights.classifier is not None
+    model, plain = build_torch(weights.classifier, weights.arrays), theirs.timm_model
+    assert relative_error(logits(model), logits(plain)) <= 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_timms_architecture_is_our_network_tensor_for_tensor(timm, architecture):

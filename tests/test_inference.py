@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,27 @@ def test_a_flax_twin_of_the_table_is_exported_by_way_of_its_torch_twin(tmp_path)
     images = random_images(2, 32, "float32")
     logits = run_onnx(tmp_path / "m.onnx", images)
     assert relative_error(logits, run_torch(torch_model.eval(), images)) <= 1e-5
+
+
+@pytest.fixture
+def precisions() -> Iterator[Any]:
+    """CuDNN's flags, which are afterwards as they were."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    yield cudnn
+    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+
+
+@pytest.mark.parametrize("flags", [("ieee", "tf32"), ("ieee", "ieee"), ("tf32", "ieee")])
+def test_flags_of_precision_do_not_keep_torch_from_tracing_and_stay_as_they_are(
+    flags, precisions, tmp_path
+):
+    """As `diff` advises to set them, and in other combinations."""
+    precisions.conv.fp32_precision, precisions.rnn.fp32_precision = flags
+    for export, name in ((convert.export_onnx, "m.onnx"), (convert.export_program, "m.pt2")):
+        done = export(small_model(True), tmp_path / name, image_size=16)
+        assert done.largest_difference <= 1e-5
+    assert (precisions.conv.fp32_precision, precisions.rnn.fp32_precision) == flags
 
 
 def test_the_size_of_the_images_is_said_known_or_the_networks_usual_one():

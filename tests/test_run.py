@@ -260,6 +260,7 @@ def test_cifar10_trains_from_its_files(tmp_path):
         (("cifar11",), ("no recipe called 'cifar11'", "did you mean cifar10")),
         (("--model", "ResNet21"), ("no model called 'ResNet21'", "ResNet20")),
         (("--model", "WideResNet50-2-0.3"), ("dropout",)),
+        (("--bottleneck-stride", "1x1"), ("bottleneck_stride is of a bottleneck",)),
         (("--data", "mnist"), ("mnist", "digits")),
         (("cifar10", "--data-dir", "nowhere"), ("nowhere", "--data-dir")),
         (("--validation-size", "2000"), ("2000", "1437")),

@@ -198,6 +198,32 @@ def test_a_state_of_another_model_is_refused(made, tmp_path):
         checkpoints.restore(made.template)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "part"),
+    [
+        ("model", "ResNet32", "stage_depths"),
+        ("model", "ResNet21", "no model called 'ResNet21'"),
+        ("padding", "same", "padding: 'same', not 'even'"),
+        ("shortcut", "identity", "shortcut: 'identity', not 'projection'"),
+        ("bottleneck_stride", "1x1", "a basic block has no 1x1"),
+        ("running_variance", "biased", "running_variance: 'biased', not 'unbiased'"),
+        ("stochastic_depth", 0.5, "stochastic_depth: 0.5, not 0.0"),
+        ("precision", "f16", "precision is one of bf16, f32, f64, not 'f16'"),
+    ],
+)
+def test_a_configuration_of_another_network_than_the_states_is_refused(
+    made, tmp_path, field, value, part
+):
+    """The trainer would go on by the configuration."""
+    state = copy.deepcopy(made.states[10])
+    assert state["config"][field] != value
+    state["config"][field] = value
+    with pytest.raises(convert.ConversionError) as caught:
+        convert.run_from_torch(state, tmp_path / "b")
+    assert any("config: " in problem and part in problem for problem in caught.value.problems)
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_damaged_optimizer_is_passed_over_and_one_of_an_older_version_refused(made, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(made.folder, damaged)

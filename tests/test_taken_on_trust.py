@@ -92,6 +92,15 @@ def test_the_configuration_beside_a_file_is_heard(name, config, says, tmp_path, 
         assert run_import(moved, *stated) == 0
 
 
+def test_inspect_looks_at_a_file_beside_the_configuration_of_another_network(theirs, tmp_path):
+    torch.save(theirs, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet50d", "num_classes": 3}')
+    assert run_import(tmp_path / "pytorch_model.bin", *IMPORT) == 2
+    found = inspect(tmp_path / "pytorch_model.bin")
+    assert found["matches"][0]["model"] == "ResNet20"
+    assert any("average-pooled shortcuts" in note for note in found["notes"])
+
+
 def test_inspect_says_what_import_would_refuse_of_a_file_that_describes_itself(tmp_path, capsys):
     from convert.files import Weights, read_weights, write_weights
 

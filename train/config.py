@@ -7,7 +7,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from resnet_spec import find_spec
+from resnet_spec import DIALECT, ResNetSpec, find_spec
 from train.errors import UserError
 from train.fields import DataFields, DeviceFields, ModelFields, OptimizerFields, RunFields
 
@@ -33,6 +33,21 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
     def seed_list(self) -> tuple[int, ...]:
         """The seeds of all runs."""
         return (self.seed,) if self.seeds is None else _parse_seeds(self.seeds)
+
+    def network(self, in_planes: int = 3) -> ResNetSpec:
+        """The network, for images of so many channels.
+
+        Raises:
+            ValueError: the model is unknown, or has no such network.
+        """
+        return dataclasses.replace(
+            find_spec(self.model),
+            shortcut=self.shortcut,
+            zero_init_residual=self.zero_init_residual,
+            stochastic_depth=self.stochastic_depth,
+            in_planes=in_planes,
+            **{name: getattr(self, name) for name in DIALECT},
+        )
 
     @property
     def peak_learning_rate(self) -> float:
@@ -185,7 +200,7 @@ def _wrong_choices(config: Config) -> list[str]:
         elif (config.process_id or 0) >= (config.num_processes or 0):
             problems.append(f"--process-id must be below {config.num_processes}")
     try:
-        find_spec(config.model)
+        config.network()
     except ValueError as error:
         problems.append(str(error))
     return problems

@@ -1,7 +1,6 @@
 """What stays the same through a run: the model, its compiled steps, and the data on the devices."""
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -14,7 +13,7 @@ from flax import nnx
 import flax_resnet
 from flax_resnet.layers import no_values
 from flax_resnet.network import ResidualNetwork
-from resnet_spec import DIALECT, ClassifierSpec, ResNetSpec, find_spec
+from resnet_spec import ClassifierSpec, ResNetSpec
 from train import parallel
 from train.augment import Augment
 from train.batches import Batch, test_batches, train_batches
@@ -229,14 +228,7 @@ def _unreadable(dataset: Dataset) -> str:
 
 def describe(config: Config, dataset: Dataset) -> ClassifierSpec:
     """The network of a configuration, for these images and classes."""
-    spec = dataclasses.replace(
-        find_spec(config.model),
-        shortcut=config.shortcut,
-        zero_init_residual=config.zero_init_residual,
-        stochastic_depth=config.stochastic_depth,
-        in_planes=dataset.image_shape[-1],
-        **{name: getattr(config, name) for name in DIALECT},
-    )
+    spec = config.network(dataset.image_shape[-1])
     part = config.global_batch_size // config.accumulate_steps
     return ClassifierSpec(spec, dataset.num_classes, statistics_batch_size=part)
 

@@ -17,9 +17,9 @@ from convert.diff.report import as_json, write_whole
 from convert.errors import ConversionError
 from convert.layouts import find_layout, layout_spec, read_layout, with_channels
 from convert.models import build_flax, build_torch
-from convert.options import add_prefix, add_stated, stated
+from convert.options import add_part, add_stated, stated
 from convert.sources import Source, read_source
-from resnet_spec import ClassifierSpec
+from resnet_spec import ClassifierSpec, ResNetSpec
 
 _DESCRIPTION = """\
 Runs two networks on one batch, layer by layer, in float64 and in another precision, and says
@@ -48,6 +48,9 @@ def add_parser(commands: Any) -> None:
         )
         parser.add_argument(f"--layout-{side}", metavar="LAYOUT", help=f"of a peer's file {title}")
         parser.add_argument(
+            f"--entry-{side}", metavar="ENTRY", help=f"of what torch.save wrote, of a file {title}"
+        )
+        parser.add_argument(
             f"--prefix-{side}", metavar="PREFIX", help=f"of the names to take of a file {title}"
         )
         parser.add_argument(f"--step-{side}", type=int, metavar="STEP", help=f"of a run {title}")
@@ -59,7 +62,7 @@ def add_parser(commands: Any) -> None:
         )
     parser.add_argument("--layout", help="of a peer's file: of both, where not said for one")
     parser.add_argument("--model", help="name in our table, for a file that does not say it")
-    add_prefix(parser)
+    add_part(parser)
     add_stated(parser)
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="f32", help="beside float64; default: f32"
@@ -125,6 +128,7 @@ class _Side(NamedTuple):
     source: Path
     backend: str
     layout: str | None
+    entry: str | None
     prefix: str | None
     step: int | None
     weights: Literal["raw", "ema"] | None
@@ -137,7 +141,7 @@ def _sides(options: argparse.Namespace) -> tuple[_Side, _Side]:
     if options.source_b is None:
         choices[1] = {n: choices[0][n] if v is None else v for n, v in choices[1].items()}
     for choice in choices:
-        for name in ("layout", "prefix"):
+        for name in ("layout", "entry", "prefix"):
             choice[name] = choice[name] or getattr(options, name)
     return _Side(**choices[0]), _Side(**choices[1])
 
@@ -185,6 +189,7 @@ def _open(side: _Side, options: argparse.Namespace) -> Source:
         side.source,
         step=side.step,
         average=side.weights,
+        entry=side.entry or "",
         prefix=side.prefix or "",
         reset_counters=options.reset_counters,
         needs_preprocessing=False,
@@ -199,12 +204,20 @@ def _check_stated(sources: Iterable[Source], options: argparse.Namespace) -> Non
         spec = source.weights.classifier.network
         asked = layout_spec(options.model, "flax-resnet") if options.model else spec
         asked = dataclasses.replace(asked, in_planes=spec.in_planes, **stated(options))
-        problems += asked.differences(spec)
-        if asked.running_variance != spec.running_variance:  # of training, where it is compared
-            problems.append(f"running_variance: {spec.running_variance}")
+        problems += [*asked.differences(spec), *_of_training(asked, spec, options)]
     if problems:
         problems = list(dict.fromkeys(problems))
         raise ConversionError("the files say which model they hold, and it is another:", problems)
+
+
+def _of_training(asked: ResNetSpec, spec: ResNetSpec, options: argparse.Namespace) -> list[str]:
+    """What the file says otherwise of training, which is compared, too.
+
+    A model's name brings rates along: these count where the user states them.
+    """
+    names = {"running_variance", *stated(options)}
+    found = asked.training_differences(spec)
+    return [difference for difference in found if difference.partition(":")[0] in names]
 
 
 def _read(

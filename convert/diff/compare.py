@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from convert.diff.measure import is_finite, largest, measure, measure_finite
 from convert.diff.precision import Device, Precision, check_ready, reduced_flags, tensor_float32
 from convert.diff.runs import Arrays, Loss, Run, framework_of, make_run
 from convert.models import arrays_of
+from resnet_spec import ResNetSpec
 
 # A gradient that is zero but for rounding, as of a bias before a BatchNorm, is held against the
 # gradients of the other parameters: 1e-5 of the largest, so that float64 rounding of 1e-16 stays
@@ -95,15 +96,18 @@ def compare(
         images=images.shape,
         flags=() if precision == "tf32" else tuple(reduced_flags(frameworks, device)),
         only=only,
-        described=_compare_descriptions(model_a, model_b),
+        described=_compare_descriptions(model_a, model_b, ResNetSpec.differences),
+        described_training=_compare_descriptions(model_a, model_b, ResNetSpec.training_differences),
         sections={**sections, "weights": _in_order(weights, list(sections["eval"]))},
     )
 
 
-def _compare_descriptions(model_a: Any, model_b: Any) -> tuple[str, ...]:
+def _compare_descriptions(
+    model_a: Any, model_b: Any, differences: Callable[[ResNetSpec, ResNetSpec], list[str]]
+) -> tuple[str, ...]:
     """What these images need not show: padding alike at odd sizes, for one."""
     one, other = (getattr(model, "spec", None) for model in (model_a, model_b))
-    return () if one is None or other is None else tuple(one.differences(other))
+    return () if one is None or other is None else tuple(differences(one, other))
 
 
 def _evaluate(run: Run, images: np.ndarray, _: Loss) -> dict[str, Arrays]:

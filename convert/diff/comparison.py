@@ -121,6 +121,7 @@ class Comparison:
         flags: the flags that reduced the precision.
         only: names of tensors that only one of the two has.
         described: in which fields the two say that they compute something else.
+        described_training: in which they say that they train otherwise.
         sections: rows by a key of `SECTIONS`, activations in the order of the forward pass.
         verdict: see `Verdict`.
     """
@@ -133,6 +134,7 @@ class Comparison:
     flags: tuple[str, ...]
     only: tuple[tuple[str, ...], tuple[str, ...]]
     described: tuple[str, ...]
+    described_training: tuple[str, ...]
     sections: dict[str, tuple[Row, ...]]
 
     @functools.cached_property

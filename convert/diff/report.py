@@ -36,6 +36,7 @@ def as_json(comparison: Comparison) -> str:
         "images": comparison.images,
         "flags": comparison.flags,
         "described": comparison.described,
+        "described_training": comparison.described_training,
         "sections": {
             section: [_row_fields(row) for row in rows]
             for section, rows in comparison.sections.items()

@@ -130,6 +130,11 @@ def _findings(comparison: Comparison, same_function: bool) -> list[str]:
     weights = comparison.sections["weights"]
     same_bits = sum(row.note == "same bits" for row in weights)
     lines.append(f"weights: {same_bits} of {len(weights)} arrays have the same bits")
+    if comparison.described_training:
+        lines.append(
+            "note: B says that it trains otherwise (here nothing is left out at random): "
+            + "; ".join(comparison.described_training)
+        )
     return lines
 
 

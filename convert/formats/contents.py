@@ -17,10 +17,10 @@ class Contents:
         metadata: the text that `write` was given; in a hostile file, anything.
         problems: faults that leave the rest readable, as a name that is there twice.
         notes: wrappers that were taken off, and entries that were left out.
-        architecture: what a training script called the network, where it wrote that beside it.
+        architectures: what a training script called the network, where it wrote that beside it.
     """
 
     metadata: Mapping[Any, Any]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    architecture: str = ""
+    architectures: tuple[str, ...] = ()

@@ -20,27 +20,37 @@ _PLAIN = {  # what makes a plain tensor, by a part of the name of what rebuilds 
 _IS_TRUSTED = "if you trust it, re-save its weights where it was made, with its project at hand:"
 
 
-def find_state_dict(path: Path, content: Any) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+def find_state_dict(
+    path: Path, content: Any, name: str = ""
+) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """The only mapping of names to tensors, all that there is or one entry of it, and notes.
 
+    Args:
+        path: of the file, for errors.
+        content: what is in it.
+        name: of the entry that is meant, where there are several.
+
     Raises:
-        ConversionError: there is none, or several.
+        ConversionError: there is none, or several, or none of this name.
     """
-    if _is_state_dict(content):
+    if not name and _is_state_dict(content):
         return content, ()
     entries = content if isinstance(content, Mapping) else {}
-    found = [name for name, entry in entries.items() if _is_state_dict(entry)]
+    found = [key for key, entry in entries.items() if _is_state_dict(entry)]
+    if name and name not in found:
+        there = ", ".join(map(repr, found)) or "none"
+        raise ConversionError(f"{path} has no state dict {name!r} among its entries: {there}")
     if not found:
         raise _no_state_dict(path, content)
-    if len(found) > 1:
+    if len(found) > 1 and not name:
         raise ConversionError(
-            f"{path} holds {len(found)} state dicts: write the one you want, where you trust it, "
-            "to a file of its own:",
-            [f"torch.save({_load(path)}[{name!r}], {_RESAVED!r})" for name in found],
+            f"{path} holds {len(found)} state dicts: say which one, by",
+            [f"--entry {key}  ({len(entries[key])} tensors)" for key in found],
         )
-    notes = [f"the state dict is the entry {found[0]!r}"]
-    notes += [f"left out: {n!r}, {_describe(e)}" for n, e in entries.items() if n != found[0]]
-    return entries[found[0]], tuple(notes)
+    name = name or found[0]
+    notes = [f"the state dict is the entry {name!r}"]
+    notes += [f"left out: {n!r}, {_describe(e)}" for n, e in entries.items() if n != name]
+    return entries[name], tuple(notes)
 
 
 def advise(path: Path, content: Any = None) -> list[str]:

@@ -19,7 +19,7 @@ from convert.formats.entries import advise, advise_on_arrays, find_state_dict
 from convert.formats.pickles import LARGEST_PICKLE, Storage, Tensor, read_pickle
 from convert.formats.pickling import write_pickle
 from convert.formats.storages import Place, StartOf, dtype_of, read_in_pieces, strides_in_order
-from convert.wrappers import stated_architecture
+from convert.wrappers import stated_architectures
 
 _ZIP = b"PK\x03\x04"
 _FOLDER, _ALIGNMENT = "archive", 64  # of the members of a file that is written; bytes
@@ -78,20 +78,22 @@ def _name(dtype: np.dtype) -> str:
     return dtype.name  # which NumPy puts together each time
 
 
-def read(path: Path, visit: Visitor) -> Contents:
+def read(path: Path, visit: Visitor, entry: str = "") -> Contents:
     """Visits every tensor of the state dict, which may be an entry of a larger dictionary.
+
+    `entry` is its name there, where it is not the only one.
 
     torch is not asked. Its own reader takes the whole file into memory, other entries too, and from
     a small file that is made for it any amount; half of this time it spends on fresh memory.
 
     Raises:
         ConversionError: the file is damaged, needs code to load (all that it asks for is listed),
-            or holds no state dict or several.
+            or holds no state dict, several, or none of the name `entry`.
     """
     try:
         with path.open("rb", buffering=0) as file:
             content, start_of = _open(path, file)
-            state_dict, notes = find_state_dict(path, content)
+            state_dict, notes = find_state_dict(path, content, entry)
             places = [Place(name, tensor, start_of) for name, tensor in state_dict.items()]
             # of their memory, too, at most as much again: views of one another take it twice
             if sum(max(p.num_bytes, p.end - p.start) for p in places) > 2 * path.stat().st_size:
@@ -110,7 +112,7 @@ def read(path: Path, visit: Visitor) -> Contents:
     return Contents(
         own_metadata(getattr(state_dict, "metadata", None)),
         notes=notes,
-        architecture=stated_architecture(content) if state_dict is not content else "",
+        architectures=stated_architectures(content) if state_dict is not content else (),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from convert import collector
-from convert.arrays import as_arrays, check_mapping, compare_shapes, is_counter
+from convert.arrays import as_arrays, check_mapping, compare_shapes, is_count, is_counter
 from convert.description import as_state_dict, describe_state
 from convert.errors import ConversionError
 from convert.layouts import (
@@ -32,7 +32,7 @@ from convert.wrappers import (
     TORCHS_PREFIXES,
     only_state_dict,
     state_dicts,
-    stated_architecture,
+    stated_architectures,
     take_prefix,
     unwrap,
     without_training_state,
@@ -84,7 +84,7 @@ def from_layout(
     check_mapping(tensors)
     if not found.spelling.is_flax:
         if (inner := only_state_dict(tensors)) is not tensors:
-            if problems := architecture_problems(stated_architecture(tensors)):
+            if problems := architecture_problems(stated_architectures(tensors)):
                 raise ConversionError("these tensors are of another network:", problems)
             tensors = inner
         _check_described(tensors, spec)
@@ -185,15 +185,31 @@ def read_layout(
         given |= {
             theirs[name]: _zero()
             for name in counters
-            if name in theirs and not _is_count(given.get(theirs[name]))
+            if name in theirs and not is_count(given.get(theirs[name]))
         }
     expected = {theirs[n]: shape for n, shape in classifier.tensors().items() if n in theirs}
     if problems := layout_problems(found, expected, given, allow_nonfinite=allow_nonfinite):
+        path = head_path(found, spec)
+        places = [f"{kind}: {path}" for kind in ("missing", "left over", "shape")]
+        if all(problem.startswith(tuple(places)) for problem in problems):
+            problems.append(
+                "the head alone does not fit: --head drop leaves it out, new:N makes another; "
+                f"to keep it, save it as {weight} and {bias} (zeros where it has no bias)"
+            )
         raise ConversionError(
             f"these tensors are not this model's in the layout {layout}:", problems
         )
     absent = {name: _zero() for name in counters if name not in theirs}
     return {ours: given[their] for ours, their in theirs.items()} | absent, classifier
+
+
+def head_path(layout: Layout, spec: ResNetSpec) -> str:
+    """What the names of a head begin with in a layout, whatever is within it: `fc.`."""
+    weight = layout.spelling.name(dict(layout.names(spec))["head"], "weight", 2)
+    parts = weight.split(layout.spelling.separator)[:-1]
+    while parts[-1].isdigit():  # transformers' is the second of `classifier`
+        parts.pop()
+    return layout.spelling.separator.join([*parts, ""])
 
 
 @collector.put_off()
@@ -243,10 +259,6 @@ def _check_described(tensors: Mapping[str, Any], spec: ResNetSpec) -> None:
 
 def _zero() -> np.ndarray:
     return np.zeros((), np.int64)
-
-
-def _is_count(array: np.ndarray | None) -> bool:
-    return array is not None and array.shape == () and array.dtype == np.int64
 
 
 def with_head(

@@ -1,7 +1,8 @@
 """akamaster/pytorch_resnet_cifar10 and the many CIFAR networks with the same names."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from convert.layouts.layout import Layout, walk
 from resnet_spec import ResNetSpec
@@ -20,6 +21,19 @@ def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
         shortcut_bn="shortcut.1",
         head="linear",
     )
+
+
+def whole_names(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Tensors by the layout's names: kin have torchvision's, `downsample` and `fc`."""
+    if any(".shortcut." in name or name.startswith("linear.") for name in tensors):
+        return tensors
+    return {_renamed(name): tensor for name, tensor in tensors.items()}
+
+
+def _renamed(name: str) -> str:
+    if name.startswith("fc."):
+        return f"linear.{name.removeprefix('fc.')}"
+    return name.replace(".downsample.", ".shortcut.")
 
 
 def adapt(spec: ResNetSpec) -> ResNetSpec:
@@ -44,4 +58,5 @@ LAYOUT = Layout(
         "bottleneck_stride": ("3x3",),
     },
     adapt=adapt,
+    whole_names=whole_names,
 )

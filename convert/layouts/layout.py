@@ -7,7 +7,7 @@ from typing import Any
 
 from convert.errors import ConversionError
 from convert.layouts.spelling import TORCH, Spelling
-from resnet_spec import DIALECT, ClassifierSpec, ResNetSpec
+from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -60,14 +60,15 @@ class Layout:
     def lost_fields(self, classifier: ClassifierSpec) -> dict[str, Any]:
         """What neither names nor shapes show, where the package's usual network has it otherwise.
 
-        Who reads the tensors by the layout must be told: fields of the spec, and with biased
-        variances the batch that they were taken over.
+        Who reads the tensors by the layout must be told: fields of the spec, the rates of training
+        among them, and with biased variances the batch that they were taken over.
         """
         spec = classifier.network
         usual = {name: getattr(ResNetSpec, name) for name in DIALECT}
         taken = self.adapt(dataclasses.replace(spec, **usual))
         fields = {name: getattr(spec, name) for name in (*DIALECT, "shortcut")}
         lost = {name: value for name, value in fields.items() if value != getattr(taken, name)}
+        lost |= {name: getattr(spec, name) for name in RATES if getattr(spec, name) > 0}
         if classifier.statistics_batch_size is not None:
             lost["statistics_batch_size"] = classifier.statistics_batch_size
         return lost

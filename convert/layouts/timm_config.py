@@ -1,13 +1,15 @@
 """The `config.json` of a folder that timm opens: its architectures, and how images come in."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from convert.errors import ConversionError
 from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec, find_spec, nearest_names
 
 CONFIG = "config.json"
+WRAPPER = "timm_wrapper"  # transformers' model type around any model of timm's
+_HEADLESS = "TimmWrapperModel"
 ARCHITECTURES = {
     **{f"resnet{depth}": f"ResNet{depth}" for depth in (18, 34, 50, 101, 152, 200)},
     **{f"wide_resnet{depth}_2": f"WideResNet{depth}-2" for depth in (50, 101)},
@@ -86,7 +88,7 @@ def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> di
     return {CONFIG: config}
 
 
-def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing:
+def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing | None:
     """How images are prepared and what the classes are called, from all JSON files by name.
 
     Raises:
@@ -94,21 +96,28 @@ def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing:
         ValueError, KeyError, TypeError: the content is not timm's.
     """
     config = files[CONFIG]
+    if config.get("model_type") == WRAPPER and "pretrained_cfg" not in config:
+        return None  # where timm is silent it takes its own defaults, transformers the model's
     pretrained, channels = _pretrained(config), _channels(config)
     if problems := list(_unprepared(pretrained)):
         raise ConversionError(f"{CONFIG} prepares images as this table cannot say it:", problems)
-    labels = config.get("label_names", pretrained.get("label_names"))
-    if isinstance(labels, dict) and set(labels) == {str(n) for n in range(len(labels))}:
-        labels = [labels[str(number)] for number in range(len(labels))]
     mean, std = pretrained["mean"], pretrained["std"]
     return Preprocessing(
         mean=mean * channels if len(mean) == 1 else mean,  # timm repeats a single number
         std=std * channels if len(std) == 1 else std,
         image_size=pretrained["input_size"][1],
-        class_names=tuple(labels) if isinstance(labels, list) else None,
+        class_names=class_names(config),
         interpolation=pretrained["interpolation"],
         crop_fraction=pretrained["crop_pct"],
     )
+
+
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """In the order of the classes; None where they have none."""
+    labels = config.get("label_names", _pretrained(config).get("label_names"))
+    if isinstance(labels, dict) and set(labels) == {str(n) for n in range(len(labels))}:
+        labels = [labels[str(number)] for number in range(len(labels))]
+    return tuple(labels) if isinstance(labels, list) else None
 
 
 def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,19 +127,24 @@ def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
         ConversionError: it is a network that the table has not; the differences are listed.
         ValueError, KeyError, TypeError: the content is not timm's.
     """
-    pretrained, arguments = _pretrained(config), config.get("model_args", {})
+    pretrained, arguments = _pretrained(config), _arguments(config)
     architecture = _plain(config["architecture"])
     if problems := (*_differences(architecture), *_unsupported(config, arguments)):
         raise ConversionError(f"{CONFIG} describes a network that this table has not:", problems)
     spec = dataclasses.replace(find_spec(ARCHITECTURES[architecture]), in_planes=_channels(config))
     num_classes = config.get("num_classes", pretrained["num_classes"])
     num_classes = arguments.get("num_classes", num_classes)
+    if config.get("architectures") == [_HEADLESS]:
+        num_classes = 0
     return {"network": spec.to_json(), "num_classes": num_classes or None, "head_bias": True}
 
 
+def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("model_args") or {}  # transformers writes null
+
+
 def _channels(config: Mapping[str, Any]) -> int:
-    arguments = config.get("model_args", {})
-    return arguments.get("in_chans", _pretrained(config)["input_size"][0])
+    return _arguments(config).get("in_chans", _pretrained(config)["input_size"][0])
 
 
 def _pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,20 +164,20 @@ def _find_architecture(spec: ResNetSpec) -> str:
 
 def other_network(architecture: str) -> str | None:
     """What sets a network of timm's apart from those of the table, where its name says so."""
-    architecture = _plain(architecture)
+    architecture = _plain(architecture).lower()
     if architecture in ARCHITECTURES or "resnet" not in architecture:
         return None
     why = next((text for part, text in _OTHERS if part in architecture), None)
     return why or (_VARIANTS.get(architecture[-1]) if architecture[:-1] in ARCHITECTURES else None)
 
 
-def architecture_problems(architecture: str) -> list[str]:
+def architecture_problems(architectures: Iterable[str]) -> list[str]:
     """A sentence where a training script says that its weights are of a network of another kind."""
-    if (why := other_network(architecture)) is None:
-        return []
     return [
         f"another network: it says that it is of {architecture[:100]!r}: {why} (where that is not "
         "so, re-save its state dict alone)"
+        for architecture in dict.fromkeys(architectures)
+        if (why := other_network(architecture)) is not None
     ]
 
 

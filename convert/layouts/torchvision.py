@@ -34,6 +34,11 @@ def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
     )
 
 
+def _differences(spec: ResNetSpec) -> list[str]:
+    advice = ["a small stem under these names: the layout cifar takes it"]
+    return [*no_wide_basic_block(spec), *(advice if spec.small_images else [])]
+
+
 def no_wide_basic_block(spec: ResNetSpec) -> list[str]:
     """Only bottlenecks are wide in these packages."""
     is_wide = spec.block == "basic" and spec.width != 1
@@ -45,5 +50,5 @@ LAYOUT = Layout(
     "torchvision: ResNet18/34/50/101/152, WideResNet50-2, 101-2",
     names,
     limits={"preact": (False,), **IMAGENET_LIMITS},
-    differences=no_wide_basic_block,
+    differences=_differences,
 )

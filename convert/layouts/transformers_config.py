@@ -26,7 +26,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 _ONLY_VALUES = {"model_type": "resnet", "hidden_act": "relu", "downsample_in_first_stage": False}
 _ARCHITECTURE = "ResNetForImageClassification"
-_HEADLESS = "ResNetModel"
+_HEADLESS = ("ResNetModel", "ResNetBackbone")
 _STEPS = ("do_resize", "do_rescale", "do_normalize")
 
 
@@ -108,8 +108,9 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
         if config.get(name, only) != only:
             yield f"{name} is {config[name]!r}, here {only!r}"
     architectures = config.get("architectures") or [_ARCHITECTURE]
-    if architectures not in ([_ARCHITECTURE], [_HEADLESS]):
-        yield f"architectures are {architectures!r}, here {_ARCHITECTURE} or {_HEADLESS}"
+    if architectures not in [[name] for name in (_ARCHITECTURE, *_HEADLESS)]:
+        known = f"{_ARCHITECTURE} or {' or '.join(_HEADLESS)}"
+        yield f"architectures are {architectures!r}, here {known}"
     if config["layer_type"] not in ("basic", "bottleneck"):
         yield f"layer_type is {config['layer_type']!r}, here basic or bottleneck"
     if config.get("quantization_config") is not None:
@@ -119,7 +120,7 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
 def _labels(config: Mapping[str, Any]) -> list[str]:
     """The names of the classes in order; two without names are transformers' default."""
     labels = config.get("id2label")
-    if config.get("architectures") == [_HEADLESS]:
+    if config.get("architectures") in [[name] for name in _HEADLESS]:
         return []
     if labels is None:
         return [f"LABEL_{number}" for number in range(config.get("num_labels", 2))]
