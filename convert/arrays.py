@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _COLUMNS = 16
+_COUNTER = "num_batches_tracked"
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -155,12 +156,19 @@ def _is_variance(name: str) -> bool:
 
 def is_counter(name: str) -> bool:
     """Whether an array counts the batches that a BatchNorm has seen."""
-    return name.endswith("num_batches_tracked")
+    return name.endswith(_COUNTER)
 
 
 def is_count(array: np.ndarray | None) -> bool:
     """Whether an array is a count of batches as torch has them."""
     return array is not None and array.shape == () and array.dtype == np.int64
+
+
+def counters_reset(arrays: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> list[str]:
+    """A note on how many counters are zero in `arrays` because they are no counts in `given`."""
+    num_counts = sum(is_counter(name) and is_count(array) for name, array in given.items())
+    num_reset = sum(map(is_counter, arrays)) - num_counts
+    return [f"taken as zero: {num_reset} {_COUNTER}, missing or no int64"] if num_reset > 0 else []
 
 
 def dtype_problems(name: str, array: np.ndarray) -> list[str]:

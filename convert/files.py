@@ -70,9 +70,16 @@ def load(
     path: str | os.PathLike[str],
     backend: Literal["torch", "flax"],
     *,
+    entry: str = "",
     allow_nonfinite: bool = False,
 ) -> Any:
     """The model of a file that `save` wrote, in eval mode, as a torch or a Flax twin.
+
+    Args:
+        path: the file.
+        backend: which twin.
+        entry: of several twins' state dicts in what `torch.save` wrote, the one to take.
+        allow_nonfinite: take NaN, infinite values and negative variances, too.
 
     Raises:
         ConversionError: the file is damaged, does not describe its model, its tensors are not
@@ -86,7 +93,7 @@ def load(
         raise ConversionError(
             f"{path} is a folder: `resnet-convert import {path} -o FILE` makes a file of it"
         )
-    weights = read_weights(Path(path), judge_values=False)
+    weights = read_weights(Path(path), entry=entry, judge_values=False)
     if weights.classifier is None:
         raise ConversionError(
             f"{path} does not say which model it holds: name its layout and model, as in "

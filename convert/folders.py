@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from convert.arrays import is_counter
+from convert.arrays import counters_reset
 from convert.atomic import replacing
 from convert.description import parse_description
 from convert.errors import ConversionError
@@ -127,11 +127,10 @@ def read_folder(
             f"weights have one of {with_head.num_classes}"
         )
     notes = list(weights.notes)
-    if reset_counters and sum(map(is_counter, arrays)) > sum(map(is_counter, weights.arrays)):
-        notes.append("num_batches_tracked are missing, and taken as zero")
+    notes += counters_reset(arrays, weights.arrays) if reset_counters else []
     if said.unsaid is not None:
         notes.append(f"left out: its preprocessing: {said.unsaid}")
-    elif preprocessing is None and _has_class_names(_read_json(folder / _CONFIG), layout):
+    elif preprocessing is None and _CONFIGS[layout].class_names(_read_json(folder / _CONFIG)):
         notes.append(
             f"left out: the names of the classes in {_CONFIG}, which are part of a preprocessing: "
             "the folder has none"
@@ -216,9 +215,9 @@ def _read_description(folder: Path, weights: Weights) -> _Description:
     except ConversionError as error:
         errors.append(error)
     try:
+        names = [name for name in _JSON_FILES if (folder / name).is_file()]
+        files = {name: _read_json(folder / name) for name in names}
         with _naming(folder, layout):
-            names = [name for name in _JSON_FILES if (folder / name).is_file()]
-            files = {name: _read_json(folder / name) for name in names}
             preprocessing = module.read_preprocessing(files)
             if preprocessing is not None and classifier is not None:
                 preprocessing.check(classifier)
@@ -245,13 +244,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _has_class_names(config: Mapping[str, Any], layout: str) -> bool:
-    names = _CONFIGS[layout].class_names(config)
-    return bool(names) and not transformers_config.only_count(names)
-
-
 def _without_numbers(preprocessing: Preprocessing | None) -> Preprocessing | None:
-    """Without class names that only count: transformers keeps none that say no more."""
+    """Without class names that only count: they are read as none."""
     names = None if preprocessing is None else preprocessing.class_names
     if preprocessing is None or names is None or not transformers_config.only_count(names):
         return preprocessing

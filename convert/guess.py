@@ -1,6 +1,6 @@
 """Which layout and model a file of tensors is of, from names and shapes alone."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,7 +45,7 @@ class Guess:
         fields = {"layout": self.layout, "model": self.model}
         if spec.shortcut != usual.shortcut:
             fields["shortcut"] = spec.shortcut
-        return as_options(fields)
+        return as_options(fields) + ("" if self.has_counters else " --reset-counters")
 
 
 # What other packages vary, too, without another name or shape of any tensor (timm's `act_layer`,
@@ -59,6 +59,9 @@ _AS_IN_THE_PAPERS = (
 )
 _NAMED = 4  # problems of the nearest network
 _FIRST = "stages.0.0.conv1"  # a layer that every network has, whatever its stem
+_NEAR = 1.25  # times as many 3x3 convolutions, or fewer
+_ENOUGH = 0.5  # of the names, for the nearest network to be believed without trying all others
+_MOST_WIDTHS = 12  # that are tried of one file
 
 
 def undecided(spec: ResNetSpec, stated: Collection[str] = ()) -> list[str]:
@@ -81,17 +84,17 @@ def guess(shapes: Shapes) -> list[Guess]:
     Args:
         shapes: of all tensors by name, as they are in the file.
     """
-    candidates = list(_candidates(shapes))
-    exact = [found for candidate in candidates if (found := _fit(shapes, *candidate)) is not None]
+    views = [_View(layout, shapes) for layout in LAYOUTS.values()]
+    names = (*MODELS, *_other_widths(shapes))
+    near = _of_about_the_depth(shapes, names)
+    candidates = list(_candidates(views, near))
+    exact = [found for candidate in candidates if (found := _fit(*candidate)) is not None]
     if exact:
         return exact
-    nearest = [_overlap(shapes, *candidate) for candidate in candidates]
-    largest = max((one.share for one in nearest), default=0)
-    if largest == 0:
-        return []
-    best = [(_problems(shapes, one), one) for one in nearest if one.share == largest]
-    problems, found = max(best, key=lambda pair: len(pair[0]))  # the layout with most to say
-    return [replace(found, problems=tuple(problems))]
+    best = _nearest(candidates)
+    if best is None or best.share < _ENOUGH:  # cut off, or of a depth that the table has not
+        best = _nearest([*candidates, *_candidates(views, [n for n in names if n not in near])])
+    return [] if best is None else [best]
 
 
 def find_prefix(names: Collection[str]) -> str | None:
@@ -105,33 +108,60 @@ def find_prefix(names: Collection[str]) -> str | None:
     return None
 
 
-def _candidates(shapes: Shapes) -> Iterator[tuple[Layout, str, ResNetSpec]]:
-    """The networks in every layout whose first block the file has a convolution of."""
-    names = _of_about_the_depth(shapes)
-    tensors = {name: np.broadcast_to(np.int8(0), shape) for name, shape in shapes.items()}
-    for layout in LAYOUTS.values():
-        whole = layout.whole_names(shapes)
-        for name in names:
-            for spec in _variants(layout, name):
-                if layout.spelling.name(dict(layout.names(spec))[_FIRST], "weight", 4) in whole:
-                    yield layout, name, with_channels(spec, tensors, layout.name)
+class _View:
+    """A file's tensors as one layout has them.
 
-
-def _of_about_the_depth(shapes: Shapes) -> list[str]:
-    """Names of the networks with about as many 3x3 convolutions: spares comparisons.
-
-    1x1 convolutions are not counted: attention in other networks' blocks has more of them.
+    Attributes:
+        layout: the layout.
+        tensors: stand-ins for the file's, which take no memory, under the layout's names.
+        given: their shapes with torch's axes.
     """
-    kernels = ({shape[:2], shape[2:]} for shape in shapes.values() if len(shape) == 4)
-    num_spatial = sum((1, 1) not in ends for ends in kernels)
-    distances: dict[str, float] = {}
-    for name in (*MODELS, *_other_widths(shapes)):
+
+    def __init__(self, layout: Layout, shapes: Shapes):
+        self.layout = layout
+        self.tensors = {
+            name: np.broadcast_to(np.int64(0) if "num_batches" in name else np.float32(0), shape)
+            for name, shape in layout.whole_names(shapes).items()
+        }
+        to_ours = layout.spelling.to_ours
+        self.given = {name: to_ours(name, array).shape for name, array in self.tensors.items()}
+
+    def begins(self, spec: ResNetSpec) -> bool:
+        """Whether the convolution of a network's stem, or the first of a block, is there."""
+        names = self.layout.names(spec)
+        stem = next(names)[1]
+        first = next(theirs for ours, theirs in names if ours == _FIRST)
+        return any(self.layout.spelling.name(n, "weight", 4) in self.given for n in (stem, first))
+
+
+_Candidate = tuple[_View, str, ResNetSpec]
+
+
+def _candidates(views: Iterable[_View], names: Iterable[str]) -> Iterator[_Candidate]:
+    """Those of the networks of which a view has the beginning."""
+    for view in views:
+        for name in names:
+            for spec in _variants(view.layout, name):
+                if view.begins(spec):
+                    yield view, name, with_channels(spec, view.tensors, view.layout.name)
+
+
+def _of_about_the_depth(shapes: Shapes, names: Iterable[str]) -> list[str]:
+    """Networks with about as many 3x3 convolutions as are there: spares comparisons."""
+    found, num_spatial = [], len(_spatial_kernels(shapes))
+    for name in names:
         spec = find_spec(name)
         fewest = sum(spec.stage_depths) * {"basic": 2, "bottleneck": 1}[spec.block]
         most = fewest + 4  # stems, and shortcuts of 3x3
-        distances[name] = max(fewest / (num_spatial + 1), num_spatial / most)
-    enough = max(1.25, min(distances.values()))
-    return [name for name, distance in distances.items() if distance <= enough]
+        if fewest <= _NEAR * (num_spatial + 1) and num_spatial <= _NEAR * most:
+            found.append(name)
+    return found
+
+
+def _spatial_kernels(shapes: Shapes) -> list[tuple[int, ...]]:
+    """Shapes of convolutions but 1x1: attention in other networks' blocks has more of these."""
+    kernels = [shape for shape in shapes.values() if len(shape) == 4]
+    return [shape for shape in kernels if (1, 1) not in (shape[:2], shape[2:])]
 
 
 def _variants(layout: Layout, name: str) -> Iterator[ResNetSpec]:
@@ -145,34 +175,46 @@ def _variants(layout: Layout, name: str) -> Iterator[ResNetSpec]:
 
 def _other_widths(shapes: Shapes) -> set[str]:
     """Names of Wide ResNets whose widths the table does not list, but the file may have."""
-    channels = {shape[0] for shape in shapes.values() if len(shape) == 4}
+    channels = {planes for shape in _spatial_kernels(shapes) for planes in (shape[0], shape[3])}
     widths = {p // first for p in channels for first in (16, 64) if p % first == 0 and p > first}
     bases = {name.partition("-")[0] for name in MODELS if "WideResNet" in name}
-    return {f"{base}-{width}" for base in bases for width in widths} - set(MODELS)
+    likely = sorted(widths)[:_MOST_WIDTHS]  # the first stage is the narrowest
+    return {f"{base}-{width}" for base in bases for width in likely} - set(MODELS)
 
 
-def _fit(shapes: Shapes, layout: Layout, name: str, spec: ResNetSpec) -> Guess | None:
-    placeholders = {
-        key: np.broadcast_to(np.int64(0) if "num_batches" in key else np.float32(0), shape)
-        for key, shape in shapes.items()
-    }
+def _fit(view: _View, name: str, spec: ResNetSpec) -> Guess | None:
+    layout = view.layout
+    num_tensors = len(layout.tensors(ClassifierSpec(spec)))
+    if not num_tensors / 2 < len(view.given) <= num_tensors + 2:  # counters, the head
+        return None
     try:
         _, classifier = read_layout(
-            placeholders, spec, layout.name, reset_counters=True, allow_nonfinite=True
+            view.tensors, spec, layout.name, reset_counters=True, allow_nonfinite=True
         )
     except ConversionError:
         return None
-    has_counters = set(layout.tensors(classifier).values()) <= set(layout.whole_names(shapes))
+    has_counters = set(layout.tensors(classifier).values()) <= set(view.given)
     return Guess(layout.name, name, classifier, 1.0, has_counters)
 
 
-def _overlap(shapes: Shapes, layout: Layout, name: str, spec: ResNetSpec) -> Guess:
-    whole = layout.whole_names(shapes)
-    given = {key: _torch_shape(layout, key, shape) for key, shape in whole.items()}
+def _nearest(candidates: Iterable[_Candidate]) -> Guess | None:
+    """With the largest share of names that fit; of several, that with most signs of another."""
+    pairs = [(_overlap(*candidate), candidate[0]) for candidate in candidates]
+    largest = max((found.share for found, _ in pairs), default=0)
+    if largest == 0:
+        return None
+    best = [(*_problems(v, found), found) for found, v in pairs if found.share == largest]
+    signs, problems, found = max(best, key=lambda entry: len(entry[0]))
+    return replace(found, problems=(*signs, *problems))
+
+
+def _overlap(view: _View, name: str, spec: ResNetSpec) -> Guess:
+    given, layout = view.given, view.layout
     classifier = _head_of(given, layout, spec)
     theirs, ours = layout.tensors(classifier), classifier.tensors()
     same = sum(given.get(their) == ours[key] for key, their in theirs.items())
-    return Guess(layout.name, name, classifier, same / len({*theirs.values(), *given}))
+    num_missing = sum(their not in given for their in theirs.values())
+    return Guess(layout.name, name, classifier, same / (len(given) + num_missing))
 
 
 def _head_of(given: Shapes, layout: Layout, spec: ResNetSpec) -> ClassifierSpec:
@@ -184,19 +226,12 @@ def _head_of(given: Shapes, layout: Layout, spec: ResNetSpec) -> ClassifierSpec:
     return with_head(spec, {weight: flat}, weight, bias in given or not layout.may_lack_bias)
 
 
-def _problems(shapes: Shapes, found: Guess) -> list[str]:
+def _problems(view: _View, found: Guess) -> tuple[list[str], list[str]]:
     """The signs of another network, and the first of what does not fit."""
-    layout = LAYOUTS[found.layout]
+    layout = view.layout
     theirs, ours = layout.tensors(found.classifier), found.classifier.tensors()
-    given = {
-        key: layout.spelling.to_ours(key, np.broadcast_to(np.int8(0), shape))
-        for key, shape in layout.whole_names(shapes).items()
-    }
+    given = {n: np.broadcast_to(np.int8(0), shape) for n, shape in view.given.items()}
     problems = shape_problems(layout, {their: ours[key] for key, their in theirs.items()}, given)
-    signs = layout.signs({name: array.shape for name, array in given.items()})
     more = len(problems) - _NAMED
-    return [*signs, *problems[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
-
-
-def _torch_shape(layout: Layout, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return layout.spelling.to_ours(name, np.broadcast_to(np.int8(0), shape)).shape
+    shown = [*problems[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    return list(layout.signs(view.given)), shown

@@ -3,16 +3,16 @@
 import argparse
 import dataclasses
 
-from convert.arrays import is_count, is_counter
+from convert.arrays import counters_reset
 from convert.errors import ConversionError
 from convert.guess import undecided
 from convert.heads import change_head, without_head
-from convert.layouts import find_layout, layout_spec, read_layout, with_channels
+from convert.layouts import HEAD_ALONE, find_layout, layout_spec, read_layout, with_channels
 from convert.options import as_options, stated
 from convert.sources import Source
 from convert.weights import Weights
 from convert.wrappers import name_some, without_training_state
-from resnet_spec import DIALECT, PREPROCESSINGS, ResNetSpec
+from resnet_spec import DIALECT, PREPROCESSINGS, RATES, ResNetSpec
 
 _OURS = "flax-resnet"
 
@@ -56,12 +56,13 @@ def as_ours(source: Source, options: argparse.Namespace) -> Weights:
             allow_nonfinite=options.allow_nonfinite,
         )
     except ConversionError as error:
-        raise ConversionError(error.what, [*faults, *error.problems]) from error
+        problems = [*faults, *error.problems]
+        if options.head == "keep" and HEAD_ALONE in problems:
+            problems.append("--head drop leaves it out, --head new:N makes another")
+        raise ConversionError(error.what, problems) from error
     if faults:
         raise ConversionError(f"{options.source} holds what no weights should:", faults)
-    num_counts = sum(is_counter(name) and is_count(array) for name, array in given.items())
-    if options.reset_counters and (num_zeros := sum(map(is_counter, arrays)) - num_counts) > 0:
-        notes.append(f"taken as zero: {num_zeros} num_batches_tracked, missing or no int64")
+    notes += counters_reset(arrays, given) if options.reset_counters else []
     if described is not None:
         classifier = dataclasses.replace(
             classifier, statistics_batch_size=described.statistics_batch_size
@@ -106,7 +107,7 @@ def _check_stated(spec: ResNetSpec, layout: str, options: argparse.Namespace) ->
         foreign = {
             name: value
             for name, value in stated(options).items()
-            if name in DIALECT and any(p.startswith(f"{name}=") for p in error.problems)
+            if name in (*DIALECT, *RATES) and any(p.startswith(f"{name}=") for p in error.problems)
         }
         if not foreign:
             raise

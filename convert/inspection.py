@@ -35,6 +35,8 @@ def inspect(path: Path, prefix: str = "", entry: str = "") -> dict[str, Any]:
         OSError: it cannot be read.
     """
     if programs.is_program(path):
+        if entry or prefix:
+            raise ConversionError(f"--entry and --prefix are for weights, and {path} is a program")
         note = "a model for inference: its tensors were not looked at"
         weights = dataclasses.replace(programs.read_description(path), notes=(note,))
         source = Source(weights, f"{path.suffix} file")

@@ -76,6 +76,13 @@ def _tf32_of_one_kind() -> Iterator[None]:
     import torch
 
     cudnn: Any = torch.backends.cudnn
+    try:
+        is_readable = cudnn.allow_tf32 in (True, False)
+    except RuntimeError:
+        is_readable = False
+    if is_readable:  # as torch found it
+        yield
+        return
     before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
     cudnn.allow_tf32 = True
     try:
@@ -158,6 +165,8 @@ def _read_onnx(path: Path) -> tuple[dict[str, str], int]:
     import onnx
 
     model = onnx.load(path, load_external_data=False)
+    if not model.graph.node:  # an empty file is a whole message, too
+        raise ValueError("it holds no graph")
     return {entry.key: entry.value for entry in model.metadata_props}, len(model.graph.initializer)
 
 
@@ -193,22 +202,22 @@ FORMS: dict[str, Form] = {
 
 
 def is_program(path: Path) -> bool:
-    """Whether a file's suffix is that of a model for inference."""
-    return any(path.suffix.lower() == form.suffix for form in FORMS.values())
+    """Whether a path is a file whose suffix is that of a model for inference."""
+    return not path.is_dir() and any(path.suffix.lower() == form.suffix for form in FORMS.values())
 
 
 def read_description(path: Path) -> Weights:
     """What a model for inference says of itself, without its arrays; nothing in it is run.
 
     Raises:
-        ConversionError: it is damaged, or a package to read it is missing.
+        ConversionError: it is damaged.
+        ImportError: the package onnx, which reads its files, is not installed.
         OSError: it cannot be read.
     """
     (form,) = (form for form in FORMS.values() if path.suffix.lower() == form.suffix)
-    form.check_packages()
     try:
         metadata, num_tensors = form.read(path)
-    except OSError:
+    except (OSError, ImportError):
         raise
     except Exception as error:  # of several kinds, for damaged files
         raise ConversionError(f"{path} is no whole {form.suffix} file: {error}") from error

@@ -76,7 +76,9 @@ def read_source(
     allow_nonfinite |= not judge_values
     for option, value in (("--entry", entry), ("--prefix", prefix)):
         if value and path.is_dir():
-            raise ConversionError(f"{option} is for a file of weights, and {path} is a folder")
+            raise ConversionError(
+                f"{option} is for a file of weights, and {path} is a folder: name the file in it"
+            )
     if is_hugging_face:
         weights = folders.read_folder(
             path,
@@ -126,7 +128,7 @@ def load_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
             folder prepares images as `Preprocessing` cannot say it.
         OSError: it cannot be read.
     """
-    return _read_description(Path(path)).preprocessing
+    return _read_description(Path(path), needs_preprocessing=True).preprocessing
 
 
 def load_statistics_batch_size(path: str | os.PathLike[str]) -> int | None:
@@ -134,13 +136,18 @@ def load_statistics_batch_size(path: str | os.PathLike[str]) -> int | None:
 
     Raises: as `load_preprocessing`.
     """
-    classifier = _read_description(Path(path)).classifier
+    classifier = _read_description(Path(path), needs_preprocessing=False).classifier
     return None if classifier is None else classifier.statistics_batch_size
 
 
-def _read_description(path: Path) -> Weights:
+def _read_description(path: Path, *, needs_preprocessing: bool) -> Weights:
     if path.is_dir():
-        return read_source(path, reset_counters=True, judge_values=False).weights
+        return read_source(
+            path,
+            reset_counters=True,
+            judge_values=False,
+            needs_preprocessing=needs_preprocessing,
+        ).weights
     if programs.is_program(path):
         return programs.read_description(path)
     return files.read_description(path)

@@ -1,5 +1,6 @@
 """What is put around a state dict: a prefix before every name, a dictionary with other entries."""
 
+import argparse
 import itertools
 import math
 from collections.abc import Collection, Mapping
@@ -104,9 +105,18 @@ def only_state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:
 def stated_architectures(content: Any) -> tuple[str, ...]:
     """What a training script calls the network whose state dict it keeps, by whatever entry."""
     entries = content if isinstance(content, Mapping) else {}
-    places = [entries, *(entries.get(name) for name in _ARGUMENTS)]
+    places = [entries, *(_attributes(entries.get(name)) for name in _ARGUMENTS)]
     found = [p.get(name) for p in places if isinstance(p, Mapping) for name in _ARCHITECTURE]
     return tuple(name for name in found if isinstance(name, str))
+
+
+def _attributes(value: Any) -> Any:
+    """Those of an argparse.Namespace, made or only read; a dictionary as it is."""
+    return value if isinstance(value, Mapping) else getattr(value, "state", _vars(value))
+
+
+def _vars(value: Any) -> Any:
+    return vars(value) if isinstance(value, argparse.Namespace) else None
 
 
 def state_dicts(content: Mapping[str, Any]) -> list[str]:

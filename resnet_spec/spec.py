@@ -324,7 +324,10 @@ class ResNetSpec:
         ]
 
     def training_differences(self, other: "ResNetSpec") -> list[str]:
-        """In which fields another network would train otherwise, though it computes the same."""
+        """In which fields another network would train otherwise, which `differences` leaves out.
+
+        But for `zero_init_residual`, which is of the first weights.
+        """
         return [
             f"{name}: {getattr(other, name)!r}, not {getattr(self, name)!r}"
             for name in (*RATES, "running_variance")

@@ -1,6 +1,7 @@
 """Hugging Face folders: the peers' own loaders open ours, and ours reads theirs."""
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import convert
 import torch_resnet
+from convert import folders
 from convert.__main__ import main
 from convert.arrays import to_numpy
 from convert.files import Weights
@@ -208,22 +210,35 @@ def test_a_backbone_of_transformers_is_the_same_network_without_a_head(transform
     assert relative_error(to_numpy(actual), to_numpy(expected)) <= 1e-5
 
 
+@pytest.mark.parametrize("is_prepared", [True, False])
 @pytest.mark.parametrize("has_head", [True, False])
-def test_a_model_of_timms_that_transformers_wrote_is_read(transformers, timm, has_head, tmp_path):
-    """Its wrapper's folder, which says nothing of how images were prepared."""
+def test_a_model_of_timms_that_transformers_wrote_is_read(
+    transformers, timm, has_head, is_prepared, tmp_path
+):
+    """Its wrapper's folder, which may say nothing of how images were prepared."""
     config = transformers.TimmWrapperConfig(
         architecture="resnet18", id2label={0: "cat", 1: "dog", 2: "eel"}
     )
+    if is_prepared:
+        config.pretrained_cfg = {"mean": [0.1, 0.2, 0.3], "input_size": [3, 96, 96]}
     kind = "TimmWrapperForImageClassification" if has_head else "TimmWrapperModel"
     theirs = getattr(transformers, kind)(config)
     randomise(theirs)
     theirs.save_pretrained(tmp_path / "f")
     weights = read_folder(tmp_path / "f")
-    assert weights.preprocessing is None
     assert weights.classifier == ClassifierSpec(find_spec("ResNet18"), 3 if has_head else None)
-    notes = " ".join(weights.notes)
+    notes, names = " ".join(weights.notes), ("cat", "dog", "eel") if has_head else None
     assert "every name began with 'timm_model.'" in notes
-    assert "the names of the classes in config.json" in notes
+    if is_prepared:
+        assert weights.preprocessing is not None
+        assert weights.preprocessing.class_names == names
+        assert (weights.preprocessing.mean, weights.preprocessing.image_size) == (
+            (0.1, 0.2, 0.3),
+            96,
+        )
+    else:
+        assert weights.preprocessing is None
+        assert ("the names of the classes in config.json" in notes) == has_head
     assert weights.classifier is not None
     model, plain = build_torch(weights.classifier, weights.arrays), theirs.timm_model
     assert relative_error(logits(model), logits(plain)) <= 1e-5
@@ -320,6 +335,34 @@ def test_a_preprocessing_that_the_table_cannot_say_is_left_out_where_it_is_not_n
         convert.load_preprocessing(folder)
 
 
+def test_a_configuration_that_cannot_be_read_is_no_preprocessing_that_is_left_out(
+    resnet18, tmp_path, monkeypatch
+):
+    write_folder(tmp_path / "f", resnet18[0], "transformers")
+    read = folders._read_json
+
+    def fail(path: Path) -> dict[str, Any]:
+        if path.name == "preprocessor_config.json":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(folders, "_read_json", fail)
+    for needs in (True, False):
+        with pytest.raises(OSError, match=r"preprocessor_config\.json"):
+            read_folder(tmp_path / "f", needs_preprocessing=needs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_counters_that_are_no_counts_are_reset_with_a_note(layout, resnet18, tmp_path):
+    write_folder(tmp_path / "f", resnet18[0], layout)
+    file = tmp_path / "f" / "model.safetensors"
+    save_file({n: t.to(torch.bfloat16) for n, t in load_file(file).items()}, file)
+    with pytest.raises(convert.ConversionError, match="--reset-counters"):
+        read_folder(tmp_path / "f")
+    notes = read_folder(tmp_path / "f", reset_counters=True).notes
+    assert "taken as zero: 20 num_batches_tracked, missing or no int64" in notes
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_names_of_classes_that_only_count_are_written_too(resnet18, tmp_path, layout):
     names = ("LABEL_0", "LABEL_1", "LABEL_2")
@@ -328,9 +371,7 @@ def test_names_of_classes_that_only_count_are_written_too(resnet18, tmp_path, la
         tmp_path / "f", dataclasses.replace(resnet18[0], preprocessing=preprocessing), layout
     )
     again = convert.load_preprocessing(tmp_path / "f")
-    assert again is not None
-    assert again.class_names in (names, None)
-    assert dataclasses.replace(again, class_names=names) == preprocessing
+    assert again == dataclasses.replace(preprocessing, class_names=None)
 
 
 def test_folders_without_weights_say_what_was_looked_for(tmp_path):
@@ -352,7 +393,7 @@ def test_what_of_a_folder_is_left_out_or_missing_is_said(resnet18, tmp_path):
     }
     save_file(state, folder / "model.safetensors")
     notes = inspect(folder)["notes"]
-    assert "num_batches_tracked are missing, and taken as zero" in notes
+    assert "taken as zero: 20 num_batches_tracked, missing or no int64" in notes
     assert any("the names of the classes in config.json" in note for note in notes)
     with pytest.raises(convert.ConversionError, match="--reset-counters"):
         read_folder(folder)

@@ -149,7 +149,7 @@ def test_flags_of_precision_do_not_keep_torch_from_tracing_and_stay_as_they_are(
     precisions.conv.fp32_precision, precisions.rnn.fp32_precision = flags
     for export, name in ((convert.export_onnx, "m.onnx"), (convert.export_program, "m.pt2")):
         done = export(small_model(True), tmp_path / name, image_size=16)
-        assert done.largest_difference <= 1e-5
+        assert done.largest_difference <= (1e-5 if name == "m.onnx" else 1e-6)
     assert (precisions.conv.fp32_precision, precisions.rnn.fp32_precision) == flags
 
 

@@ -90,6 +90,29 @@ def test_what_makes_a_file_another_network_than_the_nearest_is_said(
     assert any(sign in problem for problem in nearest.problems)
 
 
+def test_a_network_is_found_without_its_first_convolution_or_its_last_stages():
+    shapes = shapes_of("torchvision", "ResNet50")
+    without = {name: s for name, s in shapes.items() if not name.startswith("layer1.0.conv1.")}
+    (found,) = guess(without)
+    assert found.model == "ResNet50"
+    assert found.problems == ("missing: layer1.0.conv1.weight (64, 64, 1, 1)",)
+    cut = {name: s for name, s in shapes.items() if not name.startswith(("layer3", "layer4"))}
+    (found,) = guess(cut)
+    assert found.model == "ResNet50"
+    assert 0.3 < found.share < 0.6
+
+
+def test_the_options_that_are_said_import_a_file_without_counters(tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32")
+    theirs: dict = convert.to_layout(dict(model.state_dict()), "ResNet20", "torch-resnet")
+    kept = {name: tensor for name, tensor in theirs.items() if "num_batches" not in name}
+    torch.save(kept, tmp_path / "m.pth")
+    (match,) = inspect(tmp_path / "m.pth")["matches"]
+    assert match["options"] == "--layout torch-resnet --model ResNet20 --reset-counters"
+    arguments = ("convert", "import", "m.pth", *match["options"].split(), "-o", "x.pt")
+    assert run(*arguments, cwd=tmp_path).returncode == 0
+
+
 def test_missing_counters_and_images_of_one_channel_are_seen():
     shapes = shapes_of("cifar", "ResNet20")
     shapes["conv1.weight"] = (16, 1, 3, 3)

@@ -78,7 +78,7 @@ def test_an_entry_that_is_not_there_and_a_file_without_entries_are_named(theirs,
         (".npz", ".safetensors", "rename it to .pt or .npz"),
         ("legacy", ".npz", "rename it to .pt"),
         ("tar", ".tar", "an archive of tar: unpack it"),
-        ("gzip", ".pth", "unpack it by gunzip"),
+        ("gzip", ".pth", "gunzip < FILE > NEW"),
         ("npy", ".npz", "a single array"),
     ],
 )
@@ -113,8 +113,12 @@ def test_a_head_that_alone_does_not_fit_is_said_with_what_to_do(theirs, capsys):
         assert run_import("m.pth", *TORCHVISION) == 2
         error = capsys.readouterr().err
         assert "the head alone does not fit" in error
-        assert "save it as fc.weight and fc.bias (zeros where it has no bias)" in error
+        assert "--head drop leaves it out" in error
+        assert "a bias of zeros, where it has none) as fc.weight and fc.bias" in error
         assert run_import("m.pth", "--head", "drop", *TORCHVISION) == 0
+        kept = body | {"fc.weight": theirs["fc.weight"], "fc.bias": torch.zeros(5)}
+        torch.save(kept, "m.pth")  # as it says
+        assert run_import("m.pth", *TORCHVISION) == 0
         capsys.readouterr()
     torch.save({n: t for n, t in biasless.items() if n != "bn1.bias"}, "m.pth")
     assert run_import("m.pth", *TORCHVISION) == 2
@@ -153,7 +157,11 @@ def test_networks_of_cifar_under_torchvisions_names_are_recognised_and_taken(
     np.testing.assert_array_equal(run_torch(built, images), run_torch(ours.eval(), images))
     capsys.readouterr()
     assert run_import("m.pth", "--layout", "torchvision", "--model", model) == 2
-    assert "the layout cifar takes it" in capsys.readouterr().err
+    assert "imported by --layout cifar" in capsys.readouterr().err
+    state["linear.weight"], state["linear.bias"] = state.pop("fc.weight"), torch.zeros(10)
+    del state["fc.bias"]
+    torch.save(state, "m.pth")  # kin with half of the names
+    assert run_import("m.pth", *match["options"].split()) == 0
 
 
 def test_counters_that_are_no_counts_are_taken_as_zero_and_that_is_said(theirs, capsys):

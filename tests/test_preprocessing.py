@@ -132,8 +132,9 @@ def test_a_file_carries_its_preprocessing(model, tmp_path, suffix):
 
 
 def test_whatever_carries_a_preprocessing_is_asked_alike(model, tmp_path):
-    """Runs, folders of both packages and models for inference, not only files of weights."""
-    weights = Weights(arrays_of(model), describe(model), dataclasses.replace(AWKWARD, image_size=8))
+    """Runs and models for inference, not only files of weights; folders in test_folders.py."""
+    preprocessing = dataclasses.replace(AWKWARD, image_size=8)
+    weights = Weights(arrays_of(model), describe(model), preprocessing)
     write_run(tmp_path / "run", weights)
     convert.export_onnx(weights, tmp_path / "m.onnx")
     convert.export_program(weights, tmp_path / "m.pt2")
@@ -149,11 +150,16 @@ def test_whatever_carries_a_preprocessing_is_asked_alike(model, tmp_path):
             assert part in text
     for suffix in ("onnx", "pt2"):
         path = tmp_path / f"m.{suffix}"
-        path.write_bytes(path.read_bytes()[:-300])
-        with pytest.raises(convert.ConversionError, match=f"no whole .{suffix} file"):
-            convert.load_preprocessing(path)
+        for content in (path.read_bytes()[:-300], b"", b"\n\x00"):
+            path.write_bytes(content)
+            with pytest.raises(convert.ConversionError, match=f"no whole .{suffix} file"):
+                convert.load_preprocessing(path)
         with pytest.raises(FileNotFoundError):
             convert.load_preprocessing(tmp_path / f"n.{suffix}")
+        with pytest.raises(convert.ConversionError, match="is a program"):
+            inspect(path, entry="state_dict")
+    (tmp_path / "run").rename(tmp_path / "run.onnx")
+    assert inspect(tmp_path / "run.onnx")["preprocessing"] == preprocessing.to_json()
 
 
 def test_a_file_says_over_which_batches_its_statistics_were_taken_where_it_was_told(

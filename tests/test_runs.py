@@ -5,7 +5,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from train import optimizer
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.errors import UserError
+from train.fields import Precision
 from train.folder import begin_folder
 from train.recipes import RECIPES
 
@@ -215,6 +216,7 @@ def test_a_configuration_of_another_network_than_the_states_is_refused(
     made, tmp_path, field, value, part
 ):
     """The trainer would go on by the configuration."""
+    assert get_args(Precision) == ("bf16", "f32", "f64")  # as the message says
     state = copy.deepcopy(made.states[10])
     assert state["config"][field] != value
     state["config"][field] = value

@@ -13,6 +13,7 @@ from convert.diff.comparison import (
     Verdict,
     layer_of,
 )
+from resnet_spec import RATES
 
 _FUNCTION = ("eval", "train", "gradients", "statistics")
 _FULL_NAMES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "tf32": "TF32"}
@@ -130,11 +131,10 @@ def _findings(comparison: Comparison, same_function: bool) -> list[str]:
     weights = comparison.sections["weights"]
     same_bits = sum(row.note == "same bits" for row in weights)
     lines.append(f"weights: {same_bits} of {len(weights)} arrays have the same bits")
-    if comparison.described_training:
-        lines.append(
-            "note: B says that it trains otherwise (here nothing is left out at random): "
-            + "; ".join(comparison.described_training)
-        )
+    if others := comparison.described_training:
+        has_rates = any(other.startswith(RATES) for other in others)
+        here = " (here nothing is left out at random)" if has_rates else ""
+        lines.append(f"note: B says that it trains otherwise: {'; '.join(others)}{here}")
     return lines
 
 

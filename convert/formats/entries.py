@@ -1,5 +1,6 @@
 """The state dict among what `torch.save` wrote, or how to make a plain file of what is there."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def find_state_dict(
         raise _no_state_dict(path, content)
     if len(found) > 1 and not name:
         raise ConversionError(
-            f"{path} holds {len(found)} state dicts: say which one, by",
-            [f"--entry {key}  ({len(entries[key])} tensors)" for key in found],
+            f"{path} holds {len(found)} state dicts: say which one, by entry=, or the option",
+            [f"--entry {shlex.quote(str(key))}  ({len(entries[key])} tensors)" for key in found],
         )
     name = name or found[0]
     notes = [f"the state dict is the entry {name!r}"]

@@ -28,11 +28,15 @@ class Global:
     name: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Unknown:
-    """A value that only pickle would know: of a class, or the result of a call, of this name."""
+    """A value that only pickle would know: of a class, or the result of a call, of this name.
+
+    `state` is what would be its attributes, where the pickle says them so.
+    """
 
     name: str
+    state: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +217,9 @@ class _Machine:
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is StateDict and type(state) in (dict, StateDict):
             target.metadata = state.get("_metadata")
-        elif type(target) is not Unknown:
+        elif type(target) is Unknown:
+            target.state = state
+        else:
             raise ValueError(f"it sets the state of a {type(target).__name__}")
 
     def load_storage(self) -> None:

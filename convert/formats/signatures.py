@@ -19,9 +19,9 @@ def name_form(first: bytes, form: Form) -> str:
     if first[257:] == b"ustar":
         return "is an archive of tar: unpack it, and name the file in it"
     if first.startswith(b"\x1f\x8b"):
-        return "is compressed: unpack it by gunzip"
+        return "is compressed: gunzip < FILE > NEW makes a file to read"
     if first.startswith(b"\x89HDF"):
-        return "is an HDF5 file, as Keras writes them: numpy.savez makes an .npz of its arrays"
+        return "is an HDF5 file, as Keras writes them, whose names no layout here has"
     if first.startswith(b"\x93NUMPY"):
         return "is a single array, an .npy file"
     return ""

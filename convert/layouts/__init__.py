@@ -40,6 +40,8 @@ from convert.wrappers import (
 from resnet_spec import ClassifierSpec, ResNetSpec, UnknownNameError, find_spec
 
 _FILES = (ours, torchvision, timm, transformers, torch_resnet, cifar, flax_imagenet, bonsai)
+HEAD_ALONE = "the head alone does not fit"
+_KEEP_IT = "to keep the head, save it (a bias of zeros, where it has none) as"
 LAYOUTS: dict[str, Layout] = {file.LAYOUT.name: file.LAYOUT for file in _FILES}
 
 
@@ -192,10 +194,7 @@ def read_layout(
         path = head_path(found, spec)
         places = [f"{kind}: {path}" for kind in ("missing", "left over", "shape")]
         if all(problem.startswith(tuple(places)) for problem in problems):
-            problems.append(
-                "the head alone does not fit: --head drop leaves it out, new:N makes another; "
-                f"to keep it, save it as {weight} and {bias} (zeros where it has no bias)"
-            )
+            problems += [HEAD_ALONE, f"{_KEEP_IT} {weight} and {bias}"]
         raise ConversionError(
             f"these tensors are not this model's in the layout {layout}:", problems
         )

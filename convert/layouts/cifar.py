@@ -1,6 +1,7 @@
 """akamaster/pytorch_resnet_cifar10 and the many CIFAR networks with the same names."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,15 +26,11 @@ def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
 
 def whole_names(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
     """Tensors by the layout's names: kin have torchvision's, `downsample` and `fc`."""
-    if any(".shortcut." in name or name.startswith("linear.") for name in tensors):
-        return tensors
-    return {_renamed(name): tensor for name, tensor in tensors.items()}
-
-
-def _renamed(name: str) -> str:
-    if name.startswith("fc."):
-        return f"linear.{name.removeprefix('fc.')}"
-    return name.replace(".downsample.", ".shortcut.")
+    if not any(".shortcut." in name for name in tensors):
+        tensors = {n.replace(".downsample.", ".shortcut."): t for n, t in tensors.items()}
+    if not any(name.startswith("linear.") for name in tensors):
+        tensors = {re.sub(r"^fc\.", "linear.", name): t for name, t in tensors.items()}
+    return tensors
 
 
 def adapt(spec: ResNetSpec) -> ResNetSpec:

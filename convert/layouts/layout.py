@@ -26,7 +26,8 @@ class Layout:
         spelling: how an array is called and laid out within its layer.
         has_conv_head: whether the head is written as a 1x1 convolution; both are read.
         may_lack_bias: whether a head can be without; else a bias that is not there is missing.
-        whole_names: tensors of a part of the package's networks, by the names of the whole.
+        whole_names: tensors under other names that the networks have, by the layout's names: of a
+            part of the package's network, or of kin.
         signs: differences that the tensors themselves show, where they are of no network of ours.
     """
 

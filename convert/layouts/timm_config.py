@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from convert.errors import ConversionError
+from convert.layouts.transformers_config import CONFIG, only_count
 from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec, find_spec, nearest_names
 
-CONFIG = "config.json"
 WRAPPER = "timm_wrapper"  # transformers' model type around any model of timm's
 _HEADLESS = "TimmWrapperModel"
 ARCHITECTURES = {
@@ -113,11 +113,13 @@ def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing | None:
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """In the order of the classes; None where they have none."""
+    """In the order of the classes; None where they have none, or are only counted."""
+    if config.get("architectures") == [_HEADLESS]:
+        return None
     labels = config.get("label_names", _pretrained(config).get("label_names"))
     if isinstance(labels, dict) and set(labels) == {str(n) for n in range(len(labels))}:
         labels = [labels[str(number)] for number in range(len(labels))]
-    return tuple(labels) if isinstance(labels, list) else None
+    return tuple(labels) if isinstance(labels, list) and not only_count(labels) else None
 
 
 def read_network(config: Mapping[str, Any]) -> dict[str, Any]:

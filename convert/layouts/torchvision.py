@@ -35,8 +35,9 @@ def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
 
 
 def _differences(spec: ResNetSpec) -> list[str]:
-    advice = ["a small stem under these names: the layout cifar takes it"]
-    return [*no_wide_basic_block(spec), *(advice if spec.small_images else [])]
+    is_kin = spec.small_images and not spec.preact and spec.width == 1
+    advice = ["a file with a small stem under these names is imported by --layout cifar"]
+    return [*no_wide_basic_block(spec), *(advice if is_kin else [])]
 
 
 def no_wide_basic_block(spec: ResNetSpec) -> list[str]:

@@ -79,7 +79,7 @@ def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
     if any(size % expansion for size in config["hidden_sizes"]):
         problems.append(f"hidden_sizes {config['hidden_sizes']} do not divide by {expansion}")
     if problems:
-        raise ConversionError("config.json describes a network that this table has not:", problems)
+        raise ConversionError(f"{CONFIG} describes a network that this table has not:", problems)
     network = {
         "block": config["layer_type"],
         "stage_depths": config["depths"],
