@@ -130,7 +130,7 @@ def read_folder(
     notes += counters_reset(arrays, weights.arrays) if reset_counters else []
     if said.unsaid is not None:
         notes.append(f"left out: its preprocessing: {said.unsaid}")
-    elif preprocessing is None and _CONFIGS[layout].class_names(_read_json(folder / _CONFIG)):
+    elif preprocessing is None and said.has_names:
         notes.append(
             f"left out: the names of the classes in {_CONFIG}, which are part of a preprocessing: "
             "the folder has none"
@@ -184,12 +184,17 @@ def _layout_of(config: Mapping[str, Any]) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Description:
-    """What a folder's JSON files say; `unsaid` is why its preprocessing is not one of the table."""
+    """What a folder's JSON files say.
+
+    `unsaid` is why its preprocessing is not one of the table; `has_names` whether its classes are
+    named.
+    """
 
     layout: str
     classifier: ClassifierSpec
     preprocessing: Preprocessing | None
-    unsaid: ConversionError | None = None
+    unsaid: ConversionError | None
+    has_names: bool
 
 
 def _read_description(folder: Path, weights: Weights) -> _Description:
@@ -215,8 +220,8 @@ def _read_description(folder: Path, weights: Weights) -> _Description:
     except ConversionError as error:
         errors.append(error)
     try:
-        names = [name for name in _JSON_FILES if (folder / name).is_file()]
-        files = {name: _read_json(folder / name) for name in names}
+        others = [name for name in _JSON_FILES if name != _CONFIG and (folder / name).is_file()]
+        files = {_CONFIG: config, **{name: _read_json(folder / name) for name in others}}
         with _naming(folder, layout):
             preprocessing = module.read_preprocessing(files)
             if preprocessing is not None and classifier is not None:
@@ -227,9 +232,10 @@ def _read_description(folder: Path, weights: Weights) -> _Description:
         raise ConversionError(f"{folder} is not of this table:", list(map(str, errors)))
     if classifier is None:
         raise errors[0]
-    if errors:
-        return _Description(layout, classifier, None, errors[0])
-    return _Description(layout, classifier, preprocessing)
+    with _naming(folder, layout):
+        has_names = module.class_names(config) is not None
+    unsaid = errors[0] if errors else None
+    return _Description(layout, classifier, None if errors else preprocessing, unsaid, has_names)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

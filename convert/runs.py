@@ -1,6 +1,5 @@
 """Whole training runs between the Flax trainer and stock torch: weights, optimizer, position."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from convert.leaves import as_flax, as_torch
 from convert.models import check, torch_skeleton
 from convert.schedule import make_schedule, resolve
 from convert.wrappers import TORCHS_PREFIXES, unwrap
-from resnet_spec import DIALECT, ClassifierSpec, Preprocessing, ResNetSpec, __version__, find_spec
+from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec, __version__, configured_spec
 from resnet_spec.checkpoints import EMA, MODEL, OPTIMIZER
 
 Arrays = Mapping[str, np.ndarray]
@@ -241,14 +240,12 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
 
 def _check_network(config: Mapping[str, Any], spec: ResNetSpec) -> list[str]:
     """Where the configuration, by which the trainer goes on, is of another network or precision."""
-    fields = ("shortcut", "zero_init_residual", "stochastic_depth", *DIALECT)
-    stated = {name: config[name] for name in fields if name in config}
     problems = []
     if config["precision"] not in _PRECISIONS:
         known = ", ".join(_PRECISIONS)
         problems.append(f"config: precision is one of {known}, not {config['precision']!r}")
     try:
-        asked = dataclasses.replace(find_spec(config["model"]), in_planes=spec.in_planes, **stated)
+        asked = configured_spec(config, spec.in_planes)
     except ValueError as error:
         return [*problems, f"config: {error}"]
     differences = [*spec.differences(asked), *spec.training_differences(asked)]

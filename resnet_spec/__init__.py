@@ -32,7 +32,14 @@ from resnet_spec.spec import (
     check_own_classes,
     plan_stages,
 )
-from resnet_spec.table import MODELS, UnknownNameError, find_spec, list_models, nearest_names
+from resnet_spec.table import (
+    MODELS,
+    UnknownNameError,
+    configured_spec,
+    find_spec,
+    list_models,
+    nearest_names,
+)
 
 __all__ = [
     "BLOCKS",
@@ -61,6 +68,7 @@ __all__ = [
     "check_identity_shortcut",
     "check_own_classes",
     "check_probability",
+    "configured_spec",
     "count_multiplications",
     "find_spec",
     "list_models",

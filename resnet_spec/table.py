@@ -2,11 +2,14 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from resnet_spec.blocks import BlockKind
-from resnet_spec.spec import ResNetSpec
+from resnet_spec.spec import DIALECT, ResNetSpec
+
+# The fields of a spec that a run's configuration has, too, beside its model's name.
+_CONFIGURED = ("shortcut", "zero_init_residual", "stochastic_depth", *DIALECT)
 
 
 class UnknownNameError(ValueError):
@@ -141,6 +144,21 @@ def find_spec(name: str) -> ResNetSpec:
         return dataclasses.replace(row, **changes)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def configured_spec(config: Mapping[str, Any], in_planes: int) -> ResNetSpec:
+    """The network of a run's configuration, for images of so many channels.
+
+    Args:
+        config: its `model`, and those fields of the spec that a configuration has; one that is not
+            there, as an older version did not know it, is the model's.
+        in_planes: channels of the images.
+
+    Raises:
+        ValueError: the model is unknown, or has no such network.
+    """
+    fields = {name: config[name] for name in _CONFIGURED if name in config}
+    return dataclasses.replace(find_spec(config["model"]), in_planes=in_planes, **fields)
 
 
 def _wide_changes(numbers: list[str]) -> dict[str, Any] | None:

@@ -60,6 +60,21 @@ def test_of_several_state_dicts_the_one_that_is_named_is_taken(theirs, capsys):
     assert main(["diff", "last.pth.tar", "--entry", "state_dict", *usual]) == 0
 
 
+@pytest.mark.parametrize("backend", ["torch", "flax"])
+def test_load_takes_one_of_several_twins_in_a_file(backend, tmp_path):
+    models = {name: torch_resnet.create("ResNet20", 5) for name in ("model", "ema")}
+    for seed, model in enumerate(models.values()):
+        torch.manual_seed(seed)
+        randomise(model)
+    torch.save({name: m.state_dict() for name, m in models.items()}, tmp_path / "m.pt")
+    with pytest.raises(convert.ConversionError, match="2 state dicts"):
+        convert.load(tmp_path / "m.pt", backend=backend)
+    for name, model in models.items():
+        loaded = convert.load(tmp_path / "m.pt", backend=backend, entry=name)
+        state = loaded.state_dict() if backend == "torch" else convert.flax_to_torch(loaded)
+        assert_same_state(state, model.state_dict())
+
+
 def test_an_entry_that_is_not_there_and_a_file_without_entries_are_named(theirs, capsys):
     torch.save({"model": theirs}, "m.pth")
     assert run_import("m.pth", "--entry", "ema", *TORCHVISION) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from resnet_spec import DIALECT, ResNetSpec, find_spec
+from resnet_spec import ResNetSpec, configured_spec
 from train.errors import UserError
 from train.fields import DataFields, DeviceFields, ModelFields, OptimizerFields, RunFields
 
@@ -40,14 +40,7 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
         Raises:
             ValueError: the model is unknown, or has no such network.
         """
-        return dataclasses.replace(
-            find_spec(self.model),
-            shortcut=self.shortcut,
-            zero_init_residual=self.zero_init_residual,
-            stochastic_depth=self.stochastic_depth,
-            in_planes=in_planes,
-            **{name: getattr(self, name) for name in DIALECT},
-        )
+        return configured_spec(vars(self), in_planes)
 
     @property
     def peak_learning_rate(self) -> float:
