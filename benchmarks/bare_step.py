@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from train.config import Config
-from train.data import Dataset, Split
-from train.step import TrainState
-from train.trainer import Trainer
+from train.data.dataset import Dataset, Split
+from train.run.trainer import Trainer
+from train.step.train_step import TrainState
 
 
 class BareStep:

@@ -13,7 +13,7 @@ _MODELS: dict[Size, tuple[str, ...]] = {
     "full": ("ResNet20", "ResNet110", "ResNet1001", "ResNet1202"),
     "tiny": ("ResNet20",),
 }
-# how a network's equal blocks are compiled: fields of `train.config.Config`
+# how a network's equal blocks are compiled: fields of `train.config.config.Config`
 _WAYS: dict[str, dict[str, Any]] = {"unrolled": {}, "scan": {"scan_blocks": True}}
 _STEPS, _STEPS_SECONDS = 3, 5.0
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Row, Size, Task, median_ratio, speed_rows, take_turns
+from train.config.fields import DataFields
+from train.data.sources import TfdsSource
+from train.data.stream import Stream
 from train.errors import UserError
-from train.fields import DataFields
-from train.input.sources import TfdsSource
-from train.input.stream import Stream
 
 TENSORFLOW_PYTHON = "TENSORFLOW_PYTHON"  # environment variable: an interpreter that has TensorFlow
 _OURS = "ours"
@@ -173,10 +173,10 @@ def _measure_augmentation(amount: _Amount) -> Row:
     """Crop, mirror and normalisation compiled alone, beside the step that they are a part of."""
     import jax
 
-    from train.augment import Augment, draw_keys
     from train.config import Config
-    from train.data import Dataset, Split
-    from train.trainer import Trainer
+    from train.data.dataset import Dataset, Split
+    from train.run.trainer import Trainer
+    from train.step.augment import Augment, draw_keys
 
     count = amount.train_batch_size
     pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)

@@ -13,8 +13,8 @@ from benchmarks.bare_step import BareStep, make_trainer
 from benchmarks.measure import Row, Size, clock
 from train.__main__ import parse
 from train.config import Config
-from train.data import load_dataset
-from train.metrics import FILE, read_metrics
+from train.data.dataset import load_dataset
+from train.run.metrics import FILE, read_metrics
 
 
 def run(size: Size) -> list[Row]:

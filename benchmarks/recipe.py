@@ -17,7 +17,7 @@ import jax
 from benchmarks.measure import Row, Size
 from train.__main__ import parse
 from train.config import Config
-from train.trainer import count_steps
+from train.run.trainer import count_steps
 
 _PEERS = {"plain": "plain torch loop", "good": "good torch loop"}
 _LOOPS = "benchmarks.peers.torch_loop"

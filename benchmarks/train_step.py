@@ -11,8 +11,8 @@ from benchmarks.bare_step import BareStep, make_trainer, random_dataset
 from benchmarks.measure import Row, Size, Task, speed_rows, take_turns
 from benchmarks.peers.networks import OURS, PACKAGE, TIMM, TORCHVISION, create
 from train.config import Config
-from train.data import Dataset, normalise
-from train.fields import Precision
+from train.config.fields import Precision
+from train.data.dataset import Dataset, normalise
 
 _OURS = "ours"
 _LINEN = "linen, pmap"

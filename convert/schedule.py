@@ -1,4 +1,4 @@
-"""The learning-rate schedules of `train.optimizer` in plain Python; a test holds them equal."""
+"""The learning-rate schedules of `train.step.optimizer` in plain Python; a test compares them."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 Arrays = Mapping[str, np.ndarray]
-_MOMENTUM, _SCHEDULE_STEP = "momentum.", "schedule_step"  # names in the item, `train.optimizer`'s
+_MOMENTUM, _SCHEDULE_STEP = (
+    "momentum.",
+    "schedule_step",
+)  # names in the item, as in `train.step.optimizer`
 # What torch's SGD does, in fields that configurations of older versions do not have.
 _STOCK = {
     "optimizer": "sgd",

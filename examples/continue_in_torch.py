@@ -25,10 +25,10 @@ import torch_resnet
 from convert import ConversionError
 from convert.runs import rng_at, schedule_of
 from resnet_spec import ClassifierSpec
-from train.augment import Augment, draw_keys
 from train.config import Config
-from train.data import batch_indices, load_dataset
+from train.data.dataset import batch_indices, load_dataset
 from train.errors import UserError
+from train.step.augment import Augment, draw_keys
 
 IN_MEMORY = ("digits", "cifar10", "cifar100")
 

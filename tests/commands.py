@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+LONGEST = 900  # seconds: no command of a test may hang the checks
+
 
 def run(
     module: str, *arguments: str | Path, cwd: Path, devices: int = 1, **environment: str
@@ -18,6 +20,7 @@ def run(
         capture_output=True,
         text=True,
         check=False,
+        timeout=LONGEST,
     )
 
 
@@ -33,6 +36,7 @@ def run_unread(module: str, *arguments: str, cwd: Path, **environment: str) -> t
         stderr=subprocess.PIPE,
         text=True,
         check=False,
+        timeout=LONGEST,
     )
     os.close(writer)
     return result.returncode, result.stderr

@@ -7,7 +7,7 @@ from typing import Any
 from tests.conftest import DIGITS_RUNS
 from tests.test_results import change, change_config
 from train.config import Config
-from train.trainer import count_steps
+from train.run.trainer import count_steps
 
 MODEL, SEEDS, STEPS = DIGITS_RUNS
 IMAGES = 360  # of the test set

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from train.table.content import Content
-from train.table.files import read_table
-from train.table.page import commands, measured, table, tables
-from train.table.protocol import protocol_of
+from train.results.content import Content
+from train.results.page import commands, measured, table, tables
+from train.results.protocol import protocol_of
+from train.results.table_files import read_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from resnet_spec import ClassifierSpec, Preprocessing, find_spec
-from train.checkpoint import Checkpoints
 from train.config import Config
-from train.optimizer import make_optimizer
-from train.step import TrainState
+from train.run.checkpoints import Checkpoints
+from train.step.optimizer import make_optimizer
+from train.step.train_step import TrainState
 
 CLASSIFIER = ClassifierSpec(find_spec("ResNet20"), 10)
 PREPROCESSING = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 32, class_names=tuple("0123456789"))

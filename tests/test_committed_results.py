@@ -10,8 +10,8 @@ from resnet_spec import PREPROCESSINGS
 from tests.kept_networks import errors_in_both
 from tests.readme_results import DATA, RESULTS, ROOT, lines, results
 from tests.test_data import CIFAR10, needs_cifar10
-from train.input.sources import open_tfds
-from train.table.page import as_markdown
+from train.data.sources import open_tfds
+from train.results.page import as_markdown
 
 RECORD = RESULTS / f"{DATA}.json"
 ROWS: list[dict[str, Any]] = json.loads(RECORD.read_text())["rows"]

@@ -1,18 +1,37 @@
 """The data sets: digits, and CIFAR-10 where its files are."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from train.data import load_dataset, normalise
+from train.config.recipes import RECIPES
+from train.data.dataset import load_dataset, normalise
 from train.errors import UserError
-from train.recipes import RECIPES
 
 CIFAR10 = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")) / "cifar10"
 needs_cifar10 = pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
+
+
+def link_cifar10_with_a_part_of_its_test_set(data_dir: Path) -> int:
+    """Makes a tensorflow-datasets folder of links; returns how many test images it has."""
+    (version,) = CIFAR10.iterdir()
+    folder = data_dir / "cifar10" / version.name
+    folder.mkdir(parents=True)
+    info = json.loads((version / "dataset_info.json").read_text())
+    (test,) = (split for split in info["splits"] if split["name"] == "test")
+    whole = len(test["shardLengths"])
+    test["shardLengths"] = test["shardLengths"][:1]
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    first, only = (f"cifar10-test.array_record-00000-of-{n:05d}" for n in (whole, 1))
+    (folder / only).symlink_to(version / first)
+    for path in version.iterdir():
+        if path.name != "dataset_info.json" and "-test." not in path.name:
+            (folder / path.name).symlink_to(path)
+    return int(test["shardLengths"][0])
 
 
 def test_digits_are_normalised_and_split_without_overlap():

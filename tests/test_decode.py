@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.peers import import_torchvision
 from tests.pictures import damaged, encode, grey_kinds, kinds, make_pixels
-from train.input.decode import FACTORS, Box, DamagedImageError, Picture
+from train.data.decode import FACTORS, Box, DamagedImageError, Picture
 
 PIXELS = make_pixels()
 KINDS, GREY_KINDS = kinds(PIXELS), grey_kinds(PIXELS)
@@ -73,7 +73,7 @@ def test_a_header_that_promises_too_much_is_not_believed():
 
 _READS = """
 import resource, sys
-from train.input.decode import DamagedImageError, Picture
+from train.data.decode import DamagedImageError, Picture
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[1:]:
     try:

@@ -17,7 +17,7 @@ from resnet_spec import PREPROCESSINGS
 from tests.commands import assert_refused, run
 from tests.saved_states import array_file, assert_same, make_state, open_run, steps
 from tests.twins import make_twins
-from train.checkpoint import Checkpoints
+from train.run.checkpoints import Checkpoints
 
 BIG = {"big.kernel": ((200, 200), np.float32)}
 HUGE = {"huge.kernel": ((500, 500), np.float32)}  # with momentum and average, 3 megabytes

@@ -15,17 +15,20 @@ ALLOWED = {
     "flax_resnet": {"forbidden": TORCH, "ours": {"resnet_spec", "flax_resnet"}},
     "convert": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "convert"}},
     "convert.__main__": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "convert"}},
-    "train.loop": {
+    "train.run.loop": {
         "forbidden": TORCH,
         "ours": {"resnet_spec", "flax_resnet", "train", "convert"},
     },
-    "train.input.load": {
+    "train.data.load": {
         "forbidden": (*TORCH, "tensorflow"),
         "ours": {"resnet_spec", "train"},
     },
-    "train.step": {"forbidden": TORCH, "ours": {"resnet_spec", "flax_resnet", "train"}},
-    "train.results": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "train"}},
-    "train.table": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "train"}},
+    "train.step.train_step": {"forbidden": TORCH, "ours": {"resnet_spec", "flax_resnet", "train"}},
+    "train.results.results_command": {
+        "forbidden": (*TORCH, *JAX),
+        "ours": {"resnet_spec", "train"},
+    },
+    "train.results.table_command": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "train"}},
     "train.__main__": {"forbidden": (*TORCH, *JAX), "ours": {"resnet_spec", "train"}},
 }
 OURS = ("resnet_spec", "flax_resnet", "torch_resnet", "convert", "train")
@@ -127,10 +130,10 @@ def test_only_one_file_names_pmap_and_one_hands_over_to_convert():
 
     root = Path(__file__).parents[1] / "train"
     texts = {p.relative_to(root).as_posix(): p.read_text() for p in root.rglob("*.py")}
-    assert "table/command.py" in texts
+    assert "results/table_command.py" in texts
 
     def with_lines(pattern: str) -> list[str]:
         return [name for name, text in texts.items() if re.search(pattern, text, re.MULTILINE)]
 
-    assert with_lines(r"\bpmap\(") == ["parallel.py"]
-    assert with_lines(r"^\s*(from|import) (convert|torch\w*)\b") == ["export.py"]
+    assert with_lines(r"\bpmap\(") == ["step/parallel.py"]
+    assert with_lines(r"^\s*(from|import) (convert|torch\w*)\b") == ["run/export.py"]

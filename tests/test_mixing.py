@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests.twins import relative_error
-from train import parallel
-from train.augment import Augment
 from train.config import Config
-from train.data import Dataset, Split
+from train.data.dataset import Dataset, Split
 from train.errors import UserError
-from train.mixing import Mixing
-from train.step import cross_entropy
+from train.step import parallel
+from train.step.augment import Augment
+from train.step.mixing import Mixing
+from train.step.train_step import cross_entropy
 
 CLASSES = 5
 BOTH: dict[str, Any] = {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1}

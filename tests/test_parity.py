@@ -36,9 +36,9 @@ from tests.twins import (
     to_nchw,
 )
 from train.config import Config
-from train.network import Network
-from train.optimizer import make_optimizer
-from train.step import cross_entropy
+from train.step.network import Network
+from train.step.optimizer import make_optimizer
+from train.step.train_step import cross_entropy
 
 SHORTCUTS = ["projection", "identity", "full_projection", "convolution"]
 OTHER_SHORTCUTS = SHORTCUTS[1:]

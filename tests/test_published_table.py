@@ -23,12 +23,12 @@ from tests.published_tables import (
 )
 from tests.test_results import change, change_config
 from train.__main__ import main
-from train.data import load_dataset, normalise
-from train.published import published_models
-from train.table.content import from_json
-from train.table.page import as_markdown
-from train.table.plan import Wish, configure
-from train.table.training import find_below, is_run_of
+from train.data.dataset import load_dataset, normalise
+from train.results.content import from_json
+from train.results.page import as_markdown
+from train.results.plan import Wish, configure
+from train.results.published import published_models
+from train.results.training import find_below, is_run_of
 
 pytestmark = pytest.mark.xdist_group("results")  # one worker trains for all
 

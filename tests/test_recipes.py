@@ -8,10 +8,10 @@ import pytest
 
 from resnet_spec import find_spec
 from train.config import Config
-from train.optimizer import make_schedule, unreached
-from train.published import published
-from train.recipes import DEFAULT, RECIPES
-from train.trainer import count_steps
+from train.config.recipes import DEFAULT, RECIPES
+from train.results.published import published
+from train.run.trainer import count_steps
+from train.step.optimizer import make_schedule, unreached
 
 TRAIN_IMAGES = {"digits": 1437, "cifar10": 50_000, "cifar100": 50_000, "imagenet2012": 1_281_167}
 

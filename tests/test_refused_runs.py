@@ -10,9 +10,9 @@ import pytest
 from convert.checkpoints import read_run, write_run
 from tests.run_folders import arrays
 from train.__main__ import main, parse
-from train.data import load_dataset
-from train.results.runs import find_runs
-from train.seeds import arrange
+from train.data.dataset import load_dataset
+from train.results.collect import find_runs
+from train.run.seeds import arrange
 
 MODEL = ("--model", "WideResNet16-1-0.0")
 pytestmark = pytest.mark.xdist_group("refused")  # one worker trains for all

@@ -18,10 +18,10 @@ from tensorboardX.proto import event_pb2 as protocol
 
 from train.config import Config
 from train.errors import UserError
-from train.metrics import MetricsLog, read_metrics
-from train.progress import Progress
-from train.report import Display, Stopwatch, describe_memory, duration, epoch_line
-from train.trainer import Score
+from train.run.display import Display, Stopwatch, describe_memory, duration, epoch_line
+from train.run.metrics import MetricsLog, read_metrics
+from train.run.progress import Progress
+from train.run.trainer import Score
 
 event_pb2: Any = protocol  # its names are made at run time
 
@@ -142,7 +142,7 @@ def test_a_full_disk_ends_the_log_with_an_error(tmp_path):
     code = """
 import resource, signal, sys
 from pathlib import Path
-from train.metrics import MetricsLog
+from train.run.metrics import MetricsLog
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with MetricsLog(Path("."), start_step=0) as log:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
@@ -161,7 +161,7 @@ with MetricsLog(Path("."), start_step=0) as log:
 
 DISPLAY = """
 import sys, time
-from train.report import Display
+from train.run.display import Display
 with Display(enabled=sys.argv[1] == "on") as display:
     display.say("reading [bold]images[/bold] of train[45000:]")
     display.begin(40, 10)
@@ -224,7 +224,7 @@ def test_a_bar_begins_anew_for_the_next_seed(capsys):
 
 def test_a_stopwatch_foretells_by_the_pace_so_far(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("train.report.time.perf_counter", lambda: now)
+    monkeypatch.setattr("train.run.display.time.perf_counter", lambda: now)
     watch = Stopwatch()
     assert watch.left(0, 10) is None
     now = 104.0
@@ -236,7 +236,7 @@ def test_a_stopwatch_foretells_by_the_pace_so_far(monkeypatch):
 
 def test_a_stopwatch_counts_no_pause_into_a_rate_but_into_the_pace(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("train.report.time.perf_counter", lambda: now)
+    monkeypatch.setattr("train.run.display.time.perf_counter", lambda: now)
     watch = Stopwatch()
     now = 101.0
     with watch.paused():
@@ -264,7 +264,7 @@ def test_weights_and_biases_gets_the_metrics_and_goes_on_under_its_id(tmp_path):
 import sys
 from pathlib import Path
 from train.config import Config
-from train.metrics import MetricsLog
+from train.run.metrics import MetricsLog
 start, folders = int(sys.argv[1]), [Path("seed-1"), Path("seed-2")]
 logs = [MetricsLog(f, start_step=start, config=Config(wandb="resnets")) for f in folders]
 for log in logs:

@@ -22,10 +22,10 @@ from tests.commands import run
 from tests.conftest import DIGITS_RUNS
 from train.__main__ import main
 from train.config import Config
-from train.metrics import read_metrics
-from train.published import SOURCES, published
+from train.results.collect import find_runs
 from train.results.groups import computed_fields, group_runs
-from train.results.runs import find_runs
+from train.results.published import SOURCES, published
+from train.run.metrics import read_metrics
 
 MODEL, SEEDS, STEPS = DIGITS_RUNS
 pytestmark = pytest.mark.xdist_group("results")  # one worker trains for all

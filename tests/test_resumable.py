@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from tests.saved_states import make_state, open_run
-from train.claims import claimed, locked, seeds_locked
 from train.config import Config
+from train.config.resume import FIXED, FREE, check_resumable
 from train.errors import UserError
-from train.folder import (
+from train.run.claims import claimed, locked, seeds_locked
+from train.run.folder import (
     begin_folder,
     check_folder,
     check_same_data,
@@ -21,8 +22,7 @@ from train.folder import (
     saved_config,
     saved_mode,
 )
-from train.resume import FIXED, FREE, check_resumable
-from train.starts import STARTED_BY, find_changes
+from train.run.starts import STARTED_BY, find_changes
 
 CONFIG = Config(run_dir=Path("a"), resume=True)
 

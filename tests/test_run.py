@@ -21,14 +21,14 @@ from resnet_spec import find_spec
 from tests.commands import assert_refused, run
 from tests.run_folders import assert_same, metrics
 from tests.test_data import needs_cifar10
-from train import loop
 from train.__main__ import parse
-from train.data import load_dataset, normalise
+from train.config.recipes import RECIPES
+from train.data.dataset import load_dataset, normalise
 from train.errors import DeviceError, device_errors
-from train.metrics import FILE, read_metrics
-from train.recipes import RECIPES
-from train.runs import Run
-from train.trainer import Trainer
+from train.run import loop
+from train.run.metrics import FILE, read_metrics
+from train.run.trainer import Trainer
+from train.run.training_run import Run
 
 SHORT = ("digits", "--schedule", "drops", "--drop-steps", "8", "--log-every-steps", "4")
 

@@ -24,13 +24,13 @@ from tests.commands import assert_refused, run
 from tests.test_data import needs_cifar10
 from tests.twins import assert_same_state, relative_error
 from tests.whole_runs import CONFIG, Run
-from train import optimizer
-from train.checkpoint import Checkpoints
 from train.config import Config
+from train.config.fields import Precision
+from train.config.recipes import RECIPES
 from train.errors import UserError
-from train.fields import Precision
-from train.folder import begin_folder
-from train.recipes import RECIPES
+from train.run.checkpoints import Checkpoints
+from train.run.folder import begin_folder
+from train.step import optimizer
 
 TOLERANCE = 1e-9
 

@@ -15,16 +15,17 @@ from flax import nnx
 import flax_resnet
 from flax_resnet.variables import named_variables
 from tests.twins import relative_error
-from train import parallel
-from train.augment import Augment, draw_keys
 from train.config import Config
-from train.data import Dataset, Split, batch_indices, normalise
+from train.config.recipes import RECIPES
+from train.data.dataset import Dataset, Split, batch_indices, normalise
 from train.errors import UserError
-from train.network import Network
-from train.optimizer import make_optimizer, make_schedule, named_state
-from train.parallel import Spread
-from train.recipes import RECIPES
-from train.step import (
+from train.run.trainer import Trainer, describe
+from train.step import parallel
+from train.step.augment import Augment, draw_keys
+from train.step.network import Network
+from train.step.optimizer import make_optimizer, make_schedule, named_state
+from train.step.parallel import Spread
+from train.step.train_step import (
     Images,
     TrainState,
     average,
@@ -33,7 +34,6 @@ from train.step import (
     make_eval_step,
     make_train_step,
 )
-from train.trainer import Trainer, describe
 
 SMALL = "WideResNet16-1-0.0"
 # Another order would change every run that is resumed.

@@ -15,7 +15,7 @@ from tests.commands import run
 from tests.run_folders import assert_same
 from tests.test_processes import until
 from tests.test_run import train
-from train.signals import StopSignals
+from train.run.signals import StopSignals
 
 MODEL = ("digits", "--model", "WideResNet16-1-0.0", "--log-every-steps", "1")
 

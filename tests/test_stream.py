@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from tests.pictures import damaged, encode, make_folder, make_pixels
-from train.data import batch_indices
+from train.config.fields import DataFields
+from train.data.dataset import batch_indices
+from train.data.image_folder import open_folder
+from train.data.stream import Batch, Stream
 from train.errors import UserError
-from train.fields import DataFields
-from train.input.folder import open_folder
-from train.input.stream import Batch, Stream
 
 FIELDS = DataFields(image_size=16, read_threads=4, rand_augment=2)
 COUNT = 50

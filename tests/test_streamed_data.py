@@ -13,10 +13,10 @@ import pytest
 from resnet_spec import PREPROCESSINGS
 from tests.pictures import encode, make_folder, make_pixels
 from train.config import Config
-from train.data import Dataset, Split, load_dataset
+from train.data.dataset import Dataset, Split, load_dataset
+from train.data.image_folder import open_folder
 from train.errors import UserError
-from train.input.folder import open_folder
-from train.trainer import Trainer
+from train.run.trainer import Trainer
 
 IMAGENET = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")) / "imagenet2012"
 needs_imagenet = pytest.mark.skipif(

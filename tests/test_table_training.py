@@ -18,15 +18,15 @@ from tests.published_tables import (
     TABLE,
     row_of,
 )
-from tests.test_data import needs_cifar10
+from tests.test_data import link_cifar10_with_a_part_of_its_test_set, needs_cifar10
 from tests.test_processes import until
 from tests.test_results import change, change_config
 from tests.test_stopping import start
 from train.__main__ import main, parse
-from train.published import published_models
-from train.resume import computed_fields
-from train.table.plan import Wish, cheapest_first, configure
-from train.table.training import Plan, find_below, starts
+from train.config.resume import computed_fields
+from train.results.plan import Wish, cheapest_first, configure
+from train.results.published import published_models
+from train.results.training import Plan, find_below, starts
 
 pytestmark = pytest.mark.xdist_group("results")  # one worker trains for all
 
@@ -223,5 +223,7 @@ def test_mistakes_are_refused_before_anything_is_trained(arguments, said, made, 
 
 @needs_cifar10
 def test_a_part_of_the_test_set_is_not_taken_for_the_whole(tmp_path):
-    result = run("train", "table", "--protocol", "full", cwd=tmp_path)
-    assert_refused(result, "--protocol full", "1,000 images here, not 10,000")
+    count = link_cifar10_with_a_part_of_its_test_set(tmp_path / "data")
+    result = run("train", "table", "--protocol", "full", "--data-dir", "data", cwd=tmp_path)
+    assert 0 < count < 10_000
+    assert_refused(result, "--protocol full", f"{count:,} images here, not 10,000")

@@ -10,9 +10,9 @@ from PIL import Image
 
 from tests.peers import import_torchvision
 from tests.pictures import encode, make_pixels
-from train.fields import DataFields
-from train.input.rand_augment import FILL, OPERATIONS, rand_augment
-from train.input.views import random_box, train_view
+from train.config.fields import DataFields
+from train.data.rand_augment import FILL, OPERATIONS, rand_augment
+from train.data.views import random_box, train_view
 
 FIELDS = DataFields(image_size=32)
 
@@ -96,7 +96,7 @@ def test_the_magnitude_of_rand_augment_is_out_of_thirty(monkeypatch):
         seen.append((count, strength))
         return image
 
-    monkeypatch.setattr("train.input.views.rand_augment", note)
+    monkeypatch.setattr("train.data.views.rand_augment", note)
     fields = dataclasses.replace(FIELDS, rand_augment=2, rand_augment_magnitude=9)
     train_view(encode(make_pixels(40, 40)), np.random.default_rng(0), fields)
     assert seen == [(2, pytest.approx(0.3))]

@@ -149,7 +149,7 @@ class Torture:
 
 def compare(whole: Path, run: Path) -> None:
     """Raises an AssertionError unless both runs ended in the same state and told the same."""
-    from train.saved_state import read
+    from train.run.saved_state import read
 
     ends = [read(folder / "checkpoints" / str(STEPS)) for folder in (whole, run)]
     assert ends[0].items.keys() == ends[1].items.keys() == {"model", "optimizer", "ema"}

@@ -10,13 +10,13 @@ import numpy as np
 
 import convert
 from examples.continue_in_torch import Batches
-from train.checkpoint import Checkpoints
 from train.config import Config
-from train.data import Dataset, load_dataset
-from train.folder import begin_folder
-from train.recipes import RECIPES
-from train.step import TrainState
-from train.trainer import Trainer
+from train.config.recipes import RECIPES
+from train.data.dataset import Dataset, load_dataset
+from train.run.checkpoints import Checkpoints
+from train.run.folder import begin_folder
+from train.run.trainer import Trainer
+from train.step.train_step import TrainState
 
 # Warm-up, both drops and the end of an epoch, inside a batch, are within the twenty steps; decay
 # and average weigh enough to be seen.

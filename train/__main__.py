@@ -10,6 +10,9 @@ from typing import Any
 
 from resnet_spec import UnknownNameError
 from train.config import FOLDER, Config
+from train.config.recipes import DEFAULT, RECIPES
+from train.config.resume import OF_ONE_START
+from train.config.unused import unused_fields
 from train.errors import (
     DeviceError,
     DivergedError,
@@ -18,17 +21,14 @@ from train.errors import (
     device_errors,
     exit_code,
 )
-from train.folder import saved_config
-from train.recipes import DEFAULT, RECIPES
-from train.resume import OF_ONE_START
-from train.unused import unused_fields
+from train.run.folder import saved_config
 
 _PRINT = "--print-config"
 _USAGE = f"usage: resnet-train [RECIPE] [--field value ...] [{_PRINT}]"
 COMMANDS = {  # beside the recipes: a module with `main(arguments) -> exit code`
-    "prepare": "train.prepare",
-    "results": "train.results",
-    "table": "train.table",
+    "prepare": "train.data.prepare",
+    "results": "train.results.results_command",
+    "table": "train.results.table_command",
 }
 
 
@@ -88,8 +88,8 @@ def _say_any_name() -> None:
 
 def _run(config: Config) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from train.loop import evaluate, train  # JAX starts here: help and mistakes need not wait
-    from train.parallel import enable_float64
+    from train.run.loop import evaluate, train  # JAX starts here: help and mistakes need not wait
+    from train.step.parallel import enable_float64
 
     if config.precision == "f64":
         enable_float64()

@@ -1,5 +1,1 @@
-"""`resnet-train results`: a table of what runs reached, over their seeds, and their curves."""
-
-from train.results.command import main
-
-__all__ = ["main"]
+"""What runs reached: tables over their seeds, curves, and the table of published errors."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from train.results.collect import Run, finite
 from train.results.groups import Group
-from train.results.runs import Run, finite
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from resnet_spec import DIALECT, find_spec, list_models
-from train.published import DATA, Published, published
-from train.results.runs import Outcome, Run
-from train.resume import computed_fields
+from train.config.resume import computed_fields
+from train.results.collect import Outcome, Run
+from train.results.published import DATA, Published, published
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from train.results.collect import Run
 from train.results.groups import Group, Statistics
-from train.results.runs import Run
 
 _DIGITS = 6  # of fractions
 

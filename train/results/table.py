@@ -6,9 +6,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from train.published import SOURCES
-from train.report import duration
 from train.results.groups import Group, Statistics
+from train.results.published import SOURCES
+from train.run.display import duration
 
 _NONE = "—"
 _TEXT = ("model", "with", "data", "published %", "device")  # aligned left

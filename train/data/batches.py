@@ -1,0 +1,97 @@
+"""The images of each step on their way to the devices: indices of those there, or the images."""
+
+import collections
+import itertools
+import math
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from train.config import Config
+from train.data.dataset import Dataset, batch_indices
+from train.step.parallel import Spread
+from train.step.train_step import Images
+
+_EVAL_BATCH_PER_DEVICE = {True: 100, False: 250}  # streamed images are larger
+_AHEAD = 2  # batches on the devices before they are asked for
+
+
+class Batch(NamedTuple):
+    """One step's share of this process.
+
+    Attributes:
+        indices: into `images`, a negative one counts for nothing.
+        images: None where the whole split is on the devices.
+    """
+
+    indices: Any
+    images: Images | None = None
+
+
+def train_batches(
+    config: Config,
+    dataset: Dataset,
+    spread: Spread,
+    seeds: Sequence[int],
+    first_step: int,
+    last_step: int,
+) -> Generator[Batch, None, None]:
+    """One for each step from the one after `first_step` to `last_step`; runs side by side."""
+    size, parts = config.global_batch_size, config.accumulate_steps
+    if not dataset.is_streamed:
+        for step in range(first_step, last_step):
+            orders = [batch_indices(seed, step, size, len(dataset.train)) for seed in seeds]
+            indices = np.stack(orders).reshape(len(seeds), parts, -1)
+            yield Batch(spread.place_batch(spread.split(indices if spread.seeds else indices[0])))
+        return
+    (seed,) = seeds  # several runs would need as many streams of images
+    rows = spread.split(np.arange(size).reshape(parts, -1))  # (devices, parts, b)
+    source = dataset.train.train_batches(
+        seed=seed,
+        first_step=first_step,
+        last_step=last_step,
+        batch_size=size,
+        rows=rows.reshape(-1),
+    )
+    local = np.arange(rows[0].size, dtype=np.int32).reshape(rows.shape[1:])
+    indices = spread.place_batch(np.broadcast_to(local, rows.shape).copy())
+    yield from _ahead(Batch(indices, _to_devices(spread, batch)) for batch in source)
+
+
+def test_batches(dataset: Dataset, spread: Spread) -> Generator[Batch, None, None]:
+    """The whole test set, every image once, whatever its number."""
+    count = len(dataset.test)
+    devices = jax.device_count() if spread.over == "batch" else 1
+    size = min(_EVAL_BATCH_PER_DEVICE[dataset.is_streamed], math.ceil(count / devices)) * devices
+    padded = np.full(math.ceil(count / size) * size, -1, np.int32)
+    padded[:count] = np.arange(count)
+    shares = [spread.split(part) for part in np.split(padded, len(padded) // size)]
+    if not dataset.is_streamed:
+        yield from (Batch(spread.place_batch(share)) for share in shares)
+        return
+    source = dataset.test.test_batches([share.reshape(-1) for share in shares])
+    local = np.broadcast_to(np.arange(shares[0].shape[1], dtype=np.int32), shares[0].shape)
+    yield from _ahead(
+        Batch(
+            spread.place_batch(np.where(batch.counts.reshape(local.shape), local, np.int32(-1))),
+            _to_devices(spread, batch),
+        )
+        for batch in source
+    )
+
+
+def _to_devices(spread: Spread, batch: Any) -> Images:
+    """A process's images, (n, h, w, c), cut into its devices' equal shares."""
+    count = jax.local_device_count()
+    cut = [a.reshape(count, -1, *a.shape[1:]) for a in (batch.images, batch.labels)]
+    return Images(*spread.place_batch(cut))
+
+
+def _ahead(source: Iterator[Batch]) -> Generator[Batch, None, None]:
+    """The same, some batches early: they travel to the devices while others are trained on."""
+    waiting = collections.deque(itertools.islice(source, _AHEAD))
+    while waiting:
+        yield waiting.popleft()
+        waiting.extend(itertools.islice(source, 1))

@@ -1,0 +1,140 @@
+"""Encoded images of any kind to RGB pixels, and no more of them than are needed.
+
+JPEGs by simplejpeg (libjpeg-turbo), which says what is wrong with a file and decodes it at a half,
+a quarter or an eighth of its size, so close to the mean of 2x2, 4x4 or 8x8 pixels that they differ
+by half a grey level on average; anything else by OpenCV. Both let go of Python's lock meanwhile.
+
+Grey becomes RGB, CMYK and YCCK too; 16 bits become 8, the alpha channel is dropped, of an animation
+the first picture is taken. EXIF's orientation is ignored, as TensorFlow's `decode_jpeg` and
+torchvision's `ImageFolder` do: what was trained that way must be trained and tested so again.
+"""
+
+import re
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from train.data import MOST_PIXELS
+
+FACTORS = (8, 4, 2)
+_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+# kind, width, height, maximum; comments may stand between them
+_NETPBM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3)
+# Many images are decoded at once: a thread each is all that the machine can use.
+cv2.setNumThreads(1)
+# The trainer itself names what cannot be read.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class DamagedImageError(ValueError):
+    """Not an image, or not the whole of one."""
+
+
+class Box(NamedTuple):
+    """A rectangle of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Picture:
+    """An encoded image; of a JPEG only the header is read at first.
+
+    Raises:
+        DamagedImageError: here or when pixels are asked for; it says what is wrong.
+    """
+
+    def __init__(self, data: bytes):
+        self._data = data
+        self._pixels: np.ndarray | None = None
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            self.height, self.width = int(height), int(width)
+        except ValueError as error:  # no JPEG, or an odd one
+            self._pixels = _decode(data, str(error))
+            self.height, self.width = self._pixels.shape[:2]
+        if self.height * self.width > MOST_PIXELS:
+            raise DamagedImageError(f"{self.height} x {self.width} pixels are too many")
+
+    def cut(self, box: Box, size: int) -> np.ndarray:
+        """A box, resized to (size, size, 3); shrunk to the mean of the pixels under each new one.
+
+        A JPEG is decoded to an eighth at the least, and never to less than `size`.
+        """
+        pixels, factor = self._decoded(min(box.height, box.width), size)
+        top, left, height, width = (edge // factor for edge in box)  # below 1 / size of the box
+        part = pixels[top : top + height, left : left + width]
+        if min(height, width) < size:
+            # looks at four pixels only: enough where there are fewer than new ones
+            return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+        # the means that OpenCV makes of bytes, bit for bit, in two thirds of its time for bytes
+        means = cv2.resize(part.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+        return cv2.convertScaleAbs(means)
+
+    def middle(self, shorter_side: int, size: int) -> np.ndarray:
+        """The square in the middle of the picture resized to a shorter side.
+
+        To rounding torchvision's `Resize(shorter_side)` and `CenterCrop(size)` of a Pillow image;
+        a JPEG four times as large or more is decoded to twice what is needed at least.
+        """
+        shorter = min(self.height, self.width)
+        pixels, factor = self._decoded(shorter, 2 * shorter_side)
+        top, bottom = _middle(self.height, int(shorter_side * self.height / shorter), size)
+        left, right = _middle(self.width, int(shorter_side * self.width / shorter), size)
+        picture = Image.fromarray(pixels)
+        right, bottom = min(right / factor, picture.width), min(bottom / factor, picture.height)
+        box = left / factor, top / factor, right, bottom
+        return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box))
+
+    def _decoded(self, length: int, least: int) -> tuple[np.ndarray, int]:
+        """Pixels, and the factor by which they are fewer: a length stays at least as long."""
+        if self._pixels is None:
+            factor = next((factor for factor in FACTORS if length >= factor * least), 1)
+            height, width = self.height // factor, self.width // factor
+            try:
+                return simplejpeg.decode_jpeg(
+                    self._data, min_height=height, min_width=width, min_factor=factor
+                ), factor
+            except ValueError as error:
+                # OpenCV refuses files that end early, and accepts, as Pillow and TensorFlow do,
+                # what libjpeg only warns of
+                self._pixels = _decode(self._data, str(error))
+        return self._pixels, 1
+
+
+def _middle(length: int, resized: int, size: int) -> tuple[float, float]:
+    """Where `size` pixels in the middle of the resized length begin and end before resizing."""
+    start = round((resized - size) / 2)
+    return start * length / resized, (start + size) * length / resized
+
+
+def _decode(data: bytes, reason: str) -> np.ndarray:
+    if not data:
+        raise DamagedImageError("it is empty")
+    try:
+        scale = _netpbm_scale(data)
+        flags = _FLAGS if scale == 1 else _FLAGS | cv2.IMREAD_ANYDEPTH
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        if error.func == "validateInputImageSize":
+            reason = "its pixels are too many, or its height or width is damaged"
+            raise DamagedImageError(reason) from error
+        raise DamagedImageError(str(error.err or error)) from error
+    if pixels is None:
+        is_jpeg = data.startswith(b"\xff\xd8")
+        raise DamagedImageError(reason if is_jpeg else "not an image, or one that ends early")
+    return pixels if scale == 1 else cv2.convertScaleAbs(pixels, alpha=scale)
+
+
+def _netpbm_scale(data: bytes) -> float:
+    """What brings a PGM's or PPM's own maximum to 255, where OpenCV does not see to it."""
+    if not (header := _NETPBM.match(data)):
+        return 1
+    is_text, maximum = header[1] in b"23", int(header[4])
+    is_seen_to = maximum in (0, 255, 65535) or (is_text and maximum < 255)
+    return 1 if is_seen_to else 255 / maximum

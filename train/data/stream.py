@@ -1,0 +1,161 @@
+"""A split of images that are decoded when a step needs them, by threads and ahead of time."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from train.config.fields import DataFields
+from train.data.dataset import Split, batch_indices
+from train.data.decode import DamagedImageError
+from train.data.sources import Source
+from train.data.views import test_view, train_view
+from train.errors import UserError
+
+_PART = 16  # images that one thread decodes at a time: grain takes 0.1 ms for each task
+_BATCHES_AHEAD = 2
+View = tuple[np.ndarray, int]  # an image as the network sees it, and its label
+
+
+class Batch(NamedTuple):
+    """images (n, size, size, 3) uint8, labels (n,) int32, counts (n,) bool.
+
+    Where `counts` is False there is no image, only zeros: padding, or an image to test on that
+    cannot be read.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    counts: np.ndarray
+
+
+class Stream:
+    """A split of encoded images.
+
+    Every batch is a function of the arguments it was asked for by: the same on one host or many,
+    with any number of threads, and after a resume.
+
+    Attributes:
+        skipped: images that could not be read so far, by name, each with the reason. Each thread
+            adds to it; nothing is taken out.
+    """
+
+    def __init__(self, source: Source, fields: DataFields):
+        self.skipped: dict[str, str] = {}
+        self._source, self._fields = source, fields
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of an image in a batch."""
+        return self._fields.image_size, self._fields.image_size, 3
+
+    def train_batches(
+        self, *, seed: int, first_step: int, last_step: int, batch_size: int, rows: np.ndarray
+    ) -> Iterator[Batch]:
+        """One batch for each step from `first_step` up to, not including, `last_step`.
+
+        A damaged image's place is taken by the next of the split that can be read.
+        `batch_size` is that of all processes together; `rows` are the places in it which this
+        process holds, (n,) integers.
+
+        Raises:
+            UserError: no image of the split can be read.
+        """
+
+        def load(batch: int, places: list[int]) -> list[View]:
+            step = first_step + batch
+            order = batch_indices(seed, step, batch_size, len(self))
+            return [self._train_image(int(order[p]), (seed, step, p)) for p in places]
+
+        return self._batches([np.asarray(rows)] * (last_step - first_step), load)
+
+    def test_batches(self, indices: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """One batch for each array of indices (n,), in which -1 is padding."""
+        return self._batches(indices, lambda _, part: [self._test_image(i) for i in part])
+
+    def head(self, count: int) -> Split:
+        """Those of the first `count` images that can be read, as a test sees them."""
+        batch = next(self.test_batches([np.arange(min(count, len(self)))]))
+        return Split(batch.images[batch.counts], batch.labels[batch.counts])
+
+    def _train_image(self, index: int, key: tuple[int, ...]) -> View:
+        for offset in range(len(self)):
+            view = self._read(
+                (index + offset) % len(self),
+                # anew for each try: what a damaged image drew must not show in the next one
+                lambda data: train_view(data, np.random.default_rng(key), self._fields),
+            )
+            if view is not None:
+                return view
+        name, reason = next(iter(self.skipped.items()))
+        raise UserError(f"none of {len(self)} images can be read; {name}: {reason}")
+
+    def _test_image(self, index: int) -> View | None:
+        return None if index < 0 else self._read(index, lambda data: test_view(data, self._fields))
+
+    def _read(self, index: int, view: Callable[[bytes], np.ndarray]) -> View | None:
+        """None for an image that is damaged, which is noted down."""
+        try:
+            data, label = self._source.read(index)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                raise  # a disk that fails is no damaged image
+            return self._skip(index, error)
+        except Exception as error:  # of array_record, of a damaged record
+            return self._skip(index, error)
+        try:
+            return view(data), label
+        except DamagedImageError as error:
+            return self._skip(index, error)
+
+    def _skip(self, index: int, error: Exception) -> None:
+        self.skipped.setdefault(self._source.name(index), str(error) or type(error).__name__)
+
+    def _batches(
+        self,
+        places: Sequence[np.ndarray],
+        load: Callable[[int, list[int]], Sequence[View | None]],
+    ) -> Iterator[Batch]:
+        """A batch for each array of places, put together from parts that the threads load."""
+        parts_per_batch = math.ceil(max(map(len, places), default=0) / _PART)
+
+        def load_part(number: int) -> Batch:
+            batch, part = divmod(number, parts_per_batch)
+            mine = places[batch][part * _PART : (part + 1) * _PART]
+            return _stack(load(batch, mine.tolist()), self.image_shape)
+
+        threads = self._fields.read_threads
+        ahead = max(threads, _BATCHES_AHEAD * parts_per_batch)
+        parts = grain.MapDataset.range(len(places) * parts_per_batch).map(load_part)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        # closed with this generator, also where that is only forgotten: the threads end
+        with contextlib.closing(iter(parts.to_iter_dataset(options))) as loaded:
+            for _ in places:
+                batch = [next(loaded) for _ in range(parts_per_batch)]
+                yield Batch(*map(np.concatenate, zip(*batch, strict=True)))
+
+
+def _stack(views: Sequence[View | None], shape: tuple[int, int, int]) -> Batch:
+    batch = Batch(
+        np.zeros((len(views), *shape), np.uint8),
+        np.zeros(len(views), np.int32),
+        np.array([view is not None for view in views], bool),
+    )
+    for place, view in enumerate(views):
+        if view is not None:
+            batch.images[place], batch.labels[place] = view
+    return batch

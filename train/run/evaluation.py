@@ -1,0 +1,87 @@
+"""Tests of weights without training: those of a file, or of runs."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from train.config import Config
+from train.config.resume import check_resumable
+from train.data.dataset import Dataset, load_dataset
+from train.errors import UserError
+from train.run import export
+from train.run.display import Display
+from train.run.folder import saved_config, seed_folder
+from train.run.saved_state import compare_classes, compare_normalisations
+from train.run.trainer import Score, Trainer, describe
+from train.step import parallel
+from train.step.train_step import averaged
+
+
+def evaluate(config: Config) -> list[Score]:
+    """Tests the weights of `init_from`, or those that runs would export, and says the errors.
+
+    Raises:
+        UserError: the configuration does not fit the weights or the data.
+    """
+    with parallel.processes(config), Display(enabled=parallel.is_first_process()) as display:
+        sources = _sources(config)
+        dataset = load_dataset(config)
+        config = config.resolved(len(dataset.train))
+        scores = []
+        for seed, source in sources.items():
+            layout = None if config.resume else config.init_layout  # a run's names are ours
+            found = dataclasses.replace(config, init_from=source, init_layout=layout)
+            weights = export.load_weights(found, describe(config, dataset))
+            if "head.kernel" not in weights.arrays:
+                raise UserError(f"{source} has no head of {dataset.num_classes} classes to test")
+            _check_images(f"{source}", weights.preprocessing, dataset, display)
+            trainer = Trainer(config, dataset, weights=weights.arrays)
+            state = trainer.place(trainer.first_states([seed]))
+            scores += trainer.test(averaged(state))
+            display.say(
+                f"{source}: test loss {scores[-1].loss:.4f}, test error {scores[-1].error:.2%} "
+                f"of {scores[-1].images} images of {dataset.test_name}{dataset.missing()}"
+            )
+        return scores
+
+
+def _sources(config: Config) -> dict[int, Path | None]:
+    """The weights to test by seed: a file's, or those of runs, which are of what is asked for."""
+    folder = config.run_dir
+    if not config.resume or folder is None:
+        return {config.seed: config.init_from}
+    if not folder.is_dir():
+        raise UserError(f"--run-dir {folder} does not exist: there is no run to test")
+    if saved := saved_config(folder):  # any of its seeds can be tested
+        check_resumable(saved, dataclasses.replace(config, seeds=saved.seeds))
+    sources = {seed: seed_folder(folder, config, seed) for seed in config.seed_list}
+    if missing := [place.name for place in sources.values() if not place.is_dir()]:
+        there = ", ".join(sorted(place.name for place in folder.glob("seed-*"))) or "none"
+        raise UserError(
+            f"--seeds {config.seeds}: --run-dir {folder} holds no {', '.join(missing)}; there: "
+            f"{there}"
+        )
+    return {**sources}
+
+
+def _check_images(
+    source: str, found: dict[str, Any] | None, dataset: Dataset, display: Display
+) -> None:
+    """Weights of other classes, or of images normalised otherwise, would have a wrong error.
+
+    Words and the numbers of WordNet's synsets are two ways to call ImageNet's classes.
+    """
+    here = dataset.preprocessing
+    problems, classes = compare_normalisations(found, here), compare_classes(found, here)
+    names = (found or {}).get("class_names") or ()
+    if classes and _are_synsets(names) != _are_synsets(here.class_names or ()):
+        display.say(f"{source} {classes[0]}: they are taken to be the same, in the same order")
+        classes = []
+    if problems := [*problems, *classes]:
+        raise UserError("; ".join(f"{source} {problem}" for problem in problems))
+
+
+def _are_synsets(names: Sequence[str]) -> bool:
+    return all(re.fullmatch(r"n\d{8}", name) for name in names)

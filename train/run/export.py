@@ -1,0 +1,196 @@
+"""The two ends of a run: weights from a file, and the model to one that predicts the same in torch.
+
+The only place of the trainer that knows the converter and torch.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+import convert
+from convert.checkpoints import as_flax
+from convert.guess import guess
+from convert.layouts import layout_spec, read_layout, with_channels
+from convert.sources import Source, read_source
+from resnet_spec import ClassifierSpec, Preprocessing
+from train.config import Config
+from train.data.dataset import Dataset, image_dtype, normalise
+from train.errors import AbandonedError, UserError
+from train.run.folder import SEEDS
+
+FILE = "model.safetensors"
+OURS = "flax-resnet"
+_BATCH = 250
+_MOST_STREAMED = 1_000  # images that torch on a CPU goes through in a minute
+
+
+class Loaded(NamedTuple):
+    """Weights by Flax's names, what to know about them, and what they say of their images."""
+
+    arrays: dict[str, Any]
+    notes: list[str]
+    preprocessing: dict[str, Any] | None
+
+
+def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
+    """The weights of `init_from`, for this model; a head of another size is left out.
+
+    Raises:
+        UserError: they cannot be read, their names are not known, or they are of a network that
+            computes something else.
+    """
+    path = config.init_from
+    assert path is not None
+    if (path / SEEDS).exists():
+        names = ", ".join(sorted(place.name for place in path.glob("seed-*")))
+        raise UserError(
+            f"--init-from {path} holds the runs of several seeds: name the folder of one ({names})"
+        )
+    try:
+        source = read_source(path)
+        spec, layout = _find_layout(config, source)
+        if problems := spec.differences(classifier.network):
+            raise convert.ConversionError(
+                f"the run's network is another (the fields of {config.model} can be changed by "
+                "options of these names):",
+                problems,
+            )
+        arrays, found = read_layout(source.weights.arrays, spec, layout)
+    except (ValueError, OSError) as error:
+        raise UserError(f"--init-from {path}: {error}") from error
+    notes = [f"starting from {path} ({source.form}, layout {layout})", *source.weights.notes]
+    if found.num_classes != classifier.num_classes:
+        arrays = {name: a for name, a in arrays.items() if not name.startswith("head.")}
+        notes.append(f"a new head of {classifier.num_classes} classes, not {found.num_classes}")
+    wide = image_dtype(config)
+    flax_arrays = {
+        name: array.astype(wide) if np.issubdtype(array.dtype, np.floating) else array
+        for name, array in as_flax(arrays).items()
+    }
+    preprocessing = source.weights.preprocessing
+    return Loaded(flax_arrays, notes, None if preprocessing is None else preprocessing.to_json())
+
+
+def _find_layout(config: Config, source: Source) -> tuple[Any, str]:
+    """The network whose weights these are, and the layout of their names."""
+    weights, described = source.weights, source.weights.classifier
+    if described is not None and config.init_layout in (None, OURS, source.layout):
+        return described.network, OURS
+    layout = config.init_layout
+    if layout is None:
+        shapes = {name: array.shape for name, array in weights.arrays.items()}
+        fitting = [g for g in guess(shapes) if g.share == 1 and g.model == config.model]
+        layouts = sorted({g.layout for g in fitting}, reverse=True)
+        if len({g.classifier for g in fitting}) != 1:  # several may share names and network
+            raise convert.ConversionError(
+                f"say by --init-layout whose names these are: {' or '.join(layouts) or 'none'} "
+                f"of the layouts fits {config.model}; see `resnet-convert inspect`"
+            )
+        layout = layouts[0]
+    return with_channels(layout_spec(config.model, layout), weights.arrays, layout), layout
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Both twins on the whole test set, in the model's own precision.
+
+    Attributes:
+        flax_error, torch_error: fraction of images that are wrong.
+        largest_difference: of two logits. largest_logit: the magnitude to set it against.
+        different_predictions: number of images whose largest logit is another class.
+    """
+
+    images: int
+    flax_error: float
+    torch_error: float
+    largest_difference: float
+    largest_logit: float
+    different_predictions: int
+
+    def __str__(self) -> str:
+        return (
+            f"parity on {self.images} test images: Flax error {self.flax_error:.2%}, "
+            f"torch error {self.torch_error:.2%}, largest logit difference "
+            f"{self.largest_difference:.1e} (largest logit {self.largest_logit:.1f}), "
+            f"{self.different_predictions} predictions differ"
+        )
+
+
+def has_torch() -> bool:
+    """Whether the torch twin can be checked here."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def export(run_dir: Path, model: Any, preprocessing: Preprocessing) -> Path:
+    """Writes `model.safetensors` into the run's folder."""
+    path = run_dir / FILE
+    convert.save(path, model, preprocessing=preprocessing)
+    return path
+
+
+def check_parity(
+    path: Path, model: Any, dataset: Dataset, dtype: Any, *, stops: Callable[[], bool]
+) -> Parity | None:
+    """Loads the file into the torch twin and runs the test set through both, as `dtype`.
+
+    Of streamed images it takes the first thousand; None where none of these can be read.
+
+    Raises:
+        AbandonedError: `stops`, which is asked at each batch, said so.
+    """
+    run_flax, run_torch = _flax_runner(model), _torch_runner(convert.load(path, backend="torch"))
+    outputs = []
+    for images, labels in _test_images(dataset, dtype):
+        if stops():
+            raise AbandonedError(f"the check of {path} was given up")
+        outputs.append((run_flax(images), run_torch(images), labels))
+    if not outputs:
+        return None
+    flax_logits, torch_logits, labels = map(np.concatenate, zip(*outputs, strict=True))
+    flax_classes, torch_classes = flax_logits.argmax(1), torch_logits.argmax(1)
+    return Parity(
+        images=len(labels),
+        flax_error=float(np.mean(flax_classes != labels)),
+        torch_error=float(np.mean(torch_classes != labels)),
+        largest_difference=float(np.abs(flax_logits - torch_logits).max()),
+        largest_logit=float(np.abs(flax_logits).max()),
+        different_predictions=int(np.sum(flax_classes != torch_classes)),
+    )
+
+
+def _test_images(dataset: Dataset, dtype: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Normalised images (n, h, w, c) and labels (n,), some at a time."""
+    test = dataset.test.head(_MOST_STREAMED) if dataset.is_streamed else dataset.test
+    for start in range(0, len(test), _BATCH):
+        part = slice(start, start + _BATCH)
+        yield normalise(test.images[part], dataset, dtype), test.labels[part]
+
+
+def _flax_runner(model: Any) -> Any:
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def logits(state: Any, images: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state, copy=True)(images)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with jax.default_matmul_precision("highest"):  # accelerators default to less than float32
+            return np.asarray(logits(state, images))
+
+    return run
+
+
+def _torch_runner(model: Any) -> Any:
+    import torch
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+
+    return run

@@ -1,0 +1,133 @@
+"""What runs tell while they train: metrics into their logs, and lines and a bar for a person."""
+
+import contextlib
+import math
+import time
+from collections.abc import Container, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from train.run.display import Display, Stopwatch, describe_memory, epoch_line
+from train.run.trainer import Score, Trainer
+from train.run.training_run import Run
+from train.step.train_step import Metrics
+
+
+class Progress:
+    """Of runs side by side, from `first_step` on; nothing of those that are in `diverged`."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        runs: Sequence[Run],
+        display: Display,
+        *,
+        diverged: Container[int],
+        first_step: int,
+        start_time: float,
+    ):
+        self._diverged = diverged
+        self._trainer, self._runs, self._display = trainer, runs, display
+        self._first_step, self._start_time = first_step, start_time
+        self._compiling = time.perf_counter()
+        self._stopwatch = Stopwatch()
+        self._rate = math.nan
+        self._train_losses: list[float] | None = None
+        self._told: set[str] = set()
+        self._best = [run.best_error for run in runs]
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """One more step is on its way; every now and then its metrics are read and written."""
+        if step == self._first_step + 1:
+            self._tell_compiled(metrics)
+        if step % self._trainer.config.log_every_steps == 0:
+            self._log(step, metrics)
+        self._display.advance(step)
+
+    def _tell_compiled(self, metrics: Metrics) -> None:
+        jax.block_until_ready(metrics)
+        now = time.perf_counter()
+        self._display.say(
+            f"first step done after {now - self._start_time:.1f} s, {now - self._compiling:.1f} s "
+            f"of them to compile it; {describe_memory()}"
+        )
+        self._stopwatch = Stopwatch()
+
+    def _log(self, step: int, metrics: Metrics) -> None:
+        losses, errors, skipped = (np.atleast_1d(a).tolist() for a in jax.device_get(metrics))
+        self._train_losses = losses
+        config = self._trainer.config
+        self._rate = self._stopwatch.read(self._images(step))
+        common = {
+            "learning_rate": self._trainer.learning_rate(step - 1),
+            "images_per_second": self._rate,
+        }
+        lines = []
+        for run, loss, error, count in zip(self._runs, losses, errors, skipped, strict=True):
+            if run.seed in self._diverged:
+                continue
+            values = {"loss": loss, "error": error, **common}
+            if config.skip_nonfinite is not None:
+                values["skipped"] = count
+            run.log(step, "train", values)
+            lines.append(values)
+        self._display.show(lines)
+
+    def _tell_skipped(self) -> None:
+        """Damaged images that were met since the last time, of this process's share."""
+        dataset = self._trainer.dataset
+        for split in (dataset.train, dataset.test) if dataset.is_streamed else ():
+            for name, reason in list(split.skipped.items()):
+                if name not in self._told:
+                    self._told.add(name)
+                    self._display.say(f"left out {name}: {reason}")
+
+    def _images(self, step: int) -> int:
+        """Of all runs, since the first step was compiled."""
+        size = self._trainer.config.global_batch_size
+        return max(step - self._first_step - 1, 0) * size * len(self._runs)
+
+    @contextlib.contextmanager
+    def paused(self, step: int) -> Iterator[None]:
+        """For tests and checkpoints after a step that is done: no rate contains them."""
+        if self._train_losses is None:  # nothing was logged yet
+            self._rate = self._stopwatch.rate(self._images(step))
+        with self._stopwatch.paused():
+            yield
+
+    def test(
+        self, step: int, scores: Sequence[Score], averages: Sequence[Score] | None
+    ) -> list[float]:
+        """Writes and tells a test of the newest weights, and of their averages.
+
+        Returns:
+            The errors by which the best checkpoint is chosen: of the weights that are exported.
+        """
+        told = []
+        chosen = [score.error for score in (averages or scores)]
+        self._best = [min(pair) for pair in zip(self._best, chosen, strict=True)]
+        for number, (run, score) in enumerate(zip(self._runs, scores, strict=True)):
+            if run.seed in self._diverged:
+                continue
+            values = {"loss": score.loss, "error": score.error}
+            if averages is not None:
+                values["ema_loss"], values["ema_error"] = averages[number][:2]
+            run.log(step, "test", values)
+            values["best_error"] = self._best[number]
+            if self._train_losses is not None:
+                values["train_loss"] = self._train_losses[number]
+            told.append(values)
+        self._tell_skipped()
+        done, total = step - self._first_step - 1, self._trainer.total_steps
+        self._display.say(
+            epoch_line(
+                epoch=self._trainer.epoch(step),
+                step=step,
+                runs=told,
+                images_per_second=self._rate,
+                elapsed=time.perf_counter() - self._start_time,
+                left=self._stopwatch.left(done, total - self._first_step - 1),
+            )
+        )
+        return chosen

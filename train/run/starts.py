@@ -1,0 +1,105 @@
+"""The starts of a run, of which a resumed one has several: what each was started by, and when."""
+
+import datetime
+import functools
+import itertools
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from train.config import Config
+from train.config.resume import computed_fields
+
+_PACKAGES = ("flax-resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+STARTED_BY = ("when", "command", "commit", "versions", "devices")
+
+
+def this_start(devices: str | None) -> dict[str, Any]:
+    """When (UTC), by which command, commit and versions, on which devices."""
+    return {
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
+        "devices": devices,
+    }
+
+
+def earlier_starts(path: Path) -> list[dict[str, Any]]:
+    """Those that a run's `config.json` tells of, oldest first.
+
+    Older versions told of the last one alone, without its time; a file that is missing or damaged
+    tells of none, and does not keep a run from going on.
+    """
+    try:
+        content = json.loads(path.read_text())
+        return list(content.get("starts") or [{name: content.get(name) for name in STARTED_BY}])
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
+
+
+def changed_fields(path: Path, now: Config) -> dict[str, list[Any]]:
+    """What is computed otherwise than a run's `config.json` says: field -> [before, now].
+
+    A folder of images may move.
+    """
+    try:
+        before = _plain(Config.from_json(json.loads(path.read_text())["config"]))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return {}
+    return {
+        name: [before[name], value]
+        for name, value in _plain(now).items()
+        if before[name] != value and name != "data"
+    }
+
+
+def find_changes(starts: Sequence[dict[str, Any]], now: Config) -> list[str]:
+    """What of a run's configuration changed between steps that it is made of, one text each.
+
+    A start that took no step, or whose steps were taken again, changed nothing.
+    """
+    fields, known = [_plain(now)], list(starts)
+    for start in reversed(known[1:]):
+        before = {name: pair[0] for name, pair in start.get("changed", {}).items()}
+        fields.insert(0, {**fields[0], **before})
+    parts: list[tuple[int, dict[str, Any]]] = []
+    for start, value in zip(known, fields, strict=True) if known else ():
+        step = int(start.get("step", 0))
+        while parts and parts[-1][0] >= step:
+            parts.pop()
+        parts.append((step, value))
+    return [
+        f"{name} {before[name]} to {after[name]} at step {step}"
+        for (_, before), (step, after) in itertools.pairwise(parts)
+        for name in after
+        if before[name] != after[name] and not _is_length(name, before, after)
+    ]
+
+
+def _is_length(name: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether a field only says how far a run goes: steps that fall by drops are the same."""
+    is_by_drops = before["schedule"] == after["schedule"] == "drops"
+    return name in ("epochs", "max_steps") and is_by_drops
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(computed_fields(config)))
+
+
+def _commit() -> str | None:
+    """Of the checkout that this code is in, with `+` where it was changed; None elsewhere."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
+        commit = run([*git, "rev-parse", "HEAD"]).stdout.strip()
+        return commit + ("+" if run([*git, "status", "--porcelain", "-uno"]).stdout else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,259 @@
+"""What stays the same through a run: the model, its compiled steps, and the data on the devices."""
+
+import contextlib
+import math
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import flax_resnet
+from flax_resnet.layers import no_values
+from flax_resnet.network import ResidualNetwork
+from resnet_spec import ClassifierSpec, ResNetSpec
+from train.config import MOST_STEPS, Config
+from train.data.batches import Batch, test_batches, train_batches
+from train.data.dataset import Dataset, Split, image_dtype
+from train.errors import AbandonedError, UserError
+from train.step import parallel
+from train.step.augment import Augment
+from train.step.mixing import Mixing
+from train.step.network import Arrays, Network
+from train.step.optimizer import make_optimizer, make_schedule
+from train.step.train_step import Images, Metrics, TrainState, make_eval_step, make_train_step
+
+_IN_FLIGHT = 2  # batches of a test that are on their way to the devices
+_DTYPES = {"bf16": jnp.bfloat16, "f32": jnp.float32, "f64": jnp.float64}
+
+
+class Score(NamedTuple):
+    """Mean loss and fraction of wrong images over a test set, and how many images these were."""
+
+    loss: float
+    error: float
+    images: int
+
+
+class Trainer:
+    """Trains and tests runs of one configuration, which differ in nothing but their seeds.
+
+    Args:
+        config: with all its numbers in steps, see `Config.resolved`.
+        dataset: to train and to test on.
+        together: how many runs one step trains; None for one run at a time.
+        over: what each device has of them, see `parallel.Spread`.
+        weights: to start from, by Flax's names; what is missing is drawn by the run's seed.
+
+    Attributes:
+        classifier: the row of the table, and the size of the head.
+        total_steps: length of a whole run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        *,
+        together: int | None = None,
+        over: Literal["batch", "seeds"] = "batch",
+        weights: Arrays | None = None,
+    ):
+        if config.precision == "f64" and not parallel.has_float64():
+            raise UserError('precision f64: call jax.config.update("jax_enable_x64", True) first')
+        self.config, self.dataset = config, dataset
+        self.total_steps = count_steps(config, len(dataset.train))
+        self.classifier = describe(config, dataset)
+        stages = len(self.classifier.network.stage_depths)
+        if config.frozen_stages is not None and config.frozen_stages > stages:
+            raise UserError(
+                f"--frozen-stages {config.frozen_stages}: {config.model} has {stages} stages"
+            )
+        if not config.eval_only:
+            _check_image_size(config, self.classifier.network, dataset.image_shape[0])
+        self._weights = weights or {}
+        schedule = make_schedule(config, self.total_steps)
+        self._optimizer = make_optimizer(config, schedule)
+        self._learning_rate = jax.jit(schedule)  # its operations one by one take 50 ms a line
+        self.spread = parallel.Spread(config.parallel, together, over, dataset.is_streamed)
+        axis_name = self.spread.axis_name
+        with no_values():
+            model = self._make_model(config.precision, config.seed)
+        network = self._network = Network(
+            model,
+            axis_name=axis_name,
+            frozen_stages=config.frozen_stages,
+            # LARS measures each layer's weights, and a stack is several layers'
+            stacked=config.scan_blocks and config.optimizer != "lars",
+        )
+        augment, mixing = Augment(config, dataset), Mixing(config, dataset.num_classes)
+        shares = config.accumulate_steps * (jax.device_count() if axis_name else 1)
+        if not config.eval_only:
+            mixing.check_share(config.global_batch_size // shares)
+        self._train_step = self.spread.train(
+            make_train_step(
+                network,
+                self._optimizer,
+                augment,
+                axis_name=axis_name,
+                mix=mixing if mixing.is_needed else None,
+                ema_decay=config.ema_decay,
+                skips_nonfinite=config.skip_nonfinite is not None,
+            )
+        )
+        self._eval_step = self.spread.evaluate(
+            make_eval_step(network, augment, axis_name=axis_name)
+        )
+        self._train_data = self._test_data = None
+        if not dataset.is_streamed:
+            self._train_data = parallel.place_data(_images(dataset.train))
+            self._test_data = parallel.place_data(_images(dataset.test))
+
+    def first_states(self, seeds: Sequence[int]) -> list[TrainState]:
+        """What the uninterrupted runs of these seeds start from, on the host."""
+        return [parallel.to_host(self._first_state(seed)) for seed in seeds]
+
+    def _first_state(self, seed: int) -> TrainState:
+        network = Network(self._make_model(self.config.precision, seed))
+        arrays = {**network.params, **network.statistics, **self._weights}
+        params = {name: arrays[name] for name in network.params}
+        trained = [part for name in self._network.trained for part in self._network.members(name)]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            seed=jnp.asarray(seed, jnp.uint32),
+            skipped=jnp.zeros((), jnp.int32),
+            params=params,
+            statistics={name: arrays[name] for name in network.statistics},
+            optimizer=self._optimizer.init({name: params[name] for name in trained}),
+            ema=None if self.config.ema_decay is None else arrays,
+        )
+
+    def place(self, states: Sequence[TrainState]) -> TrainState:
+        """States of the host as one on the devices."""
+        packed = [self._network.pack(state) for state in states]
+        if self.spread.seeds is None:
+            return self.spread.place_state(packed[0])
+        return self.spread.place_state(jax.tree.map(lambda *leaves: np.stack(leaves), *packed))
+
+    def to_host(self, state: TrainState) -> list[TrainState]:
+        """The inverse of `place`."""
+        host = parallel.to_host(state)
+        if self.spread.seeds is None:
+            return [self._network.unpack(host)]
+        indices = range(self.spread.seeds)
+        return [
+            self._network.unpack(jax.tree.map(lambda leaf, i=i: leaf[i], host)) for i in indices
+        ]
+
+    def batches(self, seeds: Sequence[int], first_step: int) -> Generator[Batch, None, None]:
+        """What `step` takes, from the step after `first_step` to the last one."""
+        return train_batches(
+            self.config, self.dataset, self.spread, seeds, first_step, self.total_steps
+        )
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Trains on one batch; `state` is used up."""
+        data = self._train_data if batch.images is None else batch.images
+        return self._train_step(state, data, batch.indices)
+
+    def learning_rate(self, step: int) -> float:
+        return float(self._learning_rate(step))
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training set after so many steps."""
+        return step * self.config.global_batch_size / len(self.dataset.train)
+
+    def ends_period(self, step: int) -> bool:
+        """Whether an epoch that is to be tested ends with the step before, or the whole run."""
+        size = len(self.dataset.train) * self.config.eval_every_epochs
+        images = step * self.config.global_batch_size
+        ends_epoch = images // size > (images - self.config.global_batch_size) // size
+        return ends_epoch or step == self.total_steps
+
+    def test(self, state: TrainState, *, stops: Callable[[], Any] | None = None) -> list[Score]:
+        """Each run's, over the whole test set, every image once.
+
+        `stops` is asked at each batch whether to give the test up; read with `bool`, later.
+
+        Raises:
+            AbandonedError: it said so, in all processes at the same batch.
+            UserError: no image could be read.
+        """
+        sums: list[Any] = []
+        answers: list[Any] = []
+        with contextlib.closing(test_batches(self.dataset, self.spread)) as batches:
+            for number, batch in enumerate(batches):
+                data = self._test_data if batch.images is None else batch.images
+                sums.append(self._eval_step(state.params, state.statistics, data, batch.indices))
+                answers.append(stops is not None and stops())
+                if number >= _IN_FLIGHT:
+                    jax.block_until_ready(sums[number - _IN_FLIGHT])
+                    if bool(answers[number - _IN_FLIGHT]):
+                        raise AbandonedError(f"a test was given up after {number + 1} batches")
+        totals = [np.sum(parts, axis=0) for parts in zip(*jax.device_get(sums), strict=True)]
+        if not np.all(totals[2]):
+            raise UserError(_unreadable(self.dataset))
+        return [
+            Score(float(loss / images), float(errors / images), int(images))
+            for loss, errors, images in zip(*map(np.atleast_1d, totals), strict=True)
+        ]
+
+    def model(self, state: TrainState) -> Any:
+        """The trained model of a host state, in eval mode and float32, or float64 where it was."""
+        precision = "f64" if self.config.precision == "f64" else "f32"
+        with no_values():
+            network = Network(self._make_model(precision, self.config.seed))
+        return network.model(state.params, state.statistics)
+
+    def _make_model(self, precision: str, seed: int) -> ResidualNetwork:
+        return flax_resnet.from_spec(
+            self.classifier.network,
+            self.classifier.num_classes,
+            rngs=nnx.Rngs(seed),
+            dtype=_DTYPES[precision],
+            param_dtype=image_dtype(self.config),
+            scan_blocks=self.config.scan_blocks,
+            remat=self.config.remat,
+        )
+
+
+def _unreadable(dataset: Dataset) -> str:
+    sentence = f"none of the {len(dataset.test)} test images can be read"
+    for name, reason in list(dataset.test.skipped.items())[:1]:  # those of this process
+        sentence += f"; {name}: {reason}"
+    return sentence
+
+
+def describe(config: Config, dataset: Dataset) -> ClassifierSpec:
+    """The network of a configuration, for these images and classes."""
+    spec = config.network(dataset.image_shape[-1])
+    part = config.global_batch_size // config.accumulate_steps
+    return ClassifierSpec(spec, dataset.num_classes, statistics_batch_size=part)
+
+
+def count_steps(config: Config, num_images: int) -> int:
+    """Steps of a whole run: the epochs' images in equal batches, or `max_steps` if fewer.
+
+    Raises:
+        UserError: they are more than can be counted.
+    """
+    steps = math.ceil(config.epochs * num_images / config.global_batch_size)
+    steps = steps if config.max_steps is None else min(steps, config.max_steps)
+    if steps > MOST_STEPS:
+        raise UserError(f"--epochs {config.epochs} are {steps} steps, more than {MOST_STEPS}")
+    return steps
+
+
+def _check_image_size(config: Config, spec: ResNetSpec, image_size: int) -> None:
+    part = config.global_batch_size // config.accumulate_steps
+    if part * spec.final_size(image_size) ** 2 < 2:
+        raise UserError(
+            f"--global-batch-size {config.global_batch_size}: {config.model} shrinks these images "
+            "to one pixel, and BatchNorm cannot train on a single value"
+        )
+
+
+def _images(split: Split) -> Images:
+    return Images(split.images, split.labels)  # type: ignore[arg-type]

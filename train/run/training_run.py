@@ -1,0 +1,258 @@
+"""One run: its folder, its checkpoints and metrics, and what it ends with."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.data.dataset import image_dtype
+from train.errors import UserError
+from train.run import export
+from train.run.checkpoints import Checkpoints
+from train.run.claims import locked, watch_place
+from train.run.folder import RESULT, own_config
+from train.run.json_files import write_json
+from train.run.metrics import MetricsLog
+from train.run.retention import list_steps
+from train.run.trainer import Score, Trainer
+from train.step import parallel
+from train.step.train_step import TrainState, averaged
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ends with.
+
+    Attributes:
+        weights: which are tested and exported: the average (`ema`) where the run keeps one, else
+            the newest (`raw`).
+        error: the fraction of the test images that they get wrong, after `step` steps.
+        best_step, best_error: of the checkpoint with the lowest error, which is kept, too.
+        seconds: wall time of all starts of the run; of one that was killed up to the checkpoint
+            that the next went on from.
+        skipped_steps: left out, as their loss or gradient was not finite.
+        skipped_images: damaged ones, and why, as far as this process read them.
+    """
+
+    seed: int
+    weights: str
+    step: int
+    error: float
+    loss: float
+    images: int
+    best_step: int
+    best_error: float
+    seconds: float
+    skipped_steps: int
+    skipped_images: dict[str, str]
+    exported: str
+    parity: export.Parity | None
+
+
+class Run:
+    """A seed's files; a context manager. Only the first process has any, the others none."""
+
+    def __init__(self, seed: int, folder: Path, trainer: Trainer, say: Say):
+        self.seed, self.folder = seed, folder
+        self._trainer, self._say = trainer, say
+        self._start_time = time.perf_counter()
+        self._files = contextlib.ExitStack()
+        self.checkpoints: Checkpoints | None = None
+        self._metrics: MetricsLog | None = None
+        self._check_place: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> "Run":
+        if parallel.is_first_process():
+            if self._trainer.config.seeds is not None:  # in the folder that `train` claimed
+                self.folder.mkdir(exist_ok=True)
+                self._files.enter_context(locked(self.folder))
+            preprocessing = self._trainer.dataset.preprocessing
+            self.checkpoints = self._files.enter_context(
+                Checkpoints(self.folder, self._trainer.classifier, preprocessing, say=self._say)
+            )
+            self._check_place = watch_place(self.folder)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._files.__exit__(*exception)
+
+    def restore(self, fresh: TrainState) -> TrainState:
+        """The newest good checkpoint, in all processes; `fresh` where there is none yet."""
+
+        def read() -> TrainState:
+            if self.checkpoints is None:  # the first process tells
+                return fresh
+            if self.checkpoints.latest_step() is None:
+                self._say(f"{self.folder} holds no checkpoint yet: it starts from the beginning")
+                return fresh
+            return self.checkpoints.restore(fresh)
+
+        return parallel.from_first_process(read)
+
+    def holds(self, step: int) -> bool:
+        """Whether a checkpoint of this step is there."""
+
+        def look() -> np.ndarray:
+            return np.array(self.checkpoints is None or step in list_steps(self.checkpoints.folder))
+
+        return bool(parallel.from_first_process(look))
+
+    def go_back(self, fresh: TrainState, step: int) -> TrainState:
+        """The checkpoint of an earlier step; the newer ones are deleted."""
+
+        def read() -> TrainState:
+            if self.checkpoints is None:
+                return fresh
+            state = self.checkpoints.restore(fresh, step=step)
+            self.checkpoints.delete_after(step)
+            self._say(f"{self.folder} goes back to step {step}, the last one that all seeds have")
+            return state
+
+        return parallel.from_first_process(read)
+
+    @property
+    def _restored(self) -> Mapping[str, Any]:
+        return {} if self.checkpoints is None else self.checkpoints.restored
+
+    @property
+    def weights(self) -> str | None:
+        """Those that it begins with, where they are not its own."""
+        return None if self.checkpoints is None else self.checkpoints.weights
+
+    @property
+    def is_untested(self) -> bool:
+        """Whether the state that it goes on from was saved without a test."""
+        return self._restored.get("error", 0.0) is None  # imported weights do not say
+
+    @property
+    def seconds(self) -> float:
+        """Wall time that its state has taken so far, before it was resumed, too."""
+        before = self._restored.get("seconds", 0.0)
+        return round(before + time.perf_counter() - self._start_time, 3)
+
+    @property
+    def best_error(self) -> float:
+        """The lowest one of a checkpoint so far, infinite before there is any."""
+        best = None if self.checkpoints is None else self.checkpoints.best()
+        return math.inf if best is None else best[1]
+
+    def begin(self, first_step: int) -> None:
+        """Opens the metrics, cut after `first_step`."""
+        if parallel.is_first_process():
+            config = own_config(self._trainer.config, self.seed, self.folder)
+            self._metrics = self._files.enter_context(
+                MetricsLog(
+                    self.folder,
+                    start_step=first_step,
+                    is_tested=not self.is_untested,
+                    config=config,
+                )
+            )
+
+    def log(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """One line of metrics."""
+        if self._metrics is not None:
+            self._check_place()
+            self._metrics.write(step, kind, values)
+
+    def save(self, state: TrainState, error: float | None) -> None:
+        """Starts writing a host state, whose test error is `error` where it is known."""
+        if self.checkpoints is not None:
+            self._check_place()
+            self.checkpoints.save(state, error=error, seconds=self.seconds)
+
+    def wait(self) -> None:
+        """Until all is on disk.
+
+        Raises:
+            OSError: it is not, or no longer in the run's folder.
+        """
+        if self.checkpoints is not None:
+            self._check_place()
+            self.checkpoints.wait()
+
+
+def common_states(runs: Sequence[Run], trainer: Trainer) -> list[TrainState]:
+    """What runs side by side start from: the beginning, or the newest step that all have saved."""
+    fresh = trainer.first_states([run.seed for run in runs])
+    if not trainer.config.resume:
+        return fresh
+    states = [run.restore(state) for run, state in zip(runs, fresh, strict=True)]
+    steps = {run.seed: int(state.step) for run, state in zip(runs, states, strict=True)}
+    step = min(steps.values())
+    if step == 0 < max(steps.values()):
+        raise UserError(
+            f"the seeds' runs are at the steps {steps}: go on with --seeds-mode turns, which "
+            "brings each to its end by itself"
+        )
+    if lacking := [run.seed for run in runs if step and not run.holds(step)]:
+        raise UserError(
+            f"the seeds' runs are at the steps {steps}, and of seed {lacking[0]} no checkpoint of "
+            f"step {step} is left, as one that diverged stays behind: go on with --seeds-mode "
+            "turns, which brings each to its end by itself"
+        )
+    return [
+        state if int(state.step) == step else run.go_back(first, step)
+        for run, state, first in zip(runs, states, fresh, strict=True)
+    ]
+
+
+def finish(
+    run: Run,
+    trainer: Trainer,
+    state: TrainState,
+    score: Score,
+    say: Say,
+    *,
+    stops: Callable[[], bool],
+) -> Result | None:
+    """Exports a run's model, checks it in torch, and writes `result.json`.
+
+    Raises:
+        AbandonedError: `stops` said so before the end.
+    """
+    if run.checkpoints is None:
+        return None
+    run.wait()
+    config, dataset = trainer.config, trainer.dataset
+    model = trainer.model(averaged(state))
+    exported = export.export(run.folder, model, dataset.preprocessing)
+    weights = "raw" if config.ema_decay is None else "ema"
+    say(f"exported {exported}{', averaged weights' if weights == 'ema' else ''}")
+    parity = None
+    if export.has_torch():
+        parity = export.check_parity(exported, model, dataset, image_dtype(config), stops=stops)
+        say(str(parity or "no parity check: none of the first test images can be read"))
+    else:
+        say("no parity check: install flax-resnet[torch] to run the torch twin")
+    best_step, best_error = run.checkpoints.best() or (int(state.step), score.error)
+    streams = (dataset.train, dataset.test) if dataset.is_streamed else ()
+    result = Result(
+        seed=run.seed,
+        weights=weights,
+        step=int(state.step),
+        error=score.error,
+        loss=score.loss,
+        images=score.images,
+        best_step=best_step,
+        best_error=best_error,
+        seconds=run.seconds,
+        skipped_steps=int(state.skipped),
+        skipped_images={name: why for s in streams for name, why in s.skipped.items()},
+        exported=exported.name,
+        parity=parity,
+    )
+    write_json(run.folder / RESULT, dataclasses.asdict(result))
+    say(
+        f"test error {score.error:.2%} (best {best_error:.2%} after step {best_step}), "
+        f"{result.seconds:.0f} s in all"
+    )
+    return result

@@ -1,0 +1,106 @@
+"""What comes back from the devices while they are kept busy: losses, and whether to stop."""
+
+import collections
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.config import Config
+from train.errors import DivergedError
+from train.step.train_step import Metrics, TrainState
+
+_IN_FLIGHT = 8  # steps handed to the devices and not yet done; more only fill their queue
+_IN_FLIGHT_TOGETHER = 2  # of several processes, which see the wish to stop so many steps later
+
+
+class Watch:
+    """Reads each step's metrics some steps late, so that the devices are not waited for.
+
+    Runs side by side do not touch each other: one that diverges is left to itself, and the others
+    go on. `say` is told.
+
+    Attributes:
+        must_stop: a signal came; all processes see it at the same step.
+        diverged: the runs that did, by their seeds.
+    """
+
+    def __init__(self, config: Config, seeds: Sequence[int], say: Callable[[str], None]):
+        self.must_stop, self._say = False, say
+        self.diverged: dict[int, DivergedError] = {}
+        self._config, self._seeds = config, seeds
+        self._pending: collections.deque[tuple[int, Metrics, Any]] = collections.deque()
+        self._most = _IN_FLIGHT if jax.process_count() == 1 else _IN_FLIGHT_TOGETHER
+
+    def step(self, step: int, metrics: Metrics, wants_to_stop: Any) -> None:
+        """One more step is on its way; waits for the one that is `_IN_FLIGHT` steps before it.
+
+        Raises:
+            DivergedError: the loss of the last run that is left is NaN or infinite, or too many
+                steps were left out for it.
+        """
+        if isinstance(wants_to_stop, bool):  # of one process: known at once
+            self.must_stop |= wants_to_stop
+        self._pending.append((step, metrics, wants_to_stop))
+        while len(self._pending) > self._most:
+            self._read()
+
+    def settle(self) -> None:
+        """Waits for all steps; raises as `step` does."""
+        while self._pending:
+            self._read()
+
+    def is_finite(self, seed: int, state: TrainState) -> bool:
+        """Whether a run did not diverge, nor a host state of it holds NaN or infinite weights.
+
+        The loss of a step is that of the weights before it: a checkpoint must not be trusted to it.
+        Raises as `step` does.
+        """
+        arrays = {**state.params, **state.statistics}
+        bad = [name for name, array in arrays.items() if not np.all(np.isfinite(array))]
+        if bad and seed not in self.diverged:
+            self._leave(
+                seed,
+                f"the weights of the run with seed {seed} are not finite at step {int(state.step)} "
+                f"({bad[0]}, {len(bad)} arrays in all); the checkpoint before is the newest",
+            )
+        return seed not in self.diverged
+
+    def raise_diverged(self) -> None:
+        """Raises a DivergedError that names all that did, if any did."""
+        if self.diverged:
+            raise DivergedError("\n".join(map(str, self.diverged.values())))
+
+    def _leave(self, seed: int, why: str) -> None:
+        self.diverged[seed] = DivergedError(why)
+        if len(self.diverged) == len(self._seeds):
+            self.raise_diverged()
+        self._say(f"{why}; the other seeds go on")
+
+    def _read(self) -> None:
+        step, metrics, wants_to_stop = self._pending.popleft()
+        losses, skipped = map(np.atleast_1d, jax.device_get((metrics.loss, metrics.skipped)))
+        for seed, loss, count in zip(self._seeds, losses.tolist(), skipped.tolist(), strict=True):
+            self._check(step, seed, loss, count)
+        self.must_stop |= bool(wants_to_stop)
+
+    def _check(self, step: int, seed: int, loss: float, skipped: int) -> None:
+        if seed in self.diverged:
+            return
+        most = self._config.skip_nonfinite
+        whose = f" of the run with seed {seed}" if len(self._seeds) > 1 else ""
+        if most is None and not math.isfinite(loss):
+            self._leave(
+                seed,
+                f"the loss{whose} is {loss} at step {step}: lower --learning-rate, lengthen "
+                "--warmup-steps, or go on from the newest checkpoint with --resume and other "
+                "fields",
+            )
+        if most is not None and skipped > most:
+            self._leave(
+                seed,
+                f"{skipped} steps{whose} had a loss or a gradient that is not finite, the last one "
+                f"step {step}; --skip-nonfinite allows {most}",
+            )

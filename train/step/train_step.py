@@ -1,0 +1,246 @@
+"""The training and the evaluation step: pure functions, one device's share of a batch each."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
+
+from flax_resnet.convolution import in_loop
+from train.step.augment import Augment, draw_keys
+from train.step.network import Arrays, Network
+
+
+class TrainState(NamedTuple):
+    """All that a step reads and changes, but for the images.
+
+    Attributes:
+        step: how many are done. seed: of the run; a step does not change it.
+        skipped: how many of the steps were left out, as their loss or gradient was not finite.
+        optimizer: for the parameters that are trained.
+        ema: average of parameters and statistics, where the run keeps one.
+    """
+
+    step: Int[Array, ""]
+    seed: UInt32[Array, ""]
+    skipped: Int[Array, ""]
+    params: Arrays
+    statistics: Arrays
+    optimizer: Any
+    ema: Arrays | None = None
+
+
+class Images(NamedTuple):
+    """Images on the device, (n, h, w, c), labels (n,): a whole split, or a share of a batch."""
+
+    images: UInt8[Array, "n h w c"]
+    labels: Int[Array, " n"]
+
+
+class Metrics(NamedTuple):
+    """Means over a batch, and how many steps of the run have been left out so far."""
+
+    loss: Float[Array, ""]
+    error: Float[Array, ""]
+    skipped: Int[Array, ""]
+
+
+class Sums(NamedTuple):
+    """Sums over a batch, of the images that count, and how many these are."""
+
+    loss: Float[Array, ""]
+    errors: Float[Array, ""]
+    images: Int[Array, ""]
+
+
+class Mix(Protocol):
+    """Images and labels to blended images and soft labels, see `train.step.mixing`."""
+
+    def __call__(
+        self, images: Array, labels: Array, keys: Array, batch_key: Array
+    ) -> tuple[Float[Array, "n h w c"], Float[Array, "n classes"]]: ...
+
+
+TrainStep = Callable[[TrainState, Images, Int[Array, "parts b"]], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Arrays, Arrays, Images, Int[Array, " b"]], Sums]
+
+
+def make_train_step(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    augment: Augment,
+    *,
+    axis_name: str | None,
+    mix: Mix | None = None,
+    ema_decay: float | None = None,
+    skips_nonfinite: bool = False,
+) -> TrainStep:
+    """One step of SGD on the images of some indices, (parts, b) on each device of an axis.
+
+    The parts are one after another in memory: gradients and statistics are the means over them, so
+    BatchNorm's running statistics move once a step, however many parts there are. Augmentation
+    depends on the seed, the step and an image's place in the global batch, not on the number of
+    devices.
+
+    Without `axis_name` one device has the whole batch. With `skips_nonfinite` a step whose loss or
+    gradient is not finite moves nothing but the counters.
+    """
+
+    def train_step(
+        state: TrainState, data: Images, indices: Int[Array, "parts b"]
+    ) -> tuple[TrainState, Metrics]:
+        trained = {name: state.params[name] for name in network.trained}
+        gradients_of = jax.value_and_grad(
+            _make_loss(network, augment, mix, axis_name), has_aux=True
+        )
+
+        def of_part(part: Int[Array, ""], chosen: Int[Array, " b"]) -> Any:
+            return gradients_of(trained, state, Images(*(a[chosen] for a in data)), part)
+
+        (loss, (error, statistics)), gradients = _mean_of_parts(of_part, indices)
+        gradients, loss, error = _mean(axis_name, (gradients, loss, error))
+        statistics = {**state.statistics, **{n: statistics[n] for n in network.moved}}
+        updates, moved = optimizer.update(gradients, state.optimizer, trained)
+        changed: Any = optax.apply_updates(trained, updates)
+        new = state._replace(
+            params={**state.params, **changed}, statistics=statistics, optimizer=moved
+        )
+        if ema_decay is not None and state.ema is not None:
+            new = new._replace(ema=average(state.ema, {**new.params, **statistics}, ema_decay))
+        if skips_nonfinite:
+            size = loss + optax.tree.norm(gradients) + optax.tree.norm(updates)
+            new = _where(jnp.isfinite(size), new, state)
+        new = new._replace(step=state.step + 1)
+        return new, Metrics(loss, error, new.skipped)
+
+    return train_step
+
+
+def _make_loss(
+    network: Network, augment: Augment, mix: Mix | None, axis_name: str | None
+) -> Callable[..., Any]:
+    """(trained parameters, state, images, number of the part) -> loss, (error, statistics)."""
+
+    def loss_of(
+        trained: Arrays, state: TrainState, data: Images, part: Int[Array, ""]
+    ) -> tuple[Array, tuple[Array, Arrays]]:
+        size = len(data.labels)
+        shard = part * _axis_size(axis_name) + _axis_index(axis_name)
+        keys = draw_keys(state.seed, state.step, shard * size + jnp.arange(size))
+        images, targets = augment(data.images, keys.images), data.labels
+        if mix is not None:
+            batch_key = jax.random.fold_in(keys.batch, part)
+            images, targets = mix(images, targets, keys.images, batch_key)
+        logits, statistics = network.train(
+            {**state.params, **trained},
+            state.statistics,
+            images,
+            jax.random.fold_in(keys.dropout, shard),
+        )
+        errors = count_errors(logits, data.labels)
+        return cross_entropy(logits, targets).mean(), (errors.mean(), statistics)
+
+    return loss_of
+
+
+def _mean_of_parts(of_part: Callable[..., Any], indices: Int[Array, "parts b"]) -> Any:
+    """The mean of what `of_part` gives; counters, which all parts move alike, as one has them."""
+    count = len(indices)
+    first = of_part(jnp.int32(0), indices[0])
+    if count == 1:
+        return first
+
+    def add(sums: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(_add, sums, of_part(*part)), None
+
+    rest = (jnp.arange(1, count, dtype=jnp.int32), indices[1:])
+    with in_loop():
+        sums, _ = jax.lax.scan(add, first, rest)
+    return jax.tree.map(lambda a: a / count if jnp.issubdtype(a.dtype, jnp.floating) else a, sums)
+
+
+def _add(sums: Array, array: Array) -> Array:
+    return sums + array if jnp.issubdtype(sums.dtype, jnp.floating) else sums
+
+
+def _where(is_finite: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
+    """The new state, or the old one with its counters moved on: the schedule goes by steps."""
+    kept = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, old)
+    counted = optax.tree.set(kept.optimizer, count=optax.tree.get(new.optimizer, "count"))
+    return kept._replace(
+        optimizer=counted, skipped=old.skipped + jnp.where(is_finite, 0, 1).astype(jnp.int32)
+    )
+
+
+def _mean(axis_name: str | None, tree: Any) -> Any:
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def _axis_index(axis_name: str | None) -> Any:
+    return jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
+
+
+def _axis_size(axis_name: str | None) -> int:
+    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+
+def average(ema: Arrays, new: Arrays, decay: float) -> Arrays:
+    """The sum of decay * ema and (1 - decay) * new, to the bit where both are the same; a counter
+    is the new one.
+
+    Statistics are averaged like parameters, as timm's ModelEma does: those of the newest weights
+    would not fit the average.
+    """
+    return {
+        name: ema[name] + (1 - decay) * (array - ema[name])
+        if jnp.issubdtype(array.dtype, jnp.floating)
+        else array
+        for name, array in new.items()
+    }
+
+
+def averaged(state: TrainState) -> TrainState:
+    """The state with its average in the place of parameters and statistics; else as it is."""
+    if state.ema is None:
+        return state
+    params = {name: state.ema[name] for name in state.params}
+    return state._replace(
+        params=params, statistics={name: state.ema[name] for name in state.statistics}
+    )
+
+
+def make_eval_step(network: Network, augment: Augment, *, axis_name: str | None) -> EvalStep:
+    """Sums over the images of some indices; a negative index counts for nothing."""
+
+    def eval_step(
+        params: Arrays, statistics: Arrays, data: Images, indices: Int[Array, " b"]
+    ) -> Sums:
+        counts = indices >= 0
+        images, labels = augment.normalise(data.images[indices]), data.labels[indices]
+        logits = network.evaluate(params, statistics, images)
+        loss = jnp.sum(cross_entropy(logits, labels) * counts)
+        errors = jnp.sum(count_errors(logits, labels) * counts)
+        sums = Sums(loss, errors, jnp.sum(counts, dtype=jnp.int32))
+        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+    return eval_step
+
+
+def cross_entropy(
+    logits: Float[Array, "n classes"], targets: Int[Array, " n"] | Float[Array, "n classes"]
+) -> Float[Array, " n"]:
+    """Of labels, or of each class's share in them.
+
+    In float32 at least: a log-softmax in bfloat16 has ruined runs.
+    """
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if targets.ndim == 2:
+        return optax.softmax_cross_entropy(wide, targets.astype(wide.dtype))
+    return optax.softmax_cross_entropy_with_integer_labels(wide, targets)
+
+
+def count_errors(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+    """1 where the largest logit is not the label's, else 0."""
+    return (jnp.argmax(logits, axis=-1) != labels).astype(jnp.float32)
