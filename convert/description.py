@@ -10,7 +10,7 @@ import numpy as np
 from convert.arrays import to_tensor
 from convert.errors import ConversionError
 from resnet_spec import ClassifierSpec
-from resnet_spec.description import DESCRIPTION_KEY, decode, encode
+from resnet_spec.classifier import DESCRIPTION_KEY, decode, encode
 
 
 def describe(model: Any) -> ClassifierSpec:

@@ -14,7 +14,7 @@ import numpy as np
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive
 from convert.weights import LARGEST_DESCRIPTION, Weights, decode_description
-from resnet_spec.description import DESCRIPTION_KEY
+from resnet_spec.classifier import DESCRIPTION_KEY
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ import numpy as np
 from convert.description import parse_description
 from convert.errors import ConversionError
 from resnet_spec import ClassifierSpec, Preprocessing
-from resnet_spec.description import DESCRIPTION_KEY, decode, encode
+from resnet_spec.classifier import DESCRIPTION_KEY, decode, encode
 
 # A real one has 500 characters, with the names of 21,843 classes half a million; parsed JSON takes
 # up to 25 times its length in memory.

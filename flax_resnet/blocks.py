@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from flax_resnet.layers import Context, batch_norm, conv, dropout
 from flax_resnet.shortcut import ProjectionShortcut
 from flax_resnet.stochastic_depth import StochasticDepth
-from resnet_spec import basic_block, bottleneck
+from resnet_spec import BlockKind, basic_block, bottleneck
 
 
 class BasicBlock(nnx.Module):
@@ -191,3 +191,10 @@ def _normalised_shortcut(block: BasicBlock | Bottleneck, x: Array) -> Array:
 def _preact_shortcut(block: PreActBlock | PreActBottleneck, x: Array, activated: Array) -> Array:
     """A shortcut that has weights reads the activated input, one that has none the raw one."""
     return block.shortcut(activated if block.shortcut.requires_activation else x)
+
+
+BLOCKS: dict[bool, dict[BlockKind, Callable[..., Any]]] = {
+    False: {"basic": BasicBlock, "bottleneck": Bottleneck},
+    True: {"basic": PreActBlock, "bottleneck": PreActBottleneck},
+}
+"""The classes by `ResNetSpec.preact` and `ResNetSpec.block`."""

@@ -6,15 +6,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flax_resnet.layers import linear
-from flax_resnet.network import Options, ResidualNetwork
+from flax_resnet.network import KEYWORDS, ResidualNetwork
 from flax_resnet.preact_resnet import PreActResNet
 from flax_resnet.resnet import ResNet
 from resnet_spec import ClassifierSpec, ResNetSpec, find_spec, list_models
 from resnet_spec.arguments import check_keywords
 
 __all__ = ["create", "from_spec", "list_models"]
-
-_KEYWORDS = ("dimensions", "block", *Options.__annotations__)
 
 
 def create(
@@ -30,9 +28,9 @@ def create(
 
     Raises:
         ValueError: the name is unknown (the nearest ones are offered) or a value out of range.
-        TypeError: an override is no argument of a model.
+        TypeError: a model takes no such argument.
     """
-    check_keywords("create", overrides, _KEYWORDS)
+    check_keywords("create", overrides, KEYWORDS)
     return from_spec(find_spec(name), num_classes, rngs=rngs, **overrides)
 
 
@@ -40,10 +38,11 @@ def from_spec(
     spec: ResNetSpec, num_classes: int | None = None, *, rngs: nnx.Rngs, **overrides: Any
 ) -> ResidualNetwork:
     """The network of a row of the table; arguments and errors as in `create`."""
-    check_keywords("from_spec", overrides, _KEYWORDS)
+    check_keywords("from_spec", overrides, KEYWORDS)
     num_classes = ClassifierSpec(spec, num_classes).num_classes  # a ValueError if it is no size
-    base = PreActResNet if spec.preact else ResNet
-    model = base(**{**base.spec_arguments(spec), **overrides}, rngs=rngs)
+    model = ResidualNetwork(spec, **overrides, rngs=rngs)
+    # These classes differ in their constructors' arguments only.
+    model.__class__ = PreActResNet if spec.preact else ResNet
     if num_classes is not None:
         param_dtype = overrides.get("param_dtype", jnp.float32)
         model.set_head(linear(model.out_planes, num_classes, rngs=rngs, param_dtype=param_dtype))

@@ -11,8 +11,8 @@ from flax_resnet.layers import BatchNorm
 from resnet_spec import ResNetSpec
 
 
-def speak(model: Any, spec: ResNetSpec) -> None:
-    """Gives a network as torch builds it the dialect of `spec`, in place."""
+def apply_dialect(model: Any, spec: ResNetSpec) -> None:
+    """Makes a network as torch builds it compute as `spec` says, in place."""
     if spec.stem_padding == "same":
         _pad_convolutions(model.stem)
     if spec.padding == "same":

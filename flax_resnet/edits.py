@@ -1,6 +1,7 @@
-"""Where a network computes otherwise than its row of the table: what was edited after building."""
+"""How a network differs from the row of the table in its `spec`: what was edited after building."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
@@ -8,18 +9,18 @@ from flax import nnx
 from flax_resnet.layers import Identity, NoKeys, no_values
 from flax_resnet.stochastic_depth import StochasticDepth
 from resnet_spec import ResNetSpec
-from resnet_spec.edits import Layer, Methods, list_differences, list_layers, shorten
+from resnet_spec.edits import Methods, ModuleInRow, list_differences, list_modules, shorten
 
-# What a layer computes with beside its arrays. Momentum and rates are of training alone: two
-# networks that differ only in how they were trained are one function. The row does say the kind
-# of running variance.
+# What a layer computes with besides its arrays. Momentum and rates matter in training only: two
+# networks that differ only in how they were trained are one function. But the row says which
+# running variance a layer keeps.
 _SETTINGS = (
     *("strides", "padding", "input_dilation", "kernel_dilation", "feature_group_count", "mask"),
     *("epsilon", "running_variance", "small_images", "pool_padding"),
     *("stride", "out_planes", "preact", "requires_activation"),
 )
 _METHODS = ("__call__", "new_planes")
-# Alike in evaluation.
+# Equal in evaluation.
 _STANDS_FOR: dict[type[nnx.Module], type[nnx.Module]] = {
     nnx.Dropout: Identity,
     StochasticDepth: Identity,
@@ -27,11 +28,13 @@ _STANDS_FOR: dict[type[nnx.Module], type[nnx.Module]] = {
 
 
 def differences_from_row(model: Any) -> list[str]:
-    """By module, where a network computes something else than the row in its `spec`.
+    """By module, where a network computes something other than the row in its `spec`.
 
-    The head is no part of a row. Empty where there is no row.
+    The head does not belong to a row. Empty where there is no row.
     """
-    return [] if model.spec is None else list_differences(model, _row(model.spec), _methods)
+    if model.spec is None:
+        return []
+    return list_differences(model, _row(model.rebuild, model.spec), _methods)
 
 
 def _methods(module: Any) -> Methods:
@@ -40,12 +43,9 @@ def _methods(module: Any) -> Methods:
 
 
 @functools.lru_cache(maxsize=8)
-def _row(spec: ResNetSpec) -> tuple[Layer, ...]:
-    from flax_resnet.catalogue import from_spec  # which builds networks that know this module
-
-    rngs: Any = NoKeys()
+def _row(rebuild: Callable[..., Any], spec: ResNetSpec) -> tuple[ModuleInRow, ...]:
     with no_values():
-        network = from_spec(shorten(spec), rngs=rngs)
+        network = rebuild(shorten(spec), rngs=NoKeys())
     modules = [(".".join(map(str, path)), m) for path, m in nnx.iter_modules(network)]
     modules.sort(key=lambda item: item[0].count(".") if item[0] else -1)  # parents first
-    return list_layers(modules, spec, _methods, _SETTINGS)
+    return list_modules(modules, spec, _methods, _SETTINGS)

@@ -1,7 +1,6 @@
-"""Stem, stages, pooling and head: what all residual networks share."""
+"""A network from its spec: stem, stages, pooling and head, and the classes of the table's rows."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Required, TypedDict, Unpack
+from typing import Any, ClassVar, Required, TypeVar, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,29 +8,17 @@ from flax.nnx import relu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from flax_resnet.blocks import BLOCKS
 from flax_resnet.depth import run_blocks
-from flax_resnet.dialect import speak
-from flax_resnet.init import zero_init_residual as zero_residual_branches
+from flax_resnet.dialect import apply_dialect
 from flax_resnet.layers import AveragePool, Context, Identity, batch_norm, check_rngs, conv
-from flax_resnet.shortcut import SHORTCUTS, ProjectionShortcut
+from flax_resnet.shortcut import SHORTCUTS
 from flax_resnet.stochastic_depth import set_stochastic_depth
-from resnet_spec import (
-    BlockKind,
-    BottleneckStride,
-    Dialect,
-    Dimensions,
-    PaddingKind,
-    ResNetSpec,
-    RunningVariance,
-    ShortcutKind,
-    check_own_classes,
-    plan_stages,
-    stem_conv,
-)
-from resnet_spec.arguments import check_keywords, find_class
+from resnet_spec import MODELS, ResNetSpec, plan_stages, stem_conv
+from resnet_spec.arguments import SpecOptions, check_keywords, find_parts
 
 
-class Options(TypedDict, total=False):
+class Options(SpecOptions, total=False):
     """The keyword arguments of every model; `rngs` is required."""
 
     rngs: Required[nnx.Rngs]
@@ -40,17 +27,9 @@ class Options(TypedDict, total=False):
     scan_blocks: bool
     remat: bool
 
-    shortcut: Callable[..., Any] | ShortcutKind
-    in_planes: int
-    width: int
-    drop_rate: float
-    stochastic_depth: float
-    small_images: bool
-    zero_init_residual: bool
-    padding: PaddingKind
-    stem_padding: PaddingKind
-    bottleneck_stride: BottleneckStride
-    running_variance: RunningVariance
+
+KEYWORDS = ("dimensions", "block", *Options.__annotations__)
+"""What `ResNet`, `PreActResNet`, `create` and `from_spec` take by name."""
 
 
 class Stem(nnx.Module):
@@ -85,9 +64,10 @@ class Stem(nnx.Module):
 
 
 class ResidualNetwork(nnx.Module):
-    """The skeleton of `ResNet` and `PreActResNet`.
+    """Built from a spec; `ResNet` and `PreActResNet` take `dimensions` and a block instead.
 
     Args:
+        spec: a row of the table, which the other arguments change.
         dimensions: (number of blocks, planes), the stem first, then each stage.
         block: class of a block, or its name in the table; see `flax_resnet.blocks` for what one of
             your own needs.
@@ -98,89 +78,65 @@ class ResidualNetwork(nnx.Module):
         stochastic_depth: how often training drops the last block's residual branch, in [0, 1];
             earlier ones less often, see `resnet_spec.branch_drop_rates`.
         small_images: a 3x3 stem that keeps the size, instead of 7x7 stride 2 and max pooling.
-        zero_init_residual: start each residual branch at zero, see `flax_resnet.init`.
-        dialect: `padding`, `stem_padding`, `bottleneck_stride`, `running_variance`: what other
-            packages do otherwise, see `resnet_spec.ResNetSpec`.
+        zero_init_residual: each residual branch starts at zero (Goyal et al. 2017,
+            arXiv:1706.02677, section 5.1): the scale of the BatchNorm or the weight of the
+            convolution that a block's class names as its `last_layer`.
+        padding, stem_padding, bottleneck_stride, running_variance: what other packages compute
+            differently, see `resnet_spec.ResNetSpec`.
         rngs: random streams, `params` for the weights and, where it is used, `dropout`.
         dtype: precision of the convolutions; None takes it from images and parameters. Statistics,
             pooling and the head of `create` stay in float32 at least.
         param_dtype: precision of the parameters.
-        scan_blocks: run a stage's equal blocks as one `lax.scan`: the compile time of what they
-            compute no longer grows with depth, see `flax_resnet.depth`. On CPU such a network has
-            no forward-mode derivatives (`jax.jvp`).
+        scan_blocks: run a stage's equal blocks as one `lax.scan`: their compile time no longer
+            grows with depth, see `flax_resnet.depth`. On CPU such a network has no forward-mode
+            derivatives (`jax.jvp`).
         remat: keep only the blocks' inputs for the backward pass, and recompute the rest.
 
     Attributes:
         out_planes: number of pooled features.
         head: identity at first; see `set_head`.
         spec: the table's row, None where `block` or `shortcut` is a class of your own. Set it to
-            None after an edit that makes another network: it is then described as none.
+            None after an edit that makes another network, which no row describes.
 
     Raises:
         ValueError: an argument is out of its range.
-        TypeError: there is no such argument, or it is of another kind.
+        TypeError: there is no such argument, or it is of another type.
     """
-
-    preact: ClassVar[bool]
-    block_kinds: ClassVar[dict[Any, BlockKind]]
 
     def __init__(
         self,
-        dimensions: Dimensions,
-        block: Callable[..., Any] | BlockKind,
+        spec: ResNetSpec,
         *,
-        shortcut: Callable[..., Any] | ShortcutKind = ProjectionShortcut,
-        in_planes: int = 3,
-        width: int = 1,
-        drop_rate: float = 0.0,
-        stochastic_depth: float = 0.0,
-        small_images: bool = False,
-        zero_init_residual: bool = False,
         rngs: nnx.Rngs,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         scan_blocks: bool = False,
         remat: bool = False,
-        **dialect: Unpack[Dialect],
+        **changes: Any,
     ):
-        check_keywords(
-            type(self).__name__, dialect, ("dimensions", "block", *Options.__annotations__)
-        )
-        blocks_by_kind = {kind: known for known, kind in self.block_kinds.items()}
-        make_block = find_class("block", block, blocks_by_kind, foreign="torch")
-        shortcut = find_class("shortcut", shortcut, SHORTCUTS, foreign="torch")
-        stages = plan_stages(dimensions)
-        self.spec = self._describe(
-            dimensions,
-            make_block,
-            shortcut,
-            in_planes=in_planes,
-            width=width,
-            drop_rate=drop_rate,
-            stochastic_depth=stochastic_depth,
-            small_images=small_images,
-            zero_init_residual=zero_init_residual,
-            **dialect,
-        )
+        parts = find_parts(spec, changes, BLOCKS[spec.preact], SHORTCUTS, foreign="torch")
+        spec = parts.spec
+        self.spec: ResNetSpec | None = spec if parts.is_in_table else None
+        self.preact = spec.preact
         self.scan_blocks = scan_blocks
         self.remat = remat
         check_rngs(rngs)
         context = Context(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        planes = dimensions[0][1]
+        planes = spec.stem_planes
         self.stem = Stem(
-            in_planes, planes, small_images=small_images, preact=self.preact, **context
+            spec.in_planes, planes, small_images=spec.small_images, preact=spec.preact, **context
         )
         arguments: dict[str, Any] = {
-            "shortcut": shortcut,
-            "width": width,
-            "drop_rate": drop_rate,
+            "shortcut": parts.shortcut,
+            "width": spec.width,
+            "drop_rate": spec.drop_rate,
             **context,
         }
         self.stages = nnx.List()
-        for stage in stages:
+        for stage in plan_stages(spec.dimensions):
             blocks = nnx.List()
             for stage_planes, stride in stage:
-                built = make_block(planes, stage_planes, stride=stride, **arguments)
+                built = parts.block(planes, stage_planes, stride=stride, **arguments)
                 blocks.append(built)
                 planes = built.out_planes
             self.stages.append(blocks)
@@ -189,11 +145,10 @@ class ResidualNetwork(nnx.Module):
         self.out_planes = planes
         self.avgpool = AveragePool()
         self.head: nnx.Module = Identity()
-        if self.spec is not None:
-            speak(self, self.spec)
-        set_stochastic_depth(self, stochastic_depth, rngs)
-        if zero_init_residual:
-            zero_residual_branches(self)
+        apply_dialect(self, spec)
+        set_stochastic_depth(self, spec.stochastic_depth, rngs)
+        if spec.zero_init_residual:
+            _zero_residual_branches(self)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
         """Pooled features (n, out_planes), or what the head makes of them.
@@ -216,39 +171,14 @@ class ResidualNetwork(nnx.Module):
         """
         self.head = head
 
-    @classmethod
-    def _describe(
-        cls, dimensions: Dimensions, block: Any, shortcut: Any, **fields: Any
-    ) -> ResNetSpec | None:
-        kind = cls.block_kinds.get(block)
-        shortcut_kinds: dict[Any, ShortcutKind] = {known: kind for kind, known in SHORTCUTS.items()}
-        shortcut_kind = shortcut_kinds.get(shortcut)
-        if kind is None or shortcut_kind is None:
-            check_own_classes(fields)
-            return None
-        return ResNetSpec(
-            block=kind,
-            stage_depths=tuple(depth for depth, _ in dimensions[1:]),
-            stage_planes=tuple(planes for _, planes in dimensions[1:]),
-            stem_planes=dimensions[0][1],
-            preact=cls.preact,
-            shortcut=shortcut_kind,
-            **fields,
-        )
-
-    @classmethod
-    def spec_arguments(cls, spec: ResNetSpec) -> dict[str, Any]:
-        """A row of the table as this class's arguments, `dimensions` and `block` among them."""
-        return {
-            "dimensions": spec.dimensions,
-            "block": next(block for block, kind in cls.block_kinds.items() if kind == spec.block),
-            "shortcut": SHORTCUTS[spec.shortcut],
-            **spec.options(),
-        }
+    @staticmethod
+    def rebuild(spec: ResNetSpec, rngs: Any) -> "ResidualNetwork":
+        """The network of a spec before any edit, with which `edits` compares this one."""
+        return ResidualNetwork(spec, rngs=rngs)
 
 
 def _check_images(x: Array, stem: Any) -> None:
-    """Raises what `ResidualNetwork.__call__` says; a stem of one's own takes any channels."""
+    """Raises what `ResidualNetwork.__call__` says; a stem of a user's own takes any channels."""
     channels = getattr(getattr(stem, "conv", None), "in_features", None)
     if x.ndim != 4 or channels not in (None, x.shape[-1]):
         said = "" if channels is None else f" with {channels} channels"
@@ -257,3 +187,47 @@ def _check_images(x: Array, stem: Any) -> None:
         raise ValueError(f"images of no pixels: {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"images are real floating numbers, such as float32, not {x.dtype}")
+
+
+def _zero_residual_branches(model: nnx.Module) -> None:
+    """A block of a user's own that names no `last_layer` is left as it is."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(last_layer := getattr(module, "last_layer", None), str):
+            layer = getattr(module, last_layer)
+            weight = layer.kernel if hasattr(layer, "kernel") else layer.scale
+            weight.set_value(jnp.zeros_like(weight.get_value()))
+
+
+class Named(ResidualNetwork):
+    """The network of one row of the table; `named` sets `row`."""
+
+    row: ClassVar[ResNetSpec]
+    positional: ClassVar[tuple[str, ...]]
+
+    def __init__(self, *values: Any, **options: Unpack[Options]):
+        check_keywords(type(self).__name__, options, Options.__annotations__)
+        if len(values) > len(self.positional):
+            raise TypeError(f"{type(self).__name__} takes keyword arguments, not {values!r}")
+        given = dict(zip(self.positional, values, strict=False))
+        if twice := given.keys() & options.keys():
+            raise TypeError(f"{type(self).__name__} got {', '.join(sorted(twice))} twice")
+        ResidualNetwork.__init__(self, self.row, **given, **options)
+
+
+NamedNetwork = TypeVar("NamedNetwork", bound=Named)
+
+
+def named(name: str, base: type[NamedNetwork]) -> type[NamedNetwork]:
+    """The class of one row of the table: `ResNet20 = named("ResNet20", NamedResNet)`."""
+    depths = ", ".join(map(str, MODELS[name].stage_depths))
+    positional = ("drop_rate", "small_images") if "Wide" in name else ("small_images",)
+    namespace = {
+        "row": MODELS[name],
+        # torch-resnet 0.0.4 takes these without their names
+        "positional": positional if MODELS[name].small_images else (),
+        "__module__": base.__module__,
+        "__qualname__": name,
+        "__doc__": f"{name} of the table: {depths} blocks; keyword arguments as in the base.",
+    }
+    bases: tuple[Any, ...] = (base,)
+    return type(base)(name, bases, namespace)

@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from flax_resnet.blocks import BasicBlock, Bottleneck
-from flax_resnet.named import Named, named
-from flax_resnet.network import Options, ResidualNetwork
-from resnet_spec import BlockKind, Dimensions
+from flax_resnet.blocks import BasicBlock
+from flax_resnet.network import KEYWORDS, Named, Options, ResidualNetwork, named
+from resnet_spec import BlockKind, Dimensions, ResNetSpec
+from resnet_spec.arguments import check_keywords
+
+_ROW = ResNetSpec("basic", (1,), (1,), 1)  # all but its dimensions
 
 
 class ResNet(ResidualNetwork):
     __doc__ = f"Conv-BN-ReLU networks (He et al. 2015). {ResidualNetwork.__doc__}"
-    preact = False
-    block_kinds = {BasicBlock: "basic", Bottleneck: "bottleneck"}
 
     def __init__(
         self,
@@ -20,7 +20,8 @@ class ResNet(ResidualNetwork):
         block: Callable[..., Any] | BlockKind = BasicBlock,
         **options: Unpack[Options],
     ):
-        super().__init__(dimensions, block, **options)
+        check_keywords(type(self).__name__, options, KEYWORDS)
+        super().__init__(_ROW, dimensions=dimensions, block=block, **options)
 
 
 class NamedResNet(Named, ResNet):

@@ -19,7 +19,6 @@ from resnet_spec.blocks import (
     stem_conv,
 )
 from resnet_spec.classifier import ClassifierSpec
-from resnet_spec.cost import count_multiplications
 from resnet_spec.preprocessing import PREPROCESSINGS, Preprocessing
 from resnet_spec.spec import (
     CHOICES,
@@ -30,6 +29,7 @@ from resnet_spec.spec import (
     Dimensions,
     ResNetSpec,
     check_own_classes,
+    count_multiplications,
     plan_stages,
 )
 from resnet_spec.table import (

@@ -1,5 +1,6 @@
-"""A residual network together with its head: what a file of weights says about itself."""
+"""A network together with its head, and the text by which files of weights describe it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +80,34 @@ class ClassifierSpec:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"incomplete description of a model: {error}") from error
         return cls(network, num_classes, bool(head_bias), batch_size)
+
+
+DESCRIPTION_KEY = "flax_resnet"
+"""The text's key in a file's metadata, or in `_metadata[""]` of a torch state dict."""
+_VERSION = 1
+
+
+def encode(classifier: ClassifierSpec | None, **more: Any) -> str:
+    """The text that describes a model, None for one of foreign names, and `more` entries."""
+    model = None if classifier is None else classifier.to_json()
+    return json.dumps({"version": _VERSION, "model": model, **more})
+
+
+def decode(text: str) -> dict[str, Any]:
+    """The entries of a description; `model` is as `ClassifierSpec.to_json` writes it.
+
+    Raises:
+        ValueError: the text describes no model, or is of another version.
+    """
+    entries = json.loads(text)
+    if not isinstance(entries, dict) or "model" not in entries:
+        raise ValueError("this does not describe a model")
+    if entries.get("version") != _VERSION:
+        raise ValueError(
+            f"this has format version {entries.get('version')!r}, this program reads {_VERSION}: "
+            "update flax-resnet"
+        )
+    return entries
 
 
 def _conv_shape(conv: Conv) -> tuple[int, ...]:

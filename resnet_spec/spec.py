@@ -20,7 +20,6 @@ from resnet_spec.blocks import (
     RunningVariance,
     ShortcutKind,
     branch_drop_rates,
-    check_probability,
     move_stride,
 )
 from resnet_spec.blocks import shortcut_conv as make_shortcut_conv
@@ -33,11 +32,25 @@ Dimensions = Sequence[tuple[int, int]]
 def plan_stages(dimensions: Dimensions) -> tuple[tuple[tuple[int, int], ...], ...]:
     """The (planes, stride) of every block of every stage.
 
-    The first stage keeps its size; the first block of each other one halves it.
+    The first stage keeps its size; the first block of each later stage halves it.
 
     Raises:
-        ValueError: there is no stage, the stem is not one block, an entry is no pair, or a number
-            of blocks or planes is not a positive integer.
+        ValueError: as `split_dimensions`.
+    """
+    fields = split_dimensions(dimensions)
+    stages = zip(fields["stage_depths"], fields["stage_planes"], strict=True)
+    return tuple(
+        tuple((planes, 2 if stage > 0 and index == 0 else 1) for index in range(depth))
+        for stage, (depth, planes) in enumerate(stages)
+    )
+
+
+def split_dimensions(dimensions: Dimensions) -> dict[str, Any]:
+    """`dimensions` as the fields `stage_depths`, `stage_planes` and `stem_planes` of a spec.
+
+    Raises:
+        ValueError: there is no stage, the stem is not one block, an entry is not a pair, or a
+            number of blocks or planes is not a positive integer.
     """
     if not _is_dimensions(dimensions):
         shown = list(dimensions) if isinstance(dimensions, Iterable) else dimensions
@@ -45,10 +58,9 @@ def plan_stages(dimensions: Dimensions) -> tuple[tuple[tuple[int, int], ...], ..
             "dimensions is a list of (number of blocks, planes), both positive, with the stem, "
             f"which is one block, first and at least one stage after it: not {shown!r}"
         )
-    return tuple(
-        tuple((planes, 2 if stage > 0 and index == 0 else 1) for index in range(num_blocks))
-        for stage, (num_blocks, planes) in enumerate(dimensions[1:])
-    )
+    (_, stem_planes), *stages = dimensions
+    depths, planes = zip(*stages, strict=True)
+    return {"stage_depths": depths, "stage_planes": planes, "stem_planes": stem_planes}
 
 
 def _is_dimensions(value: Any) -> bool:
@@ -95,28 +107,6 @@ _UNSEEN = ("preact", "shortcut", *DIALECT)
 _FLAGS = ("preact", "small_images", "zero_init_residual")
 RATES = ("drop_rate", "stochastic_depth")
 """The fields of a spec that say how much is left out in training, at random."""
-
-
-def _integer_problems(values: Iterable[tuple[str, Any]]) -> list[str]:
-    return [
-        f"{name} must be a positive integer, not {value!r}"
-        for name, value in values
-        if not is_positive_integer(value)
-    ]
-
-
-def _value_problems(fields: Mapping[str, Any]) -> list[str]:
-    """Of the flags and rates among these fields."""
-    problems = [
-        f"{name} is True or False, not {fields[name]!r}"
-        for name in _FLAGS
-        if not isinstance(fields.get(name, False), bool)
-    ]
-    for name in RATES:
-        value = fields.get(name, 0.0)
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            problems.append(f"{name} must be a number, not {value!r}")
-    return problems
 
 
 @dataclass(frozen=True)
@@ -192,7 +182,11 @@ class ResNetSpec:
     running_variance: RunningVariance = "unbiased"
 
     def __post_init__(self) -> None:
-        problems = _integer_problems(self._integers())
+        problems = [
+            f"{name} must be a positive integer, not {value!r}"
+            for name, value in self._integers()
+            if not is_positive_integer(value)
+        ]
         if not self.stage_depths or len(self.stage_depths) != len(self.stage_planes):
             problems.append("stage_depths and stage_planes need one number for each stage")
         for name, known in CHOICES.items():
@@ -200,7 +194,16 @@ class ResNetSpec:
                 problems.append(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
         if self.block == "basic" and self.bottleneck_stride == "1x1":
             problems.append("bottleneck_stride is of a bottleneck: a basic block has no 1x1")
-        problems += _value_problems({name: getattr(self, name) for name in (*_FLAGS, *RATES)})
+        problems += [
+            f"{name} is True or False, not {value!r}"
+            for name in _FLAGS
+            if not isinstance(value := getattr(self, name), bool)
+        ]
+        problems += [
+            f"{name} must be a number, not {value!r}"
+            for name in RATES
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, numbers.Real)
+        ]
         if problems:
             raise ValueError("; ".join(problems))
         for name in ("stem_planes", "in_planes", "width"):  # NumPy's numbers to Python's
@@ -304,12 +307,6 @@ class ResNetSpec:
         """Number of convolutions, those of shortcuts too, and the linear head."""
         return len(list(self.convolutions())) + (num_classes is not None)
 
-    def options(self) -> dict[str, Any]:
-        """The fields that are keyword arguments of the twins under the same name."""
-        plain = ("in_planes", "width", "drop_rate", "stochastic_depth", "small_images")
-        names = (*plain, "zero_init_residual", *DIALECT)
-        return {name: getattr(self, name) for name in names}
-
     def differences(self, other: "ResNetSpec", *, unseen: bool = False) -> list[str]:
         """In which fields another network with these weights would compute something else.
 
@@ -361,17 +358,36 @@ class ResNetSpec:
             raise ValueError(f"incomplete spec of a ResNet: {error}") from error
 
 
+def count_multiplications(spec: ResNetSpec, image_size: int, num_classes: int = 0) -> int:
+    """Multiply-adds of the forward pass of one square image, convolutions and linear head.
+
+    The papers call them FLOPs (He et al. 2015, table 1): ResNet18 has 1.8e9 at 224 pixels.
+    """
+    convolutions = sum(conv.weight_count * size**2 for conv, size in _sizes(spec, image_size))
+    return convolutions + spec.out_planes * num_classes
+
+
+def _sizes(spec: ResNetSpec, image_size: int) -> Iterator[tuple[Conv, int]]:
+    """Every convolution with the height of its output; a stride rounds up."""
+    size = -(-image_size // spec.stem_conv.stride)
+    yield spec.stem_conv, size
+    if not spec.small_images:  # the max pool
+        size = -(-size // 2)
+    for block in spec.blocks():
+        for conv in block.convs:
+            size = -(-size // conv.stride)
+            yield conv, size
+        if block.shortcut is not None:
+            yield block.shortcut, size
+
+
 def check_own_classes(fields: Mapping[str, Any]) -> None:
-    """The fields of a network with blocks or shortcuts of one's own: no dialect but the usual one.
+    """Checks the fields of a network with blocks or shortcuts of a user's own.
 
     Raises:
-        ValueError: a value is another than such a network can have.
+        ValueError: a field in which packages differ is not at its default: a class of a user's
+            own says itself how it pads, strides and normalises.
     """
-    problems = _integer_problems((n, fields[n]) for n in ("in_planes", "width") if n in fields)
-    problems += _value_problems(fields)
-    if problems:
-        raise ValueError("; ".join(problems))
-    check_probability("drop_rate", fields.get("drop_rate", 0))
     usual = {name: getattr(ResNetSpec, name) for name in DIALECT}
     if dialect := [name for name, value in usual.items() if fields.get(name, value) != value]:
         raise ValueError(f"{', '.join(dialect)}: not for blocks or shortcuts of your own")

@@ -17,7 +17,7 @@ import torch_resnet
 from convert.models import describe
 from flax_resnet.layers import Identity
 from resnet_spec import MODELS, find_spec
-from resnet_spec.description import DESCRIPTION_KEY
+from resnet_spec.classifier import DESCRIPTION_KEY
 from tests.twins import make_twins, random_images, relative_error, run_torch
 from torch_resnet.edits import differences_from_row
 

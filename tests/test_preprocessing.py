@@ -17,7 +17,7 @@ from convert.files import Weights, read_weights, write_weights
 from convert.inspection import as_text, inspect
 from convert.models import arrays_of, describe
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, Preprocessing, find_spec
-from resnet_spec.description import DESCRIPTION_KEY
+from resnet_spec.classifier import DESCRIPTION_KEY
 from resnet_spec.preprocessing import AKAMASTER_CIFAR10
 
 # Numbers that no decimal notation of fewer than 17 digits keeps.

@@ -16,7 +16,7 @@ import torch_resnet
 from convert.diff import compare
 from convert.models import build_flax, build_torch
 from resnet_spec import ClassifierSpec, ResNetSpec, branch_drop_rates
-from resnet_spec.description import encode
+from resnet_spec.classifier import encode
 from tests.twins import (
     NUM_CLASSES,
     random_images,

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from resnet_spec import basic_block, bottleneck
+from resnet_spec import BlockKind, basic_block, bottleneck
 from torch_resnet.layers import batch_norm, conv
 from torch_resnet.shortcut import ProjectionShortcut
 from torch_resnet.stochastic_depth import StochasticDepth
@@ -192,3 +192,10 @@ def _normalised_shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
 def _preact_shortcut(block: PreActBlock | PreActBottleneck, x: Tensor, activated: Tensor) -> Tensor:
     """A shortcut that has weights reads the activated input, one that has none the raw one."""
     return block.shortcut(activated if block.shortcut.requires_activation else x)
+
+
+BLOCKS: dict[bool, dict[BlockKind, Callable[..., Any]]] = {
+    False: {"basic": BasicBlock, "bottleneck": Bottleneck},
+    True: {"basic": PreActBlock, "bottleneck": PreActBottleneck},
+}
+"""The classes by `ResNetSpec.preact` and `ResNetSpec.block`."""

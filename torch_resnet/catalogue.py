@@ -5,13 +5,11 @@ from typing import Any
 from resnet_spec import ClassifierSpec, ResNetSpec, find_spec, list_models
 from resnet_spec.arguments import check_keywords
 from torch_resnet.layers import linear
-from torch_resnet.network import Options, ResidualNetwork
+from torch_resnet.network import KEYWORDS, ResidualNetwork
 from torch_resnet.preact_resnet import PreActResNet
 from torch_resnet.resnet import ResNet
 
 __all__ = ["create", "from_spec", "list_models"]
-
-_KEYWORDS = ("dimensions", "block", *Options.__annotations__)
 
 
 def create(name: str, num_classes: int | None = None, **overrides: Any) -> ResidualNetwork:
@@ -24,9 +22,9 @@ def create(name: str, num_classes: int | None = None, **overrides: Any) -> Resid
 
     Raises:
         ValueError: the name is unknown (the nearest ones are offered) or a value out of range.
-        TypeError: an override is no argument of a model.
+        TypeError: a model takes no such argument.
     """
-    check_keywords("create", overrides, _KEYWORDS)
+    check_keywords("create", overrides, KEYWORDS)
     return from_spec(find_spec(name), num_classes, **overrides)
 
 
@@ -34,10 +32,11 @@ def from_spec(
     spec: ResNetSpec, num_classes: int | None = None, **overrides: Any
 ) -> ResidualNetwork:
     """The network of a row of the table; arguments and errors as in `create`."""
-    check_keywords("from_spec", overrides, _KEYWORDS)
+    check_keywords("from_spec", overrides, KEYWORDS)
     num_classes = ClassifierSpec(spec, num_classes).num_classes  # a ValueError if it is no size
-    base = PreActResNet if spec.preact else ResNet
-    model = base(**{**base.spec_arguments(spec), **overrides})
+    model = ResidualNetwork(spec, **overrides)
+    # These classes differ in their constructors' arguments only.
+    model.__class__ = PreActResNet if spec.preact else ResNet
     if num_classes is not None:
         model.set_head(linear(model.out_planes, num_classes))
     return model

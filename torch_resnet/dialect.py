@@ -102,8 +102,8 @@ class BiasedBatchNorm2d(nn.BatchNorm2d):
             super()._check_input_dim(input)
 
 
-def speak(model: Any, spec: ResNetSpec) -> None:
-    """Gives a network as torch builds it the dialect of `spec`, in place."""
+def apply_dialect(model: Any, spec: ResNetSpec) -> None:
+    """Makes a network as torch builds it compute as `spec` says, in place."""
     if spec.stem_padding == "same":
         _pad_convolutions(model.stem)
     if spec.padding == "same":

@@ -1,48 +1,22 @@
-"""Stem, stages, pooling and head: what all residual networks share."""
+"""A network from its spec: stem, stages, pooling and head, and the classes of the table's rows."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, TypeVar, Unpack
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from resnet_spec import (
-    BlockKind,
-    BottleneckStride,
-    Dialect,
-    Dimensions,
-    PaddingKind,
-    ResNetSpec,
-    RunningVariance,
-    ShortcutKind,
-    check_own_classes,
-    plan_stages,
-    stem_conv,
-)
-from resnet_spec.arguments import check_keywords, find_class
-from torch_resnet.description import describe_weights, list_differences_of_weights
-from torch_resnet.dialect import speak
-from torch_resnet.init import init_new
-from torch_resnet.layers import AveragePool, batch_norm, conv
-from torch_resnet.shortcut import SHORTCUTS, ProjectionShortcut
+from resnet_spec import MODELS, ResNetSpec, plan_stages, stem_conv
+from resnet_spec.arguments import SpecOptions, check_keywords, find_parts
+from torch_resnet.blocks import BLOCKS
+from torch_resnet.dialect import apply_dialect
+from torch_resnet.edits import describe_weights, list_differences_of_weights
+from torch_resnet.layers import AveragePool, batch_norm, conv, draw_convolutions
+from torch_resnet.shortcut import SHORTCUTS
 from torch_resnet.stochastic_depth import set_stochastic_depth
 
-
-class Options(TypedDict, total=False):
-    """The keyword arguments of every model."""
-
-    shortcut: Callable[..., Any] | ShortcutKind
-    in_planes: int
-    width: int
-    drop_rate: float
-    stochastic_depth: float
-    small_images: bool
-    zero_init_residual: bool
-    padding: PaddingKind
-    stem_padding: PaddingKind
-    bottleneck_stride: BottleneckStride
-    running_variance: RunningVariance
+KEYWORDS = ("dimensions", "block", *SpecOptions.__annotations__)
+"""What `ResNet`, `PreActResNet`, `create` and `from_spec` take by name."""
 
 
 class Stem(nn.Module):
@@ -66,14 +40,15 @@ class Stem(nn.Module):
         return self.pool(x)
 
 
-# Attributes as torch-resnet 0.0.4 calls them, to read and to replace.
+# Attributes under their names in torch-resnet 0.0.4, to read and to replace.
 _SEED_NAMES = {"init_layer": "stem", "layers": "stages"}
 
 
 class ResidualNetwork(nn.Module):
-    """The skeleton of `ResNet` and `PreActResNet`.
+    """Built from a spec; `ResNet` and `PreActResNet` take `dimensions` and a block instead.
 
     Args:
+        spec: a row of the table, which the other arguments change.
         dimensions: (number of blocks, planes), the stem first, then each stage.
         block: class of a block, or its name in the table; see `torch_resnet.blocks` for what one of
             your own needs.
@@ -84,66 +59,41 @@ class ResidualNetwork(nn.Module):
         stochastic_depth: how often training drops the last block's residual branch, in [0, 1];
             earlier ones less often, see `resnet_spec.branch_drop_rates`.
         small_images: a 3x3 stem that keeps the size, instead of 7x7 stride 2 and max pooling.
-        zero_init_residual: start each residual branch at zero, see `torch_resnet.init`.
-        dialect: `padding`, `stem_padding`, `bottleneck_stride`, `running_variance`: what other
-            packages do otherwise, see `resnet_spec.ResNetSpec`.
+        zero_init_residual: each residual branch starts at zero (Goyal et al. 2017,
+            arXiv:1706.02677, section 5.1): the scale of the BatchNorm or the weight of the
+            convolution that a block's class names as its `last_layer`.
+        padding, stem_padding, bottleneck_stride, running_variance: what other packages compute
+            differently, see `resnet_spec.ResNetSpec`.
 
     Attributes:
         out_planes: number of pooled features.
         head: identity at first; see `set_head`.
         spec: the table's row, None where `block` or `shortcut` is a class of your own. Set it to
-            None after an edit that makes another network: it is then described as none.
+            None after an edit that makes another network, which no row describes.
 
     Raises:
         ValueError: an argument is out of its range.
-        TypeError: there is no such argument, or it is of another kind.
+        TypeError: there is no such argument, or it is of another type.
     """
 
-    preact: ClassVar[bool]
-    block_kinds: ClassVar[dict[Any, BlockKind]]
-
-    def __init__(
-        self,
-        dimensions: Dimensions,
-        block: Callable[..., Any] | BlockKind,
-        *,
-        shortcut: Callable[..., Any] | ShortcutKind = ProjectionShortcut,
-        in_planes: int = 3,
-        width: int = 1,
-        drop_rate: float = 0.0,
-        stochastic_depth: float = 0.0,
-        small_images: bool = False,
-        zero_init_residual: bool = False,
-        **dialect: Unpack[Dialect],
-    ):
+    def __init__(self, spec: ResNetSpec, **changes: Any):
         super().__init__()
-        check_keywords(
-            type(self).__name__, dialect, ("dimensions", "block", *Options.__annotations__)
-        )
-        blocks_by_kind = {kind: known for known, kind in self.block_kinds.items()}
-        make_block = find_class("block", block, blocks_by_kind, foreign="flax")
-        shortcut = find_class("shortcut", shortcut, SHORTCUTS, foreign="flax")
-        stages = plan_stages(dimensions)
-        self.spec = self._describe(
-            dimensions,
-            make_block,
-            shortcut,
-            in_planes=in_planes,
-            width=width,
-            drop_rate=drop_rate,
-            stochastic_depth=stochastic_depth,
-            small_images=small_images,
-            zero_init_residual=zero_init_residual,
-            **dialect,
-        )
-        planes = dimensions[0][1]
-        self.stem = Stem(in_planes, planes, small_images=small_images, preact=self.preact)
-        arguments: dict[str, Any] = {"shortcut": shortcut, "width": width, "drop_rate": drop_rate}
+        parts = find_parts(spec, changes, BLOCKS[spec.preact], SHORTCUTS, foreign="flax")
+        spec = parts.spec
+        self.spec: ResNetSpec | None = spec if parts.is_in_table else None
+        self.preact = spec.preact
+        planes = spec.stem_planes
+        self.stem = Stem(spec.in_planes, planes, small_images=spec.small_images, preact=spec.preact)
+        arguments: dict[str, Any] = {
+            "shortcut": parts.shortcut,
+            "width": spec.width,
+            "drop_rate": spec.drop_rate,
+        }
         self.stages = nn.Sequential()
-        for stage in stages:
+        for stage in plan_stages(spec.dimensions):
             blocks = nn.Sequential()
             for stage_planes, stride in stage:
-                built = make_block(planes, stage_planes, stride=stride, **arguments)
+                built = parts.block(planes, stage_planes, stride=stride, **arguments)
                 blocks.append(built)
                 planes = built.out_planes
             self.stages.append(blocks)
@@ -153,10 +103,11 @@ class ResidualNetwork(nn.Module):
         self.avgpool = AveragePool()
         self.head: nn.Module = nn.Identity()
         self.register_state_dict_post_hook(describe_weights)
-        if self.spec is not None:
-            speak(self, self.spec)
-        set_stochastic_depth(self, stochastic_depth)
-        init_new(self, zero_init_residual)
+        apply_dialect(self, spec)
+        set_stochastic_depth(self, spec.stochastic_depth)
+        draw_convolutions(self)
+        if spec.zero_init_residual:
+            _zero_residual_branches(self)
 
     # plain types, which `torch.fx` writes into the code of a traced network and pickles
     def forward(self, x: Tensor) -> Tensor:
@@ -169,6 +120,11 @@ class ResidualNetwork(nn.Module):
     def set_head(self, head: nn.Module) -> None:
         """Puts `head` behind the pooling: `model.set_head(nn.Linear(model.out_planes, 10))`."""
         self.head = head
+
+    @staticmethod
+    def rebuild(spec: ResNetSpec) -> "ResidualNetwork":
+        """The network of a spec before any edit, with which `edits` compares this one."""
+        return ResidualNetwork(spec)
 
     def _load_from_state_dict(
         self,
@@ -191,32 +147,44 @@ class ResidualNetwork(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(_SEED_NAMES.get(name, name), value)
 
-    @classmethod
-    def _describe(
-        cls, dimensions: Dimensions, block: Any, shortcut: Any, **fields: Any
-    ) -> ResNetSpec | None:
-        kind = cls.block_kinds.get(block)
-        shortcut_kinds: dict[Any, ShortcutKind] = {known: kind for kind, known in SHORTCUTS.items()}
-        shortcut_kind = shortcut_kinds.get(shortcut)
-        if kind is None or shortcut_kind is None:
-            check_own_classes(fields)
-            return None
-        return ResNetSpec(
-            block=kind,
-            stage_depths=tuple(depth for depth, _ in dimensions[1:]),
-            stage_planes=tuple(planes for _, planes in dimensions[1:]),
-            stem_planes=dimensions[0][1],
-            preact=cls.preact,
-            shortcut=shortcut_kind,
-            **fields,
-        )
 
-    @classmethod
-    def spec_arguments(cls, spec: ResNetSpec) -> dict[str, Any]:
-        """A row of the table as this class's arguments, `dimensions` and `block` among them."""
-        return {
-            "dimensions": spec.dimensions,
-            "block": next(block for block, kind in cls.block_kinds.items() if kind == spec.block),
-            "shortcut": SHORTCUTS[spec.shortcut],
-            **spec.options(),
-        }
+def _zero_residual_branches(model: nn.Module) -> None:
+    """A block of a user's own that names no `last_layer` is left as it is."""
+    for module in model.modules():
+        if isinstance(last_layer := getattr(module, "last_layer", None), str):
+            nn.init.zeros_(module.get_submodule(last_layer).get_parameter("weight"))
+
+
+class Named(ResidualNetwork):
+    """The network of one row of the table; `named` sets `row`."""
+
+    row: ClassVar[ResNetSpec]
+    positional: ClassVar[tuple[str, ...]]
+
+    def __init__(self, *values: Any, **options: Unpack[SpecOptions]):
+        check_keywords(type(self).__name__, options, SpecOptions.__annotations__)
+        if len(values) > len(self.positional):
+            raise TypeError(f"{type(self).__name__} takes keyword arguments, not {values!r}")
+        given = dict(zip(self.positional, values, strict=False))
+        if twice := given.keys() & options.keys():
+            raise TypeError(f"{type(self).__name__} got {', '.join(sorted(twice))} twice")
+        ResidualNetwork.__init__(self, self.row, **given, **options)
+
+
+NamedNetwork = TypeVar("NamedNetwork", bound=Named)
+
+
+def named(name: str, base: type[NamedNetwork]) -> type[NamedNetwork]:
+    """The class of one row of the table: `ResNet20 = named("ResNet20", NamedResNet)`."""
+    depths = ", ".join(map(str, MODELS[name].stage_depths))
+    positional = ("drop_rate", "small_images") if "Wide" in name else ("small_images",)
+    namespace = {
+        "row": MODELS[name],
+        # torch-resnet 0.0.4 takes these without their names
+        "positional": positional if MODELS[name].small_images else (),
+        "__module__": base.__module__,
+        "__qualname__": name,
+        "__doc__": f"{name} of the table: {depths} blocks; keyword arguments as in the base.",
+    }
+    bases: tuple[Any, ...] = (base,)
+    return type(name, bases, namespace)

@@ -3,24 +3,25 @@
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from resnet_spec import BlockKind, Dimensions
-from torch_resnet.blocks import PreActBlock, PreActBottleneck
-from torch_resnet.named import Named, named
-from torch_resnet.network import Options, ResidualNetwork
+from resnet_spec import BlockKind, Dimensions, ResNetSpec
+from resnet_spec.arguments import SpecOptions, check_keywords
+from torch_resnet.blocks import PreActBlock
+from torch_resnet.network import KEYWORDS, Named, ResidualNetwork, named
+
+_ROW = ResNetSpec("basic", (1,), (1,), 1, preact=True)  # all but its dimensions
 
 
 class PreActResNet(ResidualNetwork):
     __doc__ = f"BN-ReLU-conv networks (He et al. 2016). {ResidualNetwork.__doc__}"
-    preact = True
-    block_kinds = {PreActBlock: "basic", PreActBottleneck: "bottleneck"}
 
     def __init__(
         self,
         dimensions: Dimensions,
         block: Callable[..., Any] | BlockKind = PreActBlock,
-        **options: Unpack[Options],
+        **options: Unpack[SpecOptions],
     ):
-        super().__init__(dimensions, block, **options)
+        check_keywords(type(self).__name__, options, KEYWORDS)
+        super().__init__(_ROW, dimensions=dimensions, block=block, **options)
 
 
 class NamedPreActResNet(Named, PreActResNet):

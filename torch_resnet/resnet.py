@@ -3,24 +3,25 @@
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from resnet_spec import BlockKind, Dimensions
-from torch_resnet.blocks import BasicBlock, Bottleneck
-from torch_resnet.named import Named, named
-from torch_resnet.network import Options, ResidualNetwork
+from resnet_spec import BlockKind, Dimensions, ResNetSpec
+from resnet_spec.arguments import SpecOptions, check_keywords
+from torch_resnet.blocks import BasicBlock
+from torch_resnet.network import KEYWORDS, Named, ResidualNetwork, named
+
+_ROW = ResNetSpec("basic", (1,), (1,), 1)  # all but its dimensions
 
 
 class ResNet(ResidualNetwork):
     __doc__ = f"Conv-BN-ReLU networks (He et al. 2015). {ResidualNetwork.__doc__}"
-    preact = False
-    block_kinds = {BasicBlock: "basic", Bottleneck: "bottleneck"}
 
     def __init__(
         self,
         dimensions: Dimensions,
         block: Callable[..., Any] | BlockKind = BasicBlock,
-        **options: Unpack[Options],
+        **options: Unpack[SpecOptions],
     ):
-        super().__init__(dimensions, block, **options)
+        check_keywords(type(self).__name__, options, KEYWORDS)
+        super().__init__(_ROW, dimensions=dimensions, block=block, **options)
 
 
 class NamedResNet(Named, ResNet):
