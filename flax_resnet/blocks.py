@@ -6,7 +6,7 @@ has `out_planes`.
 """
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from flax import nnx
 from flax.nnx import relu
@@ -15,17 +15,16 @@ from jaxtyping import Array, Float
 from flax_resnet.layers import Context, batch_norm, conv, dropout
 from flax_resnet.shortcut import ProjectionShortcut
 from flax_resnet.stochastic_depth import StochasticDepth
-from resnet_spec import BlockKind, basic_block, bottleneck
+from resnet_spec import BlockKind, Conv, basic_block, bottleneck
+
+Convs = tuple[Conv, ...]
 
 
-class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions (He et al. 2015, figure 5 left), dropout between them [3].
+class _Block(nnx.Module):
+    """The constructor of the four blocks."""
 
-    Raises:
-        ValueError: `drop_rate` is outside [0, 1].
-    """
-
-    last_layer = "bn2"  # what `zero_init_residual` zeroes
+    make_convs: ClassVar[Callable[..., Convs]]
+    preact: ClassVar[bool]
 
     def __init__(
         self,
@@ -38,19 +37,37 @@ class BasicBlock(nnx.Module):
         drop_rate: float = 0.0,
         **context: Unpack[Context],
     ):
-        conv1, conv2 = basic_block(
-            in_planes, planes, stride=stride, width=width, drop_rate=drop_rate
-        )
-        self.out_planes = conv2.out_planes
+        convs = self.make_convs(in_planes, planes, stride=stride, width=width, drop_rate=drop_rate)
+        self.out_planes = convs[-1].out_planes
+        self.add_layers(convs, drop_rate, **context)
+        self.stochastic_depth = StochasticDepth()
+        self.shortcut = shortcut(in_planes, self.out_planes, stride, **context)
+        if self.shortcut.requires_activation and not self.preact:
+            self.shortcut_bn = batch_norm(self.out_planes, **context)
+
+    def add_layers(self, convs: Convs, drop_rate: float, **context: Unpack[Context]) -> None:
+        """Adds the layers of the residual branch."""
+        raise NotImplementedError
+
+
+class BasicBlock(_Block):
+    """Two 3x3 convolutions (He et al. 2015, figure 5 left), dropout between them [3].
+
+    Raises:
+        ValueError: `drop_rate` is outside [0, 1].
+    """
+
+    last_layer = "bn2"  # what `zero_init_residual` zeroes
+    make_convs = staticmethod(basic_block)
+    preact = False
+
+    def add_layers(self, convs: Convs, drop_rate: float, **context: Unpack[Context]) -> None:
+        conv1, conv2 = convs
         self.conv1 = conv(conv1, **context)
         self.bn1 = batch_norm(conv1.out_planes, **context)
         self.dropout = dropout(drop_rate, **context)
         self.conv2 = conv(conv2, **context)
         self.bn2 = batch_norm(conv2.out_planes, **context)
-        self.stochastic_depth = StochasticDepth()
-        self.shortcut = shortcut(in_planes, self.out_planes, stride, **context)
-        if self.shortcut.requires_activation:
-            self.shortcut_bn = batch_norm(self.out_planes, **context)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
         y = relu(self.bn1(self.conv1(x)))
@@ -58,7 +75,7 @@ class BasicBlock(nnx.Module):
         return relu(self.stochastic_depth(y) + _normalised_shortcut(self, x))
 
 
-class Bottleneck(nnx.Module):
+class Bottleneck(_Block):
     """1x1, 3x3, 1x1 with the stride on the 3x3 (He et al. 2015, figure 5 right; "v1.5").
 
     Raises:
@@ -67,32 +84,17 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
     last_layer = "bn3"
+    make_convs = staticmethod(bottleneck)
+    preact = False
 
-    def __init__(
-        self,
-        in_planes: int,
-        planes: int,
-        *,
-        shortcut: Callable[..., Any] = ProjectionShortcut,
-        stride: int = 1,
-        width: int = 1,
-        drop_rate: float = 0.0,
-        **context: Unpack[Context],
-    ):
-        conv1, conv2, conv3 = bottleneck(
-            in_planes, planes, stride=stride, width=width, drop_rate=drop_rate
-        )
-        self.out_planes = conv3.out_planes
+    def add_layers(self, convs: Convs, drop_rate: float, **context: Unpack[Context]) -> None:
+        conv1, conv2, conv3 = convs
         self.conv1 = conv(conv1, **context)
         self.bn1 = batch_norm(conv1.out_planes, **context)
         self.conv2 = conv(conv2, **context)
         self.bn2 = batch_norm(conv2.out_planes, **context)
         self.conv3 = conv(conv3, **context)
         self.bn3 = batch_norm(conv3.out_planes, **context)
-        self.stochastic_depth = StochasticDepth()
-        self.shortcut = shortcut(in_planes, self.out_planes, stride, **context)
-        if self.shortcut.requires_activation:
-            self.shortcut_bn = batch_norm(self.out_planes, **context)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
         y = relu(self.bn1(self.conv1(x)))
@@ -101,7 +103,7 @@ class Bottleneck(nnx.Module):
         return relu(self.stochastic_depth(y) + _normalised_shortcut(self, x))
 
 
-class PreActBlock(nnx.Module):
+class PreActBlock(_Block):
     """BN-ReLU-conv twice (He et al. 2016, figure 4e), dropout between the convolutions [3].
 
     Raises:
@@ -109,29 +111,16 @@ class PreActBlock(nnx.Module):
     """
 
     last_layer = "conv2"
+    make_convs = staticmethod(basic_block)
+    preact = True
 
-    def __init__(
-        self,
-        in_planes: int,
-        planes: int,
-        *,
-        shortcut: Callable[..., Any] = ProjectionShortcut,
-        stride: int = 1,
-        width: int = 1,
-        drop_rate: float = 0.0,
-        **context: Unpack[Context],
-    ):
-        conv1, conv2 = basic_block(
-            in_planes, planes, stride=stride, width=width, drop_rate=drop_rate
-        )
-        self.out_planes = conv2.out_planes
+    def add_layers(self, convs: Convs, drop_rate: float, **context: Unpack[Context]) -> None:
+        conv1, conv2 = convs
         self.bn1 = batch_norm(conv1.in_planes, **context)
         self.conv1 = conv(conv1, **context)
         self.bn2 = batch_norm(conv2.in_planes, **context)
         self.dropout = dropout(drop_rate, **context)
         self.conv2 = conv(conv2, **context)
-        self.stochastic_depth = StochasticDepth()
-        self.shortcut = shortcut(in_planes, self.out_planes, stride, **context)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
         activated = relu(self.bn1(x))
@@ -140,7 +129,7 @@ class PreActBlock(nnx.Module):
         return self.stochastic_depth(y) + _preact_shortcut(self, x, activated)
 
 
-class PreActBottleneck(nnx.Module):
+class PreActBottleneck(_Block):
     """BN-ReLU before each of 1x1, 3x3, 1x1 (He et al. 2016, figure 4e and section 4).
 
     Raises:
@@ -149,30 +138,17 @@ class PreActBottleneck(nnx.Module):
 
     expansion = 4
     last_layer = "conv3"
+    make_convs = staticmethod(bottleneck)
+    preact = True
 
-    def __init__(
-        self,
-        in_planes: int,
-        planes: int,
-        *,
-        shortcut: Callable[..., Any] = ProjectionShortcut,
-        stride: int = 1,
-        width: int = 1,
-        drop_rate: float = 0.0,
-        **context: Unpack[Context],
-    ):
-        conv1, conv2, conv3 = bottleneck(
-            in_planes, planes, stride=stride, width=width, drop_rate=drop_rate
-        )
-        self.out_planes = conv3.out_planes
+    def add_layers(self, convs: Convs, drop_rate: float, **context: Unpack[Context]) -> None:
+        conv1, conv2, conv3 = convs
         self.bn1 = batch_norm(conv1.in_planes, **context)
         self.conv1 = conv(conv1, **context)
         self.bn2 = batch_norm(conv2.in_planes, **context)
         self.conv2 = conv(conv2, **context)
         self.bn3 = batch_norm(conv3.in_planes, **context)
         self.conv3 = conv(conv3, **context)
-        self.stochastic_depth = StochasticDepth()
-        self.shortcut = shortcut(in_planes, self.out_planes, stride, **context)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
         activated = relu(self.bn1(x))
@@ -182,14 +158,14 @@ class PreActBottleneck(nnx.Module):
         return self.stochastic_depth(y) + _preact_shortcut(self, x, activated)
 
 
-def _normalised_shortcut(block: BasicBlock | Bottleneck, x: Array) -> Array:
-    """Batch normalisation follows a shortcut that has weights (post-activation only)."""
+def _normalised_shortcut(block: _Block, x: Array) -> Array:
+    """A shortcut that has weights is followed by a batch normalisation (post-activation only)."""
     shortcut = block.shortcut(x)
     return block.shortcut_bn(shortcut) if block.shortcut.requires_activation else shortcut
 
 
-def _preact_shortcut(block: PreActBlock | PreActBottleneck, x: Array, activated: Array) -> Array:
-    """A shortcut that has weights reads the activated input, one that has none the raw one."""
+def _preact_shortcut(block: _Block, x: Array, activated: Array) -> Array:
+    """A shortcut that has weights reads the activated input, any other the input itself."""
     return block.shortcut(activated if block.shortcut.requires_activation else x)
 
 

@@ -83,7 +83,7 @@ def _find_class(what: str, value: Any, classes: Mapping[Any, Any], foreign: str)
     if not callable(value):
         raise TypeError(f"{what} is a class or one of {', '.join(classes)}, not {value!r}")
     if any(base.__module__.startswith(f"{foreign}.") for base in getattr(value, "__mro__", ())):
-        raise TypeError(f"{what} {value.__module__}.{value.__name__} is a {foreign} module")
+        raise TypeError(f"{what} {value.__module__}.{value.__name__} is a module of {foreign}")
     return value
 
 

@@ -1,8 +1,11 @@
-"""Who may import whom: each package in a fresh interpreter."""
+"""Who may import whom: each package in a fresh interpreter, and no circles between files."""
 
+import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +50,68 @@ def test_a_package_imports_only_what_it_may(package):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert {name for name in run.stdout.split() if name in OURS} == ALLOWED[package]["ours"]
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("packages", [*((package,) for package in OURS), OURS], ids="-".join)
+def test_no_files_import_each_other_in_a_circle(packages):
+    """An import inside a function counts, one for the type checker alone does not."""
+    files = {name: path for package in packages for name, path in find_modules(package)}
+    graph = {name: sorted(find_imports(name, path, files)) for name, path in files.items()}
+    circle = find_circle(graph)
+    assert not circle, " -> ".join(str(files[name].relative_to(ROOT)) for name in circle)
+
+
+def find_modules(package: str) -> Iterator[tuple[str, Path]]:
+    """(name, file) of every module; a package is the file `__init__.py`."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def find_imports(module: str, path: Path, files: dict[str, Path]) -> set[str]:
+    """Modules among `files` that a file imports; of a name in a package the submodule, if any."""
+    found = set[str]()
+    trees: list[ast.AST] = [ast.parse(path.read_text())]
+    while trees:
+        match tree := trees.pop():
+            case ast.If(test=ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
+                trees += tree.orelse
+            case ast.Import():
+                found |= {alias.name for alias in tree.names}
+            case ast.ImportFrom():
+                package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+                parents = package.split(".")[: 1 - tree.level or None] if tree.level else []
+                source = ".".join([*parents, *([tree.module] if tree.module else [])])
+                names = {f"{source}.{alias.name}" for alias in tree.names}
+                found |= {name if name in files else source for name in names}
+            case _:
+                trees += ast.iter_child_nodes(tree)
+    return found & files.keys()
+
+
+def find_circle(graph: dict[str, list[str]]) -> list[str]:
+    """The modules of one circle in order, the first again at its end; empty where there is none."""
+    done = set[str]()
+
+    def search(trail: list[str]) -> list[str]:
+        for name in graph[trail[-1]]:
+            if name in trail:
+                return [*trail[trail.index(name) :], name]
+            if name not in done and (circle := search([*trail, name])):
+                return circle
+        done.add(trail[-1])
+        return []
+
+    return next((circle for name in graph if name not in done and (circle := search([name]))), [])
+
+
+def test_a_circle_is_found_and_named_in_order():
+    graph = {"a": ["b"], "b": ["c", "d"], "c": [], "d": ["e"], "e": ["b"]}
+    assert find_circle(graph) == ["b", "d", "e", "b"]
+    assert not find_circle({**graph, "e": ["c"]})
 
 
 @pytest.mark.parametrize("backend", ["torch", "flax"])
@@ -126,9 +191,7 @@ def test_files_of_torch_are_read_and_written_where_there_is_no_torch(tmp_path):
 
 
 def test_only_one_file_names_pmap_and_one_hands_over_to_convert():
-    from pathlib import Path
-
-    root = Path(__file__).parents[1] / "train"
+    root = ROOT / "train"
     texts = {p.relative_to(root).as_posix(): p.read_text() for p in root.rglob("*.py")}
     assert "results/table_command.py" in texts
 
