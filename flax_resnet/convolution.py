@@ -1,8 +1,8 @@
-"""Convolutions as XLA's CPU backend computes them fast; on TPU and GPU they are JAX's own.
+"""Convolutions in the layout that is fast on XLA's CPU backend; JAX's own on TPU and GPU.
 
-XLA's CPU backend has a fast library for convolutions of one form, images (n, h, w, c) and kernels
-(h, w, in, out). It brings all others into that form, but not those inside a loop: the gradients
-of a convolution, which have other forms, take fifty times as long there. Here they have the form.
+XLA's CPU backend has a fast library for one layout: images (n, h, w, c), kernels (h, w, in, out).
+It converts other layouts to this one, but not inside a loop. The gradients of a convolution have
+other layouts and take fifty times as long there, so this file writes them in the fast layout.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from jaxtyping import Array
 
 Pair = tuple[int, int]
 
-_FORM = ("NHWC", "HWIO", "NHWC")
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
 _is_in_loop = ContextVar("is_in_loop", default=False)
 
 
 @contextlib.contextmanager
 def in_loop() -> Iterator[None]:
-    """Convolutions that are traced within belong to a loop."""
+    """Convolutions that are traced in this context are inside a loop."""
     token = _is_in_loop.set(True)
     try:
         yield
@@ -33,10 +33,10 @@ def in_loop() -> Iterator[None]:
 
 
 def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
-    """`jax.lax.conv_general_dilated`, on CPU in a form that is fast there.
+    """`jax.lax.conv_general_dilated`, on CPU in the layout that is fast there.
 
     (n, h, w, in) and (k, k, in, out) to (n, h2, w2, out). In a loop on CPU it has no forward-mode
-    derivative (`jax.jvp`), as no JAX function has whose gradient is written out.
+    derivative (`jax.jvp`), like every JAX function with a custom gradient.
     """
     dilations = {*options.get("lhs_dilation", ()), *options.get("rhs_dilation", ())}
     is_plain = (
@@ -45,17 +45,17 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any
         and options.get("feature_group_count", 1) == 1
         and options.get("out_sharding") is None
         and options.get("preferred_element_type") is None
-        and _is_spread(x) == _is_spread(kernel)
+        and _varying_axes(x) == _varying_axes(kernel)
         and not (_is_placed(x) or _is_placed(kernel))
     )
     if is_plain and jax.default_backend() == "cpu":
         edges = tuple((int(low), int(high)) for low, high in padding)
-        is_known = all(isinstance(size, int) for size in x.shape[1:3])  # no symbols of an export
+        is_known = all(isinstance(size, int) for size in x.shape[1:3])  # not symbols of an export
         if kernel.shape[:2] == (1, 1) and edges == ((0, 0), (0, 0)) and is_known:
             return _product(x, kernel, strides, options.get("precision"))
         if _is_in_loop.get():
-            # asked for now: the gradients may be traced where another default holds (JAX adds its
-            # options to its configuration as it is imported, which pyright does not see)
+            # Read now: the gradients may be traced where another default holds. (JAX adds its
+            # options when it is imported, so pyright does not know them.)
             default = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
             precision = options.get("precision") or default
             return _convolve(tuple(strides), edges, precision, x, kernel)
@@ -73,13 +73,13 @@ def _product(x: Array, kernel: Array, strides: Any, precision: Any) -> Array:
     )
 
 
-def _is_spread(x: Array) -> Any:
-    """Over which axes of a `jax.shard_map`: JAX's own gradients know how to sum over them."""
+def _varying_axes(x: Array) -> Any:
+    """The axes of a `jax.shard_map` over which `x` varies: only JAX's gradients sum over them."""
     return getattr(jax.typeof(x), "manual_axis_type", None)
 
 
 def _is_placed(x: Array) -> bool:
-    """On a mesh with explicit axes: JAX's own gradients say where their results go."""
+    """Whether `x` is on a mesh with explicit axes: only JAX's gradients place their results."""
     mesh = jax.typeof(x).sharding.mesh
     return jax.sharding.AxisType.Explicit in mesh.axis_types
 
@@ -88,7 +88,7 @@ def _plain(
     strides: Pair, padding: tuple[Pair, ...], precision: Any, x: Array, kernel: Array
 ) -> Array:
     return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=_FORM, precision=precision
+        x, kernel, strides, padding, dimension_numbers=_LAYOUT, precision=precision
     )
 
 
@@ -108,27 +108,27 @@ def _backward(
     residuals: tuple[Array, Array],
     gradient: Array,
 ) -> tuple[Array, Array]:
-    """JAX's own gradients in a program for TPU or GPU that is lowered on a CPU."""
+    """A program for TPU or GPU that is lowered on a CPU has JAX's own gradients."""
     x, kernel = residuals
 
     def stock(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
         run = partial(_plain, strides, padding, precision)
         return jax.vjp(run, x, kernel)[1](gradient)
 
-    def in_form(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+    def in_layout(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
         convolution = partial(
-            lax.conv_general_dilated, dimension_numbers=_FORM, precision=precision
+            lax.conv_general_dilated, dimension_numbers=_LAYOUT, precision=precision
         )
         sizes, spans = x.shape[1:3], _spans(gradient.shape[1:3], strides)
         taps = kernel.shape[:2]
-        # How far the dilated output gradient, `span` wide, is to be padded to meet every pixel.
+        # The padding with which the dilated output gradient, `span` wide, meets every pixel.
         edges = [
             (k - 1 - low, size - span + low)
             for k, size, span, (low, _) in zip(taps, sizes, spans, padding, strict=True)
         ]
         flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
         of_x = convolution(gradient, flipped, (1, 1), edges, lhs_dilation=strides)
-        # Here the output gradient is the kernel, and the batch is what is summed over.
+        # Here the output gradient is the kernel, and the sum is over the batch.
         edges = [
             (low, k + span - 1 - size - low)
             for k, size, span, (low, _) in zip(taps, sizes, spans, padding, strict=True)
@@ -142,11 +142,11 @@ def _backward(
         )
         return of_x, of_kernel.transpose(1, 2, 0, 3)
 
-    return lax.platform_dependent(x, kernel, gradient, cpu=in_form, default=stock)
+    return lax.platform_dependent(x, kernel, gradient, cpu=in_layout, default=stock)
 
 
 def _spans(outputs: tuple[int, ...], strides: Pair) -> list[int]:
-    """Pixels from the first to the last place where the kernel was put."""
+    """Pixels from the first to the last position of the kernel."""
     return [(count - 1) * stride + 1 for count, stride in zip(outputs, strides, strict=True)]
 
 

@@ -50,7 +50,7 @@ def run_blocks(
 class StackedBlocks(nnx.Module):
     """Equal blocks as one, whose arrays have a leading axis: one for each, in their order.
 
-    What a scan needs, without a copy of every array of every block in every step.
+    A scan reads it as it is; of separate blocks every step would copy every array.
     """
 
     def __init__(self, block: Any, *, count: int, remat: bool):
@@ -70,9 +70,9 @@ def stack_blocks(model: Any) -> dict[str, list[str]]:
     """Makes `StackedBlocks` of each stage's neighbouring equal blocks, in the model itself.
 
     Returns:
-        The beginning of the names of each block's arrays, `stages.0.1.block.`, and of those that
-        they are made of, `stages.0.1.`, `stages.0.2.` and so on: one name where nothing changed
-        but perhaps the number.
+        By the prefix of each block's array names, `stages.0.1.block.`, the prefixes of the blocks
+        that it stacks: `stages.0.1.`, `stages.0.2.` and so on. A block that is not stacked has one
+        prefix, in which only the number may have changed.
     """
     names: dict[str, list[str]] = {}
     for number, blocks in enumerate(model.stages):
@@ -93,7 +93,7 @@ def stack_blocks(model: Any) -> dict[str, list[str]]:
 
 
 class _Split:
-    """A block as its static graph and its arrays; a function, which is no module, has neither."""
+    """A block as its static graph and its arrays; a function, not being a module, has neither."""
 
     def __init__(self, block: Any):
         self.block = block
@@ -118,15 +118,15 @@ def _groups(blocks: Sequence[Any]) -> Iterator[tuple[Any, list[_Split]]]:
 def _pure(graph: Any) -> Pure:
     """One block's call as a function of its arrays; returns what the call changed in them.
 
-    Nothing in evaluation, where a model may be a constant of a compiled function: JAX refuses to
-    change such a model, be it to the values that it has.
+    In evaluation it changes nothing: the model may be a constant of a compiled function, to which
+    JAX refuses to assign anything, even the same values.
     """
 
     def run(x: Array, state: Any) -> tuple[Array, Any]:
         block = nnx.merge(graph, state, copy=True)
         before = {path: variable.get_value() for path, variable in _mutable(block)}
         y = block(x)
-        changed = [  # or made by the call
+        changed = [  # or created by the call
             (path, variable)
             for path, variable in _mutable(block)
             if path not in before or variable.get_value() is not before[path]
@@ -137,7 +137,7 @@ def _pure(graph: Any) -> Pure:
 
 
 def _mutable(block: Any) -> Any:
-    """By path, what a call may change: statistics, and counts of random draws."""
+    """What a call may change, by path: statistics, and counts of random draws."""
     return nnx.to_flat_state(nnx.state(block, nnx.Not(nnx.Param)))
 
 
@@ -152,7 +152,7 @@ def _scan(run: Pure, x: Array, stacked: Any) -> tuple[Array, Any]:
 
 
 def _stack(states: Sequence[Any]) -> Any:
-    """Arrays with a leading axis; their shapes alone where the model has no values."""
+    """Arrays with a leading axis; only their shapes where the model has no values."""
 
     def stack(*leaves: Any) -> Any:
         if isinstance(leaves[0], jax.ShapeDtypeStruct):

@@ -1,6 +1,6 @@
-"""What other packages compute otherwise in a network of the same name, weight for weight.
+"""What other packages compute differently in networks of the same name and weights.
 
-A network is built as torch does it; its layers are then told to do otherwise.
+A network is built as torch builds it; its layers are then changed.
 """
 
 from typing import Any

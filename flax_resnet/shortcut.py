@@ -34,17 +34,17 @@ class IdentityShortcut(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
-        if self.stride > 1:  # by no index: its symbolic size in an export is not a convolution's
+        if self.stride > 1:  # an index gives another symbolic size than a convolution
             x = lax.slice(x, (0, 0, 0, 0), x.shape, (1, self.stride, self.stride, 1))
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), self.new_planes()))
 
     def new_planes(self) -> tuple[int, int]:
-        """Number of zero channels before and behind the input's."""
+        """Number of zero channels before and after the input's."""
         return 0, self.out_planes - self.in_planes
 
 
 class CentredIdentityShortcut(IdentityShortcut):
-    """Option A with half of the new channels before and half behind (akamaster's CIFAR ResNets)."""
+    """Option A with half of the new channels before and half after (akamaster's CIFAR ResNets)."""
 
     def new_planes(self) -> tuple[int, int]:
         new = self.out_planes - self.in_planes
@@ -80,7 +80,7 @@ class FullProjectionShortcut(_WeightedShortcut):
 
 
 class ConvolutionShortcut(_WeightedShortcut):
-    """A 3x3 convolution where the shape changes: every pixel counts (torch-resnet 0.0.4)."""
+    """A 3x3 convolution where the shape changes, which reads every pixel (torch-resnet 0.0.4)."""
 
     kind = "convolution"
 

@@ -1,4 +1,4 @@
-"""Stochastic depth: in training, whole residual branches are left out at random."""
+"""Stochastic depth: training drops whole residual branches at random."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from resnet_spec import branch_drop_rates, check_probability
 
 
 class BranchDropRate(nnx.Variable[Array]):
-    """The rate of blocks that are scanned as one, which may differ in it; no model's state."""
+    """A rate as an array, for blocks that one scan runs with different rates; not a weight."""
 
 
 class StochasticDepth(nnx.Module):
@@ -27,7 +27,7 @@ class StochasticDepth(nnx.Module):
         deterministic: set by `model.train()` and `model.eval()`.
 
     Raises:
-        ValueError: the rate is no probability, or there is one and no random stream.
+        ValueError: the rate is outside [0, 1], or is not 0 and there are no random streams.
     """
 
     def __init__(self, rate: float = 0.0, *, rngs: nnx.Rngs | None = None):
@@ -44,7 +44,7 @@ class StochasticDepth(nnx.Module):
         if self.deterministic or (not isinstance(rate, BranchDropRate) and rate == 0):
             return y
         keep = 1 - (rate.get_value() if isinstance(rate, BranchDropRate) else _as_array(rate))
-        # float32 whatever the mode of JAX, so that one key drops the same branches
+        # float32 in every mode of JAX, so that one key drops the same branches
         kept = jax.random.bernoulli(self.rngs(), keep.astype(jnp.float32), (y.shape[0], 1, 1, 1))
         return y * jnp.where(kept, 1 / keep, 0).astype(y.dtype)
 
@@ -63,9 +63,9 @@ def _as_array(rate: float) -> Array:
 
 
 def with_rate_as_array(block: Any) -> Any:
-    """A block as it is, or a copy with the same variables whose rate is one more of them.
+    """A block as it is, or a copy with the same variables and its rate as a further one.
 
-    Blocks that differ only in their rate are then alike, and one scan runs them.
+    Blocks that differ only in their rate are then equal, and one scan runs them.
     """
     layer = getattr(block, "stochastic_depth", None)
     rate = layer.rate if isinstance(layer, StochasticDepth) else 0.0
@@ -80,8 +80,7 @@ def set_stochastic_depth(model: Any, stochastic_depth: float, rngs: nnx.Rngs) ->
     """Gives the blocks of a network their rates by the linear decay rule, in place.
 
     Raises:
-        ValueError: it is no probability, or the network has blocks of one's own that have no
-            `stochastic_depth`.
+        ValueError: it is outside [0, 1], or a block of a user's own has no `stochastic_depth`.
     """
     blocks = [block for stage in model.stages for block in stage]
     rates = branch_drop_rates(stochastic_depth, len(blocks))

@@ -9,14 +9,14 @@ from flax import nnx
 from flax_resnet.stochastic_depth import BranchDropRate
 
 Path = tuple[Any, ...]
-_NOTES = "_pytree__"  # attributes in which NNX keeps what it knows of a module
+_NOTES = "_pytree__"  # begins the names of attributes in which NNX keeps its own data
 
 
 def named_variables(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
     """Every parameter and statistic of a model by its attribute path.
 
-    Random streams are left out, and so are the rates of stochastic depth, which are no weights. A
-    layer inside an `nnx.Sequential` is called by its number alone, as in torch.
+    Not random streams and rates of stochastic depth, which are not weights. A layer inside an
+    `nnx.Sequential` is named by its number only, as in torch.
     """
     return named_parts(model)[0]
 
@@ -40,7 +40,7 @@ def named_parts(
 
 
 class _Kind(enum.Enum):
-    """What a value of a model is, which its type alone says."""
+    """What a value of a model is; its type decides."""
 
     WEIGHT = enum.auto()
     OTHER_VARIABLE = enum.auto()
@@ -62,7 +62,7 @@ def _kind(node: Any) -> _Kind:
 def _walk(model: nnx.Module) -> Iterator[tuple[Path, Any, _Kind]]:
     """The nodes and variables of `nnx.iter_graph`, parents first, in a fifth of its time.
 
-    It asks each value at length what it is: here the first of each type answers for the others.
+    `nnx.iter_graph` examines every value; here the first of each type decides for the others.
     """
     kinds: dict[type, _Kind] = {}
     visited: set[int] = set()
@@ -81,7 +81,7 @@ def _walk(model: nnx.Module) -> Iterator[tuple[Path, Any, _Kind]]:
 
 
 def _children(node: Any, is_a: _Kind) -> list[tuple[Any, Any]]:
-    """What a node holds, in NNX's order."""
+    """(name, value) of what a node holds, in the order of NNX."""
     if type(node) in (list, tuple):
         return list(enumerate(node))
     if is_a is _Kind.MODULE and not isinstance(node, nnx.List | nnx.Dict):

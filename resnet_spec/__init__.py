@@ -1,4 +1,4 @@
-"""The table of residual networks and all their arithmetic, in the standard library alone."""
+"""The table of residual networks and all their arithmetic, with the standard library only."""
 
 from resnet_spec.blocks import (
     BLOCKS,

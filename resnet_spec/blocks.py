@@ -1,5 +1,6 @@
 """The convolutions of every block, shortcut and stem: channels, kernel sizes and strides."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -77,12 +78,12 @@ def stem_conv(in_planes: int, planes: int, *, small_images: bool) -> Conv:
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
-    """(before, after) of TensorFlow's SAME padding along one axis: the odd pixel goes behind.
+    """(before, after) of TensorFlow's SAME padding along one axis: an odd pixel goes to the end.
 
-    Equal to even padding where the stride is 1, or the size odd and the kernel 3; at even sizes it
-    samples other pixels.
+    It equals even padding where the stride is 1, or where the size is odd and the kernel 3; at even
+    sizes it samples other pixels.
     """
-    out_size = (size + stride - 1) // stride  # of no negative number, which ONNX rounds to zero
+    out_size = (size + stride - 1) // stride  # ONNX rounds a negative quotient towards zero
     total = max((out_size - 1) * stride + kernel_size - size, 0)
     return total // 2, total - total // 2
 
@@ -100,24 +101,6 @@ def check_identity_shortcut(in_planes: int, out_planes: int) -> None:
         )
 
 
-def _option_a(in_planes: int, out_planes: int, stride: int) -> None:
-    check_identity_shortcut(in_planes, out_planes)
-
-
-def _option_b(in_planes: int, out_planes: int, stride: int) -> Conv | None:
-    changes_shape = stride != 1 or in_planes != out_planes
-    return Conv(in_planes, out_planes, 1, stride) if changes_shape else None
-
-
-def _option_c(in_planes: int, out_planes: int, stride: int) -> Conv:
-    return Conv(in_planes, out_planes, 1, stride)
-
-
-def _convolution(in_planes: int, out_planes: int, stride: int) -> Conv | None:
-    changes_shape = stride != 1 or in_planes != out_planes
-    return Conv(in_planes, out_planes, 3, stride) if changes_shape else None
-
-
 def check_probability(name: str, value: float) -> None:
     """Raises a ValueError with the name of a value outside [0, 1]."""
     if not 0 <= value <= 1:
@@ -128,7 +111,7 @@ def branch_drop_rates(stochastic_depth: float, num_blocks: int) -> tuple[float, 
     """How often training drops the residual branch of each block of a network.
 
     Huang et al. 2016 (arXiv:1603.09382), section 3, the linear decay rule: the l-th of L blocks is
-    dropped with probability l / L times that of the last, whatever the stages.
+    dropped with probability l / L times that of the last, counted through all stages.
 
     Raises:
         ValueError: `stochastic_depth` is outside [0, 1].
@@ -144,13 +127,6 @@ BLOCKS: dict[BlockKind, Callable[..., tuple[Conv, ...]]] = {
     "basic": basic_block,
     "bottleneck": bottleneck,
 }
-SHORTCUTS: dict[ShortcutKind, Callable[[int, int, int], Conv | None]] = {
-    "identity": _option_a,
-    "centred_identity": _option_a,
-    "projection": _option_b,
-    "full_projection": _option_c,
-    "convolution": _convolution,
-}
 
 
 def shortcut_conv(kind: ShortcutKind, in_planes: int, out_planes: int, stride: int) -> Conv | None:
@@ -159,4 +135,14 @@ def shortcut_conv(kind: ShortcutKind, in_planes: int, out_planes: int, stride: i
     Raises:
         ValueError: an identity shortcut that would have to drop channels.
     """
-    return SHORTCUTS[kind](in_planes, out_planes, stride)
+    if kind in ("identity", "centred_identity"):
+        check_identity_shortcut(in_planes, out_planes)
+        return None
+    if kind != "full_projection" and stride == 1 and in_planes == out_planes:
+        return None
+    return Conv(in_planes, out_planes, 3 if kind == "convolution" else 1, stride)
+
+
+SHORTCUTS: dict[ShortcutKind, Callable[[int, int, int], Conv | None]] = {
+    kind: functools.partial(shortcut_conv, kind) for kind in get_args(ShortcutKind)
+}

@@ -18,8 +18,8 @@ class ClassifierSpec:
         num_classes: outputs of the head.
         head_bias: whether the head has one.
         statistics_batch_size: images that each running variance was taken over, where it is known:
-            the biased and the unbiased one differ by m / (m - 1) for m values per channel. A note:
-            it does not tell two models apart.
+            the biased and the unbiased one differ by m / (m - 1) for m values per channel. It is
+            not compared.
 
     Raises:
         ValueError: `num_classes` or `statistics_batch_size` is not a positive integer.
@@ -88,7 +88,7 @@ _VERSION = 1
 
 
 def encode(classifier: ClassifierSpec | None, **more: Any) -> str:
-    """The text that describes a model, None for one of foreign names, and `more` entries."""
+    """The text that describes a model, and `more` entries; None for one with foreign names."""
     model = None if classifier is None else classifier.to_json()
     return json.dumps({"version": _VERSION, "model": model, **more})
 

@@ -23,7 +23,7 @@ class Preprocessing:
     Attributes:
         mean, std: one number for each channel, in units of 0 to 1.
         image_size: height and width in pixels.
-        class_names: what the logits stand for, in their order; None where nobody said it.
+        class_names: what the logits stand for, in their order; None where unknown.
         interpolation: how a picture of another size is resized.
         crop_fraction: side of the kept square over the shorter side of the resized picture.
 
@@ -109,7 +109,7 @@ def _is_list(value: Any) -> bool:
 def _is_finite(value: Any) -> bool:
     try:
         return not isinstance(value, bool | str) and math.isfinite(value)
-    except (TypeError, OverflowError):  # no number; an integer beyond all floats
+    except (TypeError, OverflowError):  # not a number, or an integer larger than any float
         return False
 
 
@@ -133,7 +133,7 @@ CIFAR100 = Preprocessing(
     mean=(0.50707, 0.48655, 0.44092), std=(0.26733, 0.25644, 0.27615), image_size=32
 )
 # https://github.com/akamaster/pytorch_resnet_cifar10 (trainer.py) normalises CIFAR-10 with
-# ImageNet's numbers, and so must everyone who uses its weights.
+# ImageNet's numbers; its weights need the same.
 AKAMASTER_CIFAR10 = dataclasses.replace(CIFAR10, mean=IMAGENET.mean, std=IMAGENET.std)
 
 PREPROCESSINGS: dict[str, Preprocessing] = {
@@ -142,4 +142,4 @@ PREPROCESSINGS: dict[str, Preprocessing] = {
     "cifar100": CIFAR100,
     "akamaster-cifar10": AKAMASTER_CIFAR10,
 }
-"""Well-known ones by name."""
+"""Well-known preprocessings by name."""

@@ -74,7 +74,7 @@ def _is_dimensions(value: Any) -> bool:
 
 def is_positive_integer(value: Any) -> bool:
     """Whether `value` is one, of Python's or NumPy's kind."""
-    # int first: a protocol is asked slowly, and the table asks it a thousand times
+    # int first: checking a protocol is slow, and the table needs a thousand checks
     is_integer = isinstance(value, int | SupportsIndex) and not isinstance(value, bool)
     return is_integer and int(value) > 0
 
@@ -87,11 +87,11 @@ CHOICES: dict[str, Collection[str]] = {
     "bottleneck_stride": BOTTLENECK_STRIDES,
     "running_variance": RUNNING_VARIANCES,
 }
-"""The values of every field of a spec that is a choice."""
+"""The allowed values of each field that is a closed choice."""
 
 
 class Dialect(TypedDict, total=False):
-    """The fields of a spec in which other packages' networks of one name differ from torch's."""
+    """The fields in which packages differ for networks of one name; the defaults are torch's."""
 
     padding: PaddingKind
     stem_padding: PaddingKind
@@ -106,7 +106,7 @@ _UNSEEN = ("preact", "shortcut", *DIALECT)
 
 _FLAGS = ("preact", "small_images", "zero_init_residual")
 RATES = ("drop_rate", "stochastic_depth")
-"""The fields of a spec that say how much is left out in training, at random."""
+"""The fields that say how much training drops at random."""
 
 
 @dataclass(frozen=True)
@@ -153,12 +153,12 @@ class ResNetSpec:
         small_images: a 3x3 stem that keeps the size, without max pooling.
         zero_init_residual: the residual branches start at zero (Goyal et al. 2017, section 5.1).
         padding: of strided convolutions and the max pool: torch's, equal on both sides, or
-            TensorFlow's SAME, which puts an odd pixel behind.
+            TensorFlow's SAME, which adds an odd pixel at the end.
         stem_padding: the same of the first convolution.
         bottleneck_stride: which convolution of a bottleneck has the stride, the 3x3 ("v1.5") or
             the first 1x1 (He et al. 2015, as published).
         running_variance: what a batch adds to the running variance, the unbiased one as in torch
-            or the biased one as in Flax. It makes no difference but in training.
+            or the biased one as in Flax. It matters in training only.
 
     Raises:
         ValueError: any field is out of its range; the message names all of them.
@@ -212,11 +212,11 @@ class ResNetSpec:
             object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("stage_depths", "stage_planes"):
             object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
-        # The blocks' own rules: dropout, channels that may not shrink. From the second on a
-        # stage's blocks are equal, and a table of deep networks is imported at every start.
+        # Checks the blocks' own rules: dropout, channels that may not shrink. From the second on
+        # a stage's blocks are equal, and each start of a program builds the table.
         for _ in self._blocks([(min(depth, 2), planes) for depth, planes in self.dimensions]):
             pass
-        self.branch_drop_rates()  # its own rule
+        self.branch_drop_rates()  # checks `stochastic_depth`
 
     def _integers(self) -> Iterator[tuple[str, Any]]:
         for name in ("stem_planes", "in_planes", "width"):
@@ -242,7 +242,7 @@ class ResNetSpec:
     def final_size(self, image_size: int) -> int:
         """Height of the last stage's output for an image of this height."""
         halvings = len(self.stage_depths) - 1 + (0 if self.small_images else 2)
-        return -(-image_size // 2**halvings)  # each halving rounds up, as all do at once
+        return -(-image_size // 2**halvings)  # the same as rounding up at each halving
 
     def blocks(self) -> Iterator[BlockSpec]:
         """Every block, in the order of the forward pass."""
@@ -308,9 +308,9 @@ class ResNetSpec:
         return len(list(self.convolutions())) + (num_classes is not None)
 
     def differences(self, other: "ResNetSpec", *, unseen: bool = False) -> list[str]:
-        """In which fields another network with these weights would compute something else.
+        """The fields in which `other` computes something different with the same weights.
 
-        With `unseen`, only those that neither names nor shapes of a layer's weights show.
+        With `unseen`, only those that neither the names nor the shapes of weights show.
         """
         return [
             f"{f.name}: {getattr(other, f.name)!r}, not {getattr(self, f.name)!r}"
@@ -321,9 +321,9 @@ class ResNetSpec:
         ]
 
     def training_differences(self, other: "ResNetSpec") -> list[str]:
-        """In which fields another network would train otherwise, which `differences` leaves out.
+        """The fields in which `other` trains differently, which `differences` leaves out.
 
-        But for `zero_init_residual`, which is of the first weights.
+        Not `zero_init_residual`, which matters for initial weights only.
         """
         return [
             f"{name}: {getattr(other, name)!r}, not {getattr(self, name)!r}"
@@ -334,7 +334,7 @@ class ResNetSpec:
     def to_json(self) -> dict[str, Any]:
         """The fields as values that `json.dumps` takes, as older versions wrote them."""
         fields = dataclasses.asdict(self)
-        if not self.stochastic_depth:  # which older versions do not know
+        if not self.stochastic_depth:  # older versions do not know it
             del fields["stochastic_depth"]
         return fields
 
@@ -393,6 +393,6 @@ def check_own_classes(fields: Mapping[str, Any]) -> None:
         raise ValueError(f"{', '.join(dialect)}: not for blocks or shortcuts of your own")
 
 
-@functools.lru_cache(maxsize=16)  # ResNet1202 has 600, and a conversion asks for them many times
+@functools.lru_cache(maxsize=16)  # ResNet1202 has 600, and a conversion lists them many times
 def _all_blocks(spec: ResNetSpec) -> tuple[BlockSpec, ...]:
     return tuple(spec._blocks(spec.dimensions))

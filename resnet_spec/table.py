@@ -8,7 +8,7 @@ from typing import Any
 from resnet_spec.blocks import BlockKind
 from resnet_spec.spec import DIALECT, ResNetSpec
 
-# The fields of a spec that a run's configuration has, too, beside its model's name.
+# The fields of a spec that a run's configuration also has, besides its model's name.
 _CONFIGURED = ("shortcut", "zero_init_residual", "stochastic_depth", *DIALECT)
 
 
@@ -23,7 +23,7 @@ class UnknownNameError(ValueError):
 
 
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:
-    """At most three names that look like `name`, upper and lower case taken as equal."""
+    """At most three names that look like `name`, ignoring case."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     return [by_lower[m] for m in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
 
@@ -88,7 +88,7 @@ _SMALL_ROWS = {
     for name, row in _IMAGENET_ROWS.items()
 }
 # Of the depths above, the widths that Zagoruyko & Komodakis 2016 report (tables 4 to 8; table 4
-# has depth 22, too: `ResNet` builds it from dimensions).
+# also has depth 22, which `ResNet` builds from dimensions).
 _PUBLISHED_WIDTHS = {
     "WideResNet16": (4, 8, 10),
     "WideResNet28": (10, 12),
@@ -128,8 +128,8 @@ def find_spec(name: str) -> ResNetSpec:
     `WideResNet40-10-0.0` (name, width, drop rate), `WideResNet50-2` (ResNet50 of width 2).
 
     Raises:
-        UnknownNameError: nothing is called so; the message offers the nearest names.
-        ValueError: the width or the drop rate in the name is none that the network can have.
+        UnknownNameError: there is no such name; the message offers the nearest ones.
+        ValueError: the network cannot have the width or the drop rate in the name.
     """
     if name in MODELS:
         return MODELS[name]
@@ -150,12 +150,12 @@ def configured_spec(config: Mapping[str, Any], in_planes: int) -> ResNetSpec:
     """The network of a run's configuration, for images of so many channels.
 
     Args:
-        config: its `model`, and those fields of the spec that a configuration has; one that is not
-            there, as an older version did not know it, is the model's.
+        config: its `model`, and those fields of the spec that a configuration has; a missing
+            one, which an older version did not write, is the model's.
         in_planes: channels of the images.
 
     Raises:
-        ValueError: the model is unknown, or has no such network.
+        ValueError: the model is unknown, or a field is out of its range.
     """
     fields = {name: config[name] for name in _CONFIGURED if name in config}
     return dataclasses.replace(find_spec(config["model"]), in_planes=in_planes, **fields)

@@ -95,7 +95,7 @@ def test_two_models_of_one_description_share_nothing(changes):
 
 
 def test_a_model_is_free_with_its_last_name():
-    """Python's search for circles, which may be long in coming, is not needed."""
+    """Python's garbage collection, which may come late, is not needed."""
     classifier = small()
     gc.collect()
     gc.disable()
@@ -110,7 +110,7 @@ def test_a_model_is_free_with_its_last_name():
         gc.enable()
 
 
-def test_the_search_for_circles_goes_on_after_a_model_is_built_or_refused():
+def test_garbage_collection_goes_on_after_a_model_is_built_or_refused():
     build_flax(small(), arrays_for(small()))
     assert gc.isenabled()
     with pytest.raises(ConversionError):

@@ -1,6 +1,6 @@
-"""What other packages compute otherwise in a network of the same name, weight for weight.
+"""What other packages compute differently in networks of the same name and weights.
 
-A network is built as torch does it; its layers are then replaced by ones that hold the same
+A network is built as torch builds it; its layers are then replaced by ones that hold the same
 tensors under the same names.
 """
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 from resnet_spec import ResNetSpec, same_padding
 
 
-@torch.fx.wrap  # its sizes are known when it runs, not when it is traced
+@torch.fx.wrap  # sizes are known when it runs, not when it is traced
 def pad_same(x: Tensor, kernel_size: int, stride: int, *, value: float) -> Tensor:
     """(n, c, h, w) -> (n, c, h2, w2), padded with `value` as TensorFlow's SAME does."""
     top, bottom = same_padding(x.shape[-2], kernel_size, stride)
@@ -23,7 +23,7 @@ def pad_same(x: Tensor, kernel_size: int, stride: int, *, value: float) -> Tenso
 
 
 class SameConv2d(nn.Conv2d):
-    """A strided convolution with TensorFlow's SAME padding: an odd pixel goes behind."""
+    """A strided convolution with TensorFlow's SAME padding: an odd pixel goes to the end."""
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__(
@@ -32,7 +32,7 @@ class SameConv2d(nn.Conv2d):
             conv.kernel_size,  # type: ignore[arg-type]
             stride=conv.stride,  # type: ignore[arg-type]
             bias=False,
-            device="meta",  # no initial values: the weight is the other's
+            device="meta",  # no initial values: the weight is that of `conv`
         )
         self.weight = conv.weight
 
@@ -62,7 +62,7 @@ def batch_norm_biased(
     momentum: float | None,
     eps: float,
 ) -> Tensor:
-    """(n, c, h, w) -> same, normalised by the statistics that it adds to the running ones.
+    """(n, c, h, w) -> same, normalised by the batch's statistics, which move the running ones.
 
     A momentum of None makes them the average of all batches, as in `nn.BatchNorm2d`.
     """
@@ -71,8 +71,8 @@ def batch_norm_biased(
     share = momentum
     if share is None:
         share = 0.0 if batches is None else 1.0 / float(batches)
-    # torch adds its own variance, in float32 whatever the input's precision, and keeps for the
-    # backward pass what it adds to: that must not change afterwards
+    # torch adds the unbiased variance, in float32 whatever the input's precision. It keeps the
+    # tensors that it adds to for the backward pass, so they must not change afterwards.
     new_mean, new_var = mean.clone(), var.clone()
     output = functional.batch_norm(x, new_mean, new_var, weight, bias, True, share, eps)
     count = x.numel() // x.shape[1]
@@ -83,10 +83,10 @@ def batch_norm_biased(
 
 
 class BiasedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that adds the batch's biased variance to the running one, as Flax.
+    """Batch normalisation that adds the batch's biased variance to the running one, as Flax does.
 
-    `nn.SyncBatchNorm.convert_sync_batchnorm` makes one with torch's variance of it: the network is
-    then that of `dataclasses.replace(model.spec, running_variance="unbiased")`.
+    `nn.SyncBatchNorm.convert_sync_batchnorm` replaces it by one with torch's variance: the network
+    is then that of `dataclasses.replace(model.spec, running_variance="unbiased")`.
     """
 
     def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -98,7 +98,7 @@ class BiasedBatchNorm2d(nn.BatchNorm2d):
         return batch_norm_biased(input, *state, self.momentum, self.eps)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if not isinstance(input, torch.fx.Proxy):  # of which nobody knows the axes
+        if not isinstance(input, torch.fx.Proxy):  # whose axes are unknown
             super()._check_input_dim(input)
 
 

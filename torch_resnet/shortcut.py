@@ -33,16 +33,15 @@ class IdentityShortcut(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
         x = x[:, :, :: self.stride, :: self.stride]
-        before, behind = self.new_planes()
-        return functional.pad(x, (0, 0, 0, 0, before, behind))
+        return functional.pad(x, (0, 0, 0, 0, *self.new_planes()))
 
     def new_planes(self) -> tuple[int, int]:
-        """Number of zero channels before and behind the input's."""
+        """Number of zero channels before and after the input's."""
         return 0, self.out_planes - self.in_planes
 
 
 class CentredIdentityShortcut(IdentityShortcut):
-    """Option A with half of the new channels before and half behind (akamaster's CIFAR ResNets)."""
+    """Option A with half of the new channels before and half after (akamaster's CIFAR ResNets)."""
 
     def new_planes(self) -> tuple[int, int]:
         new = self.out_planes - self.in_planes
@@ -79,7 +78,7 @@ class FullProjectionShortcut(_WeightedShortcut):
 
 
 class ConvolutionShortcut(_WeightedShortcut):
-    """A 3x3 convolution where the shape changes: every pixel counts (torch-resnet 0.0.4)."""
+    """A 3x3 convolution where the shape changes, which reads every pixel (torch-resnet 0.0.4)."""
 
     kind = "convolution"
 

@@ -1,4 +1,4 @@
-"""Stochastic depth: in training, whole residual branches are left out at random."""
+"""Stochastic depth: training drops whole residual branches at random."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class StochasticDepth(nn.Module):
     once for the whole batch. It has no weights.
 
     Raises:
-        ValueError: the rate is no probability.
+        ValueError: the rate is outside [0, 1].
     """
 
     def __init__(self, rate: float = 0.0):
@@ -31,7 +31,7 @@ class StochasticDepth(nn.Module):
             return y
         keep = 1 - self.rate
         kept = torch.rand((y.shape[0], 1, 1, 1), device=y.device) < keep
-        return y * (kept.to(y.dtype) / (keep or 1))  # at rate 1 none is kept
+        return y * (kept.to(y.dtype) / (keep or 1))  # at rate 1 no branch is kept
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
@@ -41,8 +41,7 @@ def set_stochastic_depth(model: Any, stochastic_depth: float) -> None:
     """Gives the blocks of a network their rates by the linear decay rule, in place.
 
     Raises:
-        ValueError: it is no probability, or the network has blocks of one's own that have no
-            `stochastic_depth`.
+        ValueError: it is outside [0, 1], or a block of a user's own has no `stochastic_depth`.
     """
     blocks = [block for stage in model.stages for block in stage]
     rates = branch_drop_rates(stochastic_depth, len(blocks))
