@@ -144,7 +144,7 @@ class ResNetSpec:
         stem_planes: output channels of the first convolution.
         preact: BN-ReLU-conv (He et al. 2016) instead of conv-BN-ReLU (He et al. 2015).
         shortcut: option A, B, C of He et al. 2015, section 4.1, or a 3x3 convolution; option A
-            appends its zero channels, or puts half of them before and half behind ("centred").
+            appends its zero channels, or puts half of them before and half after ("centred").
         in_planes: channels of an image.
         width: the k of Wide ResNets (Zagoruyko & Komodakis 2016).
         drop_rate: dropout between the two convolutions of a basic block, in [0, 1].
