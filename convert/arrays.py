@@ -1,5 +1,6 @@
 """NumPy arrays from and to torch tensors, bit for bit, bfloat16 too."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,19 @@ def as_bytes(array: np.ndarray, memory: np.ndarray | None = None) -> memoryview:
 def checksum(array: np.ndarray) -> int:
     """The CRC-32 of an array's bytes in C order."""
     return crc32(as_bytes(array))
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of parameters and statistics under our names, whatever order they are in.
+
+    Counters of batches are left out: files of Flax have none.
+    """
+    total = hashlib.sha256()
+    for name in sorted(name for name in arrays if not is_counter(name)):
+        array = arrays[name]
+        total.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        total.update(as_bytes(array))
+    return total.hexdigest()
 
 
 def same_bits(one: np.ndarray, other: np.ndarray) -> bool:

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from convert import programs
-from convert.arrays import dtype_problems, value_problems
+from convert.arrays import digest, dtype_problems, value_problems
 from convert.errors import ConversionError
 from convert.guess import Guess, find_prefix, guess
+from convert.layouts import read_layout
 from convert.models import check
 from convert.sources import Source, read_source
 from convert.weights import Weights
@@ -53,14 +56,17 @@ def inspect(path: Path, prefix: str = "", entry: str = "") -> dict[str, Any]:
     weights = source.weights
     if weights.faults:
         raise ConversionError(f"{path} holds what no weights should:", weights.faults)
-    notes = list(_notes(weights))
+    notes, ours = list(_notes(weights)), dict[str, np.ndarray]()
     if weights.classifier is not None:
         matches = [_described(weights, source.layout or "flax-resnet")]
+        ours = {} if matches[0]["problems"] else dict(weights.arrays)
     else:
         arrays, left_out = without_training_state(weights.arrays)
         notes += left_out
         found = guess({name: array.shape for name, array in arrays.items()})
         matches = [_guessed(one) for one in found]
+        if found and found[0].share == 1:
+            ours = _under_our_names(arrays, found[0])
         if not matches and weights.arrays:
             notes.append(f"the first names are {name_some(weights.arrays)}")
         inner = find_prefix(weights.arrays)
@@ -75,10 +81,20 @@ def inspect(path: Path, prefix: str = "", entry: str = "") -> dict[str, Any]:
         "parameters": sum(
             array.size for name, array in weights.arrays.items() if not name.endswith(_BUFFERS)
         ),
+        "digest": digest(ours) if ours else None,
         "dtypes": dict(collections.Counter(str(a.dtype) for a in weights.arrays.values())),
         "preprocessing": None if preprocessing is None else preprocessing.to_json(),
         "notes": notes,
     }
+
+
+def _under_our_names(arrays: dict[str, np.ndarray], found: Guess) -> dict[str, np.ndarray]:
+    """The arrays of a file that fits a layout whole; none where their values do not."""
+    spec = found.classifier.network
+    try:
+        return read_layout(arrays, spec, found.layout, reset_counters=True, allow_nonfinite=True)[0]
+    except ConversionError:  # of dtypes that lose bits, which the notes name
+        return {}
 
 
 def _described(weights: Weights, layout: str) -> dict[str, Any]:
@@ -182,6 +198,8 @@ def as_text(found: dict[str, Any]) -> str:
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found["dtypes"].items())
     if found["tensors"]:
         lines.append(f"  {found['parameters']:,} parameters; {found['tensors']} tensors: {dtypes}")
+    if found["digest"] is not None:
+        lines.append(f"  digest of the weights: {found['digest']}")
     if (preprocessing := found["preprocessing"]) is not None:
         size, fraction = preprocessing["image_size"], preprocessing["crop_fraction"]
         lines.append(

@@ -25,6 +25,7 @@ def write(
 
     laid_out = {name: in_order(array) for name, array in arrays.items()}
     save_file(laid_out, path, metadata={"format": "pt", **metadata})
+    _sort_metadata(path)
     return {name: checksum(array) for name, array in laid_out.items()}
 
 
@@ -50,6 +51,20 @@ def read(path: Path, visit: Visitor) -> Contents:
             raise _damaged(path, error) from error
         raise
     return Contents(metadata or {}, problems)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata in the order of its names, so that equal content is equal bytes.
+
+    The library's order differs from call to call. Sorted, the header has the same length.
+    """
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(content.ljust(length))
 
 
 def _duplicates(path: Path) -> tuple[str, ...]:
