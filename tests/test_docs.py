@@ -144,6 +144,18 @@ def test_every_link_leads_somewhere():
     assert links > 50
 
 
+def test_every_file_of_the_code_that_a_page_names_is_there():
+    code = "resnet_spec|flax_resnet|torch_resnet|convert|train|tests|benchmarks|examples"
+    pages = [ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+    named = {
+        path
+        for page in (*pages, *(ROOT / "docs").glob("*.md"))
+        for path in re.findall(rf"`((?:{code})/[\w/]*(?:\.py)?)`", page.read_text())
+    }
+    assert len(named) > 15
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
 def headings(page: Path) -> set[str]:
     """As GitHub names them in links: lower case, words joined by hyphens, no other signs."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
