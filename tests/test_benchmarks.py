@@ -37,11 +37,30 @@ def test_a_benchmark_measures_us_and_writes_its_table(tmp_path, name):
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
-def test_the_tables_of_a_machine_show_its_results_and_so_does_the_readme(path):
+def test_the_tables_of_a_machine_show_its_results_and_so_does_the_page_of_benchmarks(path):
     results = json.loads(path.read_text())
     page = to_markdown(results["machine"], results["results"], BENCHMARKS)
     assert path.with_suffix(".md").read_text() == page
-    assert "\n".join(to_summary(results)) in (_ROOT / "README.md").read_text()
+    assert "\n".join(to_summary(results)) in (_ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_the_readme_cites_rows_as_they_were_measured():
+    """Case, measure, figures and ratio word for word, and who is faster by that ratio."""
+    tables = [path.with_suffix(".md").read_text() for path in RESULTS.glob("*.json")]
+    measured = {row_of(line) for table in tables for line in table.splitlines()}
+    lines = (_ROOT / "README.md").read_text().partition("## Speed")[2].partition("\n## ")[0]
+    cited = [line for line in lines.splitlines() if line.startswith("| ResNet")]
+    assert len(cited) == 5
+    for line in cited:
+        row = row_of(line)
+        assert row in measured, line
+        is_faster = (float(row[5]) > 1) == row[1].startswith("images/s")
+        assert line.endswith("| faster |" if is_faster else "| slower |"), line
+
+
+def row_of(line: str) -> tuple[str, ...]:
+    """The first six cells: case, measure, ours, peer, theirs, ratio."""
+    return tuple(cell.strip() for cell in line.strip("| ").split("|"))[:6]
 
 
 def test_an_unknown_benchmark_is_refused_and_the_known_ones_are_named(tmp_path):

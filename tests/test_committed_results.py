@@ -1,4 +1,4 @@
-"""What `results/` says: its figures are found again, and stand in the README."""
+"""What `results/` says: its figures are found again, and stand in docs/results.md."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 
 from resnet_spec import PREPROCESSINGS
 from tests.kept_networks import errors_in_both
-from tests.readme_results import DATA, RESULTS, ROOT, lines, results
+from tests.measured_results import DATA, RESULTS, ROOT, lines, results
 from tests.test_data import CIFAR10, needs_cifar10
 from train.data.sources import open_tfds
 from train.results.page import as_markdown
@@ -27,8 +27,8 @@ def test_the_page_shows_what_the_record_says():
             assert (RESULTS / line.rpartition("(")[2].rstrip(")")).is_file()
 
 
-def test_the_readme_shows_what_was_measured():
-    assert "\n".join(lines()) in (ROOT / "README.md").read_text()
+def test_the_page_of_results_shows_what_was_measured():
+    assert "\n".join(lines()) in (ROOT / "docs" / "results.md").read_text()
 
 
 def test_every_network_that_is_listed_is_there_and_no_other():

@@ -12,21 +12,25 @@ import torch
 
 import convert
 import torch_resnet
-from tests.readme_table import rows
+from tests.models_table import rows
 
 ROOT = Path(__file__).parents[1]
 # Pages of Python alone; in the others it needs the files that the commands between write.
-PAGES = [ROOT / "README.md", ROOT / "docs" / "extending.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "extending.md", ROOT / "docs" / "models.md"]
 IN_ORDER = {
     "converting.md": (
-        *("ours.npz", "ours.onnx", "ours.pt2", "timm-folder/config.json", "diff.html"),
+        *("ours.npz", "ours.onnx", "ours.pt2", "timm-folder/config.json"),
         *("caffe50.safetensors", "resnet20.safetensors", "runs/b/result.json"),
     ),
     "training.md": (
         *("config.json", "runs/tuned/result.json", "runs/seeds/curves.png", "results/digits.md"),
+        "first.svg",
     ),
     "clusters.md": ("runs/two/model.safetensors",),
+    "parity.md": ("ours.safetensors", "diff.html"),
 }
+# Nothing to run: links, and what was measured by hours of training.
+PROSE = [ROOT / "docs" / "README.md", ROOT / "docs" / "results.md"]
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -50,8 +54,8 @@ def test_the_python_of_a_page_runs(page, tmp_path):
     assert run.returncode == 0, run.stderr
 
 
-def test_the_readme_shows_the_whole_table():
-    text = (ROOT / "README.md").read_text()
+def test_the_page_of_models_shows_the_whole_table():
+    text = (ROOT / "docs" / "models.md").read_text()
     assert "\n".join(rows()) in text
     assert not [line for line in text.splitlines() if line.isupper() and line.isalpha()]
 
@@ -85,14 +89,13 @@ assert blocks
 
 
 def download_for_converting(folder: Path) -> None:
-    """What `console` lines of this page begin with: files of others, and this repository."""
+    """What `console` lines of this page begin with: files of others."""
     for name, num_classes, layout, file in (
         ("ResNet50", 1000, "torchvision", "caffe50.pth"),
         ("ResNet20", 10, "cifar", "resnet20.th"),
     ):
         model = torch_resnet.from_spec(convert.layout_spec(name, layout), num_classes)
         torch.save(convert.to_layout(model.state_dict(), name, layout), folder / file)
-    (folder / "examples").symlink_to(ROOT / "examples")
 
 
 @pytest.mark.slow
@@ -100,6 +103,8 @@ def download_for_converting(folder: Path) -> None:
 def test_a_page_of_python_and_commands_runs_in_the_order_in_which_it_stands(page, tmp_path):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     languages = "python|sh"
+    for checkout in ("docs", "examples"):
+        (tmp_path / checkout).symlink_to(ROOT / checkout)
     if page == "converting.md":
         download_for_converting(tmp_path)
         languages += "|console"
@@ -117,10 +122,48 @@ def test_a_page_of_python_and_commands_runs_in_the_order_in_which_it_stands(page
 
 
 def test_every_page_is_run():
-    assert {*PAGES, *(ROOT / "docs" / page for page in IN_ORDER)} == {
+    assert {*PAGES, *PROSE, *(ROOT / "docs" / page for page in IN_ORDER)} == {
         ROOT / "README.md",
         *(ROOT / "docs").glob("*.md"),
     }
+    for page in PROSE:
+        assert not re.search("```(python|sh)\n", page.read_text()), page
+
+
+def test_every_link_leads_somewhere():
+    """To a file, and to a heading of it where one is named."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+    links = 0
+    for page in (*pages, *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+            name, _, heading = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            assert target.exists(), f"{page}: {link}"
+            assert not heading or heading in headings(target), f"{page}: {link}"
+            links += 1
+    assert links > 50
+
+
+def test_every_file_of_the_code_that_a_page_names_is_there():
+    code = "resnet_spec|flax_resnet|torch_resnet|convert|train|tests|benchmarks|examples"
+    pages = [ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+    named = {
+        path
+        for page in (*pages, *(ROOT / "docs").glob("*.md"))
+        for path in re.findall(rf"`((?:{code})/[\w/]*(?:\.py)?)`", page.read_text())
+    }
+    assert len(named) > 15
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def headings(page: Path) -> set[str]:
+    """As GitHub names them in links: lower case, words joined by hyphens, no other signs."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The README's table of models, made from the table itself: `python -m tests.readme_table`."""
+"""The table of models in docs/models.md, made from the spec: `python -m tests.models_table`."""
 
 from resnet_spec import MODELS, ResNetSpec
 

@@ -1,4 +1,4 @@
-"""The README's table of what was trained, from `results/`: `python -m tests.readme_results`."""
+"""What docs/results.md shows of `results/`: `python -m tests.measured_results`."""
 
 from pathlib import Path
 
