@@ -1,9 +1,14 @@
-"""Running the two command lines as a user does: real processes in a folder of their own."""
+"""Running the two command lines: in processes of their own, as a user does, or in this one."""
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 LONGEST = 900  # seconds: no command of a test may hang the checks
 
@@ -22,6 +27,46 @@ def run(
         check=False,
         timeout=LONGEST,
     )
+
+
+def run_here(
+    module: str, *arguments: str | Path, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The same command in this process, on its eight devices and without seconds of imports."""
+    main = importlib.import_module(f"{module}.__main__").main
+    words = [*map(str, arguments)]
+    with (
+        contextlib.chdir(cwd),
+        mock.patch.dict(os.environ, environment),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        try:
+            code = main(words)
+        except SystemExit as error:  # of --help, or of an option that does not exist
+            code = error.code
+    return subprocess.CompletedProcess(words, code or 0, out.getvalue(), err.getvalue())
+
+
+class Process(subprocess.Popen[Any]):
+    """A process in the background, which does not outlive the test that started it."""
+
+    _started: list["Process"] = []
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._started.append(self)
+
+    def __exit__(self, *raised: Any) -> None:
+        self.kill()  # else an error in the block would wait until the process ends
+        super().__exit__(*raised)
+
+    @classmethod
+    def end_all(cls) -> None:
+        while cls._started:
+            process = cls._started.pop()
+            process.kill()
+            process.wait()
 
 
 def run_unread(module: str, *arguments: str, cwd: Path, **environment: str) -> tuple[int, str]:

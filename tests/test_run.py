@@ -18,7 +18,7 @@ import convert
 import torch_resnet
 from convert.checkpoints import read_run
 from resnet_spec import find_spec
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run, run_here
 from tests.run_folders import assert_same, metrics
 from tests.test_data import needs_cifar10
 from train.__main__ import parse
@@ -285,7 +285,7 @@ def test_a_users_mistake_is_one_clear_sentence_and_exit_code_2(tmp_path, argumen
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.txt").write_text("precious")
     (tmp_path / "used" / "config.json").write_text('{"architectures": ["X"]}')  # not ours
-    assert_refused(run("train", *arguments, cwd=tmp_path, devices=8, TFDS_DATA_DIR=""), *parts)
+    assert_refused(run_here("train", *arguments, cwd=tmp_path, TFDS_DATA_DIR=""), *parts)
     assert (tmp_path / "used" / "thesis.txt").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
     names = {path.name for path in (tmp_path / "used").iterdir()}

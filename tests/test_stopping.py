@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resnet_spec.checkpoints import read_documents
-from tests.commands import run
+from tests.commands import Process, run
 from tests.run_folders import assert_same
 from tests.test_processes import until
 from tests.test_run import train
@@ -22,7 +22,7 @@ MODEL = ("digits", "--model", "WideResNet16-1-0.0", "--log-every-steps", "1")
 
 def start(folder: Path, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
+    return Process(
         [sys.executable, "-m", "train", *arguments],
         cwd=folder,
         env={**os.environ, "XLA_FLAGS": flags},
