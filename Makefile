@@ -15,8 +15,8 @@ test: .venv/installed  ## all tests that are not slow
 test-slow: .venv/installed  ## the slow ones: every model of the table, real runs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
 
-parity: .venv/installed  ## the parity of every model, with a table of the errors reached
-	$(BIN)/python -m pytest -s tests/test_parity.py
+parity: .venv/installed  ## the parity of every model with every shortcut, and a table of the errors reached
+	$(BIN)/python -m pytest -s --full tests/test_parity.py
 
 fuzz: .venv/installed  ## 100,000 damaged files: read, or refused with our own error
 	$(BIN)/python -m tests.fuzz --count 100000 --seed 0
