@@ -17,7 +17,10 @@ needs_cifar10 = pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR h
 
 
 def link_a_part_of_cifar10(data_dir: Path) -> dict[str, int]:
-    """Makes a tensorflow-datasets folder of links to the first files of each split; their images."""
+    """Makes a tensorflow-datasets folder of links to the first file of each split.
+
+    Returns how many images each split has there.
+    """
     (version,) = CIFAR10.iterdir()
     folder = data_dir / "cifar10" / version.name
     folder.mkdir(parents=True)
@@ -81,10 +84,8 @@ def test_cifar10_is_read_whole_and_in_order():
     np.testing.assert_array_equal(counts, [5_000] * 10)
     images = np.concatenate([dataset.train.images, dataset.test.images])
     for channel in range(3):  # by how often each value is there: as floats they are 1.2 GB
-        times, values = (
-            np.bincount(images[..., channel].ravel(), minlength=256),
-            np.arange(256) / 255,
-        )
+        times = np.bincount(images[..., channel].ravel(), minlength=256)
+        values = np.arange(256) / 255
         mean = np.average(values, weights=times)
         std = np.average((values - mean) ** 2, weights=times) ** 0.5
         np.testing.assert_allclose(mean, dataset.mean[channel], atol=1e-4)

@@ -124,7 +124,7 @@ def test_the_converter_reads_the_checkpoint_and_writes_one_that_training_goes_on
 ):
     run_dir, _ = finished
     for name in ("w.safetensors", "w.pt"):
-        result = run("convert", "export", run_dir, "-o", name, cwd=tmp_path)
+        result = run_here("convert", "export", run_dir, "-o", name, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     exported = convert.load(run_dir / "model.safetensors", backend="torch").state_dict()
     for name in ("w.safetensors", "w.pt"):
@@ -134,7 +134,7 @@ def test_the_converter_reads_the_checkpoint_and_writes_one_that_training_goes_on
     model = torch_resnet.create("ResNet20", 10, in_planes=1)
     model.load_state_dict(plain, strict=True)
 
-    result = run("convert", "import", "w.pt", "-o", "b", cwd=tmp_path)
+    result = run_here("convert", "import", "w.pt", "-o", "b", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     arrays = read_run(tmp_path / "b").arrays
     assert all(np.array_equal(arrays[key], exported[key].numpy()) for key in exported)
@@ -143,11 +143,11 @@ def test_the_converter_reads_the_checkpoint_and_writes_one_that_training_goes_on
     first = metrics(tmp_path / "b")[0]
     assert first["loss"] < 1.8  # a fresh network begins above 2.3
 
-    older = run("convert", "export", run_dir, "-o", "o.pt", "--step", "23", cwd=tmp_path)
+    older = run_here("convert", "export", run_dir, "-o", "o.pt", "--step", "23", cwd=tmp_path)
     assert older.returncode == 0, older.stderr
     assert int(torch.load(tmp_path / "o.pt")["stem.bn.num_batches_tracked"]) == 23
     assert_refused(
-        run("convert", "export", run_dir, "-o", "o.pt", "--step", "7", cwd=tmp_path), "step 7"
+        run_here("convert", "export", run_dir, "-o", "o.pt", "--step", "7", cwd=tmp_path), "step 7"
     )
 
 
@@ -172,9 +172,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(finished, tmp_path):
 @uses_finished
 def test_a_run_and_its_exports_carry_the_preprocessing_that_it_trained_with(finished, tmp_path):
     run_dir, _ = finished
-    result = run("convert", "export", run_dir, "-o", "w.pt", cwd=tmp_path)
+    result = run_here("convert", "export", run_dir, "-o", "w.pt", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    result = run("convert", "import", "w.pt", "-o", "v.safetensors", cwd=tmp_path)
+    result = run_here("convert", "import", "w.pt", "-o", "v.safetensors", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     dataset = load_dataset(RECIPES["digits"].config)
     images = dataset.test.images
@@ -207,7 +207,7 @@ def test_eight_devices_and_bfloat16_train_too(tmp_path):
     assert result["parity"]["flax_error"] == result["parity"]["torch_error"]
     for kind, key in (("raw", newest), ("ema", average)):
         arguments = ("export", "a", "-o", "w.pt", "--weights", kind)
-        assert run("convert", *arguments, cwd=tmp_path).returncode == 0
+        assert run_here("convert", *arguments, cwd=tmp_path).returncode == 0
         assert np.array_equal(torch.load(tmp_path / "w.pt")["head.bias"], key.arrays["head.bias"])
 
 
@@ -220,9 +220,9 @@ def test_a_resumed_run_keeps_its_own_configuration(tmp_path):
     assert commands == ["3 --run-dir a-1.0 --seed 7", "5"]
     config = content["config"]
     assert (config["seed"], config["schedule"], config["max_steps"]) == (7, "drops", 5)
-    result = run("convert", "export", "a-1.0", "-o", "w.pt", cwd=tmp_path)
+    result = run_here("convert", "export", "a-1.0", "-o", "w.pt", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    result = run("convert", "import", "w.pt", "-o", "b-0.0", cwd=tmp_path)
+    result = run_here("convert", "import", "w.pt", "-o", "b-0.0", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
@@ -301,7 +301,7 @@ def test_another_model_is_refused_and_a_damaged_checkpoint_gives_way_to_the_one_
     for file in (run_dir / "checkpoints" / "24" / "model").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert_refused(run("convert", "export", "a", "-o", "w.pt", cwd=tmp_path), "checkpoints/24")
+    assert_refused(run_here("convert", "export", "a", "-o", "w.pt", cwd=tmp_path), "checkpoints/24")
     assert not (tmp_path / "w.pt").exists()
     output = train(tmp_path, *resume)
     assert "checkpoints/24 is damaged" in output
