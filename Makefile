@@ -53,9 +53,10 @@ clean:
 	rm -rf .venv dist build runs .pytest_cache .ruff_cache .hypothesis
 
 # torch first and by itself: another package's looser wish for it would take another build.
+# Not compiled: most of what these packages bring is never imported.
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $$(grep "^torch==" requirements.lock)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile $$(grep "^torch==" requirements.lock)
+	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock --editable '.[dev]'
 	touch .venv/installed
