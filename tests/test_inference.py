@@ -19,7 +19,7 @@ from convert import inference, programs
 from convert.files import Weights
 from convert.models import arrays_of, describe
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, Preprocessing, find_spec
-from tests.commands import assert_refused, run_here
+from tests.commands import assert_refused, run, run_here
 from tests.twins import make_twins, random_images, randomise, relative_error, run_torch, to_nchw
 
 NAMES = tuple("abcde")
@@ -219,7 +219,7 @@ def test_the_command_line_writes_a_checked_program_quietly(form, tmp_path):
     model = small_model(False, small_images=True)
     convert.save(tmp_path / "m.safetensors", model, preprocessing=PREPROCESSING)
     arguments = ("m.safetensors", "--image-size", "10", *form, "-o", "m.onnx")
-    result = run_here("convert", "export", *arguments, cwd=tmp_path)
+    result = run("convert", "export", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
     assert line.startswith("wrote m.onnx: images (batch, 3, 10, 10) float32 to logits")
