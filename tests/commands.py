@@ -14,9 +14,14 @@ LONGEST = 900  # seconds: no command of a test may hang the checks
 
 
 def run(
-    module: str, *arguments: str | Path, cwd: Path, devices: int = 1, **environment: str
+    module: str,
+    *arguments: str | Path,
+    cwd: Path,
+    devices: int = 1,
+    limit: float = LONGEST,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m module arguments`, on some CPU devices."""
+    """`python -m module arguments`, on some CPU devices, for `limit` seconds at most."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
@@ -25,7 +30,7 @@ def run(
         capture_output=True,
         text=True,
         check=False,
-        timeout=LONGEST,
+        timeout=limit,
     )
 
 

@@ -130,7 +130,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 # Those of minutes come first: one that begins last leaves the other worker without work.
-_LONGEST = ("test_processes", "test_torture", "test_docs", "test_damage", "test_streamed_runs")
+_LONGEST = (
+    *("test_processes", "test_torture", "test_benchmarks", "test_docs", "test_damage"),
+    *("test_streamed_runs", "test_parity"),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -22,11 +22,12 @@ _MAY_BE_ABSENT = (TENSORFLOW_PYTHON, "TFDS_DATA_DIR", REQUIREMENT)
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The tables of all, by one command, and what it printed; it goes on after one that fails."""
     folder = tmp_path_factory.mktemp("measured")
-    result = run("benchmarks", "--tiny", "--out", folder, cwd=_ROOT)
+    result = run("benchmarks", "--tiny", "--out", folder, cwd=_ROOT, limit=3500)
     return folder, result.stdout + result.stderr
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # the first one waits for all
 @pytest.mark.xdist_group("benchmarks")  # one worker measures for all
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_measures_us_and_writes_its_table(measured, name):

@@ -11,7 +11,7 @@ import torch
 
 import convert
 import torch_resnet
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run, run_here
 from tests.peers import import_torchvision
 from tests.run_folders import assert_same, metrics
 from tests.test_data import link_a_part_of_cifar10, needs_cifar10
@@ -91,6 +91,7 @@ def test_torchvisions_weights_are_tuned_on_cifar10_from_end_to_end(tmp_path):
     assert result["parity"]["different_predictions"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_from_weights_that_saved_nothing_yet_starts_from_them_again(tmp_path):
     model = torch_resnet.create("WideResNet16-1-0.0", 10, in_planes=1)
     randomise(model)
@@ -127,5 +128,5 @@ def test_weights_that_do_not_fit_are_refused_with_the_reason(tmp_path):
         ("nowhere.pth", ("nowhere.pth",)),
     ):
         arguments = ("digits", "--init-from", file, "--run-dir", "a")
-        assert_refused(run("train", *arguments, cwd=tmp_path), "--init-from", *parts)
+        assert_refused(run_here("train", *arguments, cwd=tmp_path), "--init-from", *parts)
         assert not (tmp_path / "a").exists()

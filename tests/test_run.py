@@ -192,6 +192,7 @@ def test_a_run_and_its_exports_carry_the_preprocessing_that_it_trained_with(fini
         assert found.class_names == tuple("0123456789")
 
 
+@pytest.mark.slow
 def test_eight_devices_and_bfloat16_train_too(tmp_path):
     arguments = ("--max-steps", "12", "--run-dir", "a", "--precision", "bf16")
     arguments += ("--model", "WideResNet16-1", "--ema-decay", "0.5")
@@ -299,7 +300,7 @@ def test_another_model_is_refused_and_a_damaged_checkpoint_gives_way_to_the_one_
     before = (run_dir / "config.json").read_text()
     resume = ("--run-dir", "a", "--resume")
     others = ("--model", "ResNet32", "--global-batch-size", "64")
-    refused = run("train", *SHORT, *resume, *others, cwd=tmp_path)
+    refused = run_here("train", *SHORT, *resume, *others, cwd=tmp_path)
     assert_refused(refused, "--model ResNet32", "--global-batch-size 64", "began with 128")
     assert (run_dir / "config.json").read_text() == before
     for file in (run_dir / "checkpoints" / "24" / "model").rglob("*"):
@@ -318,16 +319,19 @@ def test_what_a_folder_says_of_its_run_is_not_guessed(finished, tmp_path):
     run_dir = tmp_path / "a"
     shutil.copytree(finished[0], run_dir)
     resume = ("--run-dir", "a", "--resume")
-    assert_refused(run("train", "cifar100", *resume, cwd=tmp_path), "digits", "leave the recipe")
+    assert_refused(
+        run_here("train", "cifar100", *resume, cwd=tmp_path), "digits", "leave the recipe"
+    )
     content = json.loads((run_dir / "config.json").read_text())
     for damage in ("{", json.dumps({**content, "config": {"model": 5}}), '{"config": {}}'):
         (run_dir / "config.json").write_text(damage)
-        assert_refused(run("train", *resume, cwd=tmp_path), "config.json")
+        assert_refused(run_here("train", *resume, cwd=tmp_path), "config.json")
     content["config"]["a_field_of_the_future"] = 1
     (run_dir / "config.json").write_text(json.dumps(content))
     train(tmp_path, *SHORT, "--max-steps", "1", "--run-dir", "a", "--overwrite")
 
 
+@pytest.mark.slow
 def test_a_run_that_saved_nothing_yet_is_resumed_from_its_beginning(tmp_path):
     train(tmp_path, *SHORT, "--max-steps", "2", "--run-dir", "a")
     shutil.rmtree(tmp_path / "a" / "checkpoints")
@@ -356,7 +360,8 @@ def test_weights_of_other_classes_or_another_normalisation_are_not_tested(tmp_pa
     arguments = ("digits", "--model", "WideResNet16-1-0.0", "--init-from", path)
     for change, said in zip(fields, ("has the classes a, b", "of mean [0.5]"), strict=True):
         convert.save(path, model, preprocessing=dataclasses.replace(here, **change))
-        assert_refused(run("train", *arguments, "--eval-only", cwd=tmp_path), str(path), said)
+        refused = run_here("train", *arguments, "--eval-only", cwd=tmp_path)
+        assert_refused(refused, str(path), said)
     synsets = dataclasses.replace(here, class_names=tuple(f"n0144076{n}" for n in range(10)))
     convert.save(path, model, preprocessing=synsets)
     output = train(tmp_path, *arguments, "--eval-only")

@@ -129,6 +129,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one_two_and_four(tmp_path):
         assert total > before  # of all starts
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_within_a_logging_interval(tmp_path):
     train(tmp_path, *MODEL, "--max-steps", "2", "--run-dir", "a")
     resume = ("--resume", "--run-dir", "a", "--max-steps", "100", "--warmup-steps", "0")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run, run_here
 from tests.published_tables import (
     MODEL,
     OF_DIGITS,
@@ -224,6 +224,6 @@ def test_mistakes_are_refused_before_anything_is_trained(arguments, said, made, 
 @needs_cifar10
 def test_a_part_of_the_test_set_is_not_taken_for_the_whole(tmp_path):
     count = link_a_part_of_cifar10(tmp_path / "data")["test"]
-    result = run("train", "table", "--protocol", "full", "--data-dir", "data", cwd=tmp_path)
+    result = run_here("train", "table", "--protocol", "full", "--data-dir", "data", cwd=tmp_path)
     assert 0 < count < 10_000
     assert_refused(result, "--protocol full", f"{count:,} images here, not 10,000")
