@@ -15,8 +15,8 @@ test: .venv/installed  ## all tests that are not slow
 test-slow: .venv/installed  ## the slow ones: every model of the table, real runs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
 
-parity: .venv/installed  ## the parity of every model, with a table of the errors reached
-	$(BIN)/python -m pytest -s tests/test_parity.py
+parity: .venv/installed  ## the parity of every model with every shortcut, and a table of the errors reached
+	$(BIN)/python -m pytest -s --full tests/test_parity.py
 
 fuzz: .venv/installed  ## 100,000 damaged files: read, or refused with our own error
 	$(BIN)/python -m tests.fuzz --count 100000 --seed 0
@@ -53,9 +53,10 @@ clean:
 	rm -rf .venv dist build runs .pytest_cache .ruff_cache .hypothesis
 
 # torch first and by itself: another package's looser wish for it would take another build.
+# Not compiled: most of what these packages bring is never imported.
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $$(grep "^torch==" requirements.lock)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile $$(grep "^torch==" requirements.lock)
+	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock --editable '.[dev]'
 	touch .venv/installed

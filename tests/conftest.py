@@ -13,10 +13,6 @@ from typing import Any
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8"
 )
-# Compiling is most of the tests' time: workers, and the processes they start, share what is done.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
-)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -28,10 +24,14 @@ import jax
 import pytest
 import torch
 
-from tests.commands import run
+from tests import compile_cache
+from tests.commands import Process, run
 from tests.peers import import_torchvision
 
 jax.config.update("jax_enable_x64", True)
+# Compiling is most of the tests' time: workers, and the processes they start, share what is done.
+_cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compile_cache.folder()))
+jax.config.update("jax_compilation_cache_dir", _cache)
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,13 @@ def _frugal() -> Iterator[None]:
         jax.clear_caches()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
+
+
+@pytest.fixture(autouse=True)
+def _ends_what_it_started() -> Iterator[None]:
+    """No process in the background outlives its test, though that ran out of time."""
+    yield
+    Process.end_all()
 
 
 def _resident() -> int:
@@ -116,12 +123,29 @@ def made(digits_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path / "made"
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Once for all workers, before they start."""
+    if not hasattr(session.config, "workerinput"):
+        compile_cache.prune(compile_cache.folder().parent)
+
+
 # Those of minutes come first: one that begins last leaves the other worker without work.
-_LONGEST = ("test_processes", "test_torture", "test_docs", "test_damage", "test_streamed_runs")
+_LONGEST = (
+    *("test_processes", "test_torture", "test_benchmarks", "test_docs", "test_damage"),
+    *("test_streamed_runs", "test_parity"),
+)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="tests that are marked full, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keeps the order of all other tests."""
+    if not config.getoption("--full"):
+        rest = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=rest)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
     place = {name: number for number, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(_LONGEST)))
 

@@ -1,4 +1,4 @@
-"""Every benchmark, at a size that only shows that it works: by its command, in its own process."""
+"""Every benchmark, at a size that only shows that it works, by the command that runs them all."""
 
 import json
 import math
@@ -18,13 +18,24 @@ _ROOT = Path(__file__).parents[1]
 _MAY_BE_ABSENT = (TENSORFLOW_PYTHON, "TFDS_DATA_DIR", REQUIREMENT)
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The tables of all, by one command, and what it printed; it goes on after one that fails."""
+    folder = tmp_path_factory.mktemp("measured")
+    result = run("benchmarks", "--tiny", "--out", folder, cwd=_ROOT, limit=3500)
+    return folder, result.stdout + result.stderr
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # the first one waits for all
+@pytest.mark.xdist_group("benchmarks")  # one worker measures for all
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_benchmark_measures_us_and_writes_its_table(tmp_path, name):
-    result = run("benchmarks", name, "--tiny", "--out", tmp_path, cwd=_ROOT)
-    assert result.returncode == 0, result.stderr
-    (path,) = tmp_path.glob("*.json")
-    rows = [Row(**row) for row in json.loads(path.read_text())["results"][name]["rows"]]
+def test_a_benchmark_measures_us_and_writes_its_table(measured, name):
+    folder, printed = measured
+    (path,) = folder.glob("*.json")
+    results = json.loads(path.read_text())["results"]
+    assert name in results, printed
+    rows = [Row(**row) for row in results[name]["rows"]]
     assert any(row.ours is not None for row in rows)
     for row in rows:
         numbers = [n for n in (row.ours, row.theirs, row.ratio) if n is not None]

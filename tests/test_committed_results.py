@@ -1,5 +1,6 @@
 """What `results/` says: its figures are found again, and stand in docs/results.md."""
 
+import functools
 import json
 from typing import Any
 
@@ -55,6 +56,7 @@ def test_the_error_of_a_committed_network_is_found_again_in_both_frameworks(row)
     assert abs(run["torch_error"] - entry["error"]) < 1e-9
 
 
+@functools.cache
 def read_images(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Normalised images (n, 32, 32, 3) and labels (n,) of a split such as `train[45000:]`."""
     source = open_tfds(DATA, split, CIFAR10.parent)

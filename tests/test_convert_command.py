@@ -14,7 +14,7 @@ import convert
 import torch_resnet
 from convert.__main__ import main
 from convert.layouts import LAYOUTS
-from tests.commands import assert_refused, run, run_unread
+from tests.commands import LONGEST, Process, assert_refused, run, run_here, run_unread
 from tests.peers import import_torchvision
 from tests.twins import make_twins, randomise
 
@@ -57,7 +57,7 @@ def test_sigterm_leaves_nothing_half_written(output, tmp_path):
     convert.save(tmp_path / "m.safetensors", torch_resnet.create("ResNet152", 1000))
     (tmp_path / "here").mkdir()
     command = [sys.executable, "-m", "convert", "import", tmp_path / "m.safetensors", "-o", output]
-    with subprocess.Popen(command, cwd=tmp_path / "here", stderr=subprocess.PIPE) as process:
+    with Process(command, cwd=tmp_path / "here", stderr=subprocess.PIPE) as process:
         while process.poll() is None and not any((tmp_path / "here").iterdir()):
             time.sleep(0.001)
         process.terminate()
@@ -83,6 +83,7 @@ def test_a_users_mistake_is_one_clear_sentence_and_no_file(tmp_path):
     (tmp_path / "text.pt").write_text("not a file of weights")
     files = {path.name for path in tmp_path.iterdir()}
     ours, out = "ours.safetensors", ("-o", "out.pt")
+    assert_refused(run("convert", "import", ours, cwd=tmp_path), "-o")  # as a user sees it
     for arguments, parts in (
         (("export", "half.safetensors", *out), ("half.safetensors", "not a whole")),
         (("export", "nowhere.pt", *out), ("nowhere.pt", "No such file")),
@@ -113,7 +114,7 @@ def test_a_users_mistake_is_one_clear_sentence_and_no_file(tmp_path):
         (("import", ours), ("-o",)),
         (("imprt", ours), ("imprt",)),
     ):
-        assert_refused(run("convert", *arguments, cwd=tmp_path), *parts)
+        assert_refused(run_here("convert", *arguments, cwd=tmp_path), *parts)
         assert {path.name for path in tmp_path.iterdir()} == files, arguments
 
 
@@ -141,7 +142,7 @@ def test_a_reader_that_leaves_does_not_make_networks_differ(tmp_path):
     _, model = make_twins("ResNet20", dtype="float32")
     convert.save(tmp_path / "m.safetensors", model)
     arguments = ("m.safetensors", "--backend-b", "torch", "--batch", "1", "--size", "8")
-    process = subprocess.Popen(
+    process = Process(
         [sys.executable, "-m", "convert", "diff", *arguments],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -149,7 +150,7 @@ def test_a_reader_that_leaves_does_not_make_networks_differ(tmp_path):
     )
     assert process.stdout is not None
     process.stdout.close()
-    _, error = process.communicate()
+    _, error = process.communicate(timeout=LONGEST)
     assert (process.returncode, error) == (0, b"")
 
 

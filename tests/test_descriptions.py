@@ -17,6 +17,7 @@ import convert
 import torch_resnet
 from convert.__main__ import main
 from convert.description import describe_state
+from tests.commands import Process
 from tests.twins import randomise
 
 # torch's compiler imports what torch itself has deprecated
@@ -189,7 +190,7 @@ def test_a_command_that_is_interrupted_ends_with_a_sentence(tmp_path):
         "from convert.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "inspect", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = Process(command, stderr=subprocess.PIPE, text=True)
     writer, until = None, time.monotonic() + 60
     while writer is None:  # only once the command has opened it
         assert time.monotonic() < until

@@ -24,7 +24,7 @@ from convert.diff.precision import reduced_flags
 from convert.diff.report import as_json
 from convert.layouts import torchvision
 from resnet_spec import ResNetSpec, find_spec
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run, run_here
 from tests.peers import import_torchvision
 from tests.twins import random_images, randomise
 
@@ -376,7 +376,9 @@ def test_the_command_says_by_its_exit_code_that_two_files_are_not_the_same(tmp_p
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["verdict"]["first_layer"] == "stem.conv"
     assert (tmp_path / "found.html").read_text().endswith("</html>\n")
-    assert_refused(run("convert", "diff", "no.safetensors", *options, cwd=tmp_path), "No such file")
+    assert_refused(
+        run_here("convert", "diff", "no.safetensors", *options, cwd=tmp_path), "No such file"
+    )
 
 
 def pad_as_file_says(model: torch.nn.Module) -> torch.nn.Module:

@@ -19,7 +19,7 @@ from convert import inference, programs
 from convert.files import Weights
 from convert.models import arrays_of, describe
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, Preprocessing, find_spec
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run, run_here
 from tests.twins import make_twins, random_images, randomise, relative_error, run_torch, to_nchw
 
 NAMES = tuple("abcde")
@@ -238,6 +238,6 @@ def test_a_users_mistake_is_one_clear_sentence_and_no_file(tmp_path):
         (("--image-size", "32", "-o", "m.pt"), ("--image-size", "m.pt")),
         (("-o", "no/m.onnx"), ("folder no",)),
     ):
-        result = run("convert", "export", "m.safetensors", *arguments, cwd=tmp_path)
+        result = run_here("convert", "export", "m.safetensors", *arguments, cwd=tmp_path)
         assert_refused(result, *parts)
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]

@@ -16,7 +16,7 @@ from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS, find_layout, layout_spec, write_layout
 from convert.models import arrays_of, describe
 from resnet_spec import PREPROCESSINGS, ClassifierSpec
-from tests.commands import run
+from tests.commands import run_here
 from tests.twins import make_twins, random_images, run_torch
 
 
@@ -110,7 +110,7 @@ def test_the_options_that_are_said_import_a_file_without_counters(tmp_path):
     (match,) = inspect(tmp_path / "m.pth")["matches"]
     assert match["options"] == "--layout torch-resnet --model ResNet20 --reset-counters"
     arguments = ("convert", "import", "m.pth", *match["options"].split(), "-o", "x.pt")
-    assert run(*arguments, cwd=tmp_path).returncode == 0
+    assert run_here(*arguments, cwd=tmp_path).returncode == 0
 
 
 def test_missing_counters_and_images_of_one_channel_are_seen():
@@ -129,7 +129,7 @@ def test_inspect_says_format_layout_model_head_dtypes_and_parameters(tmp_path):
     theirs = convert.to_layout(model.state_dict(), "ResNet20", "torch-resnet")
     wrapped = {f"module.{name}": tensor for name, tensor in theirs.items()}
     torch.save({"state_dict": wrapped, "best_prec1": 91.7}, tmp_path / "theirs.th")
-    result = run("convert", "inspect", "theirs.th", "--json", cwd=tmp_path)
+    result = run_here("convert", "inspect", "theirs.th", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     (match,) = found["matches"]
@@ -196,7 +196,7 @@ def test_import_takes_dialects_heads_and_preprocessing_and_records_them(tmp_path
     _, model = make_twins("ResNet20", dtype="float32", shortcut="centred_identity")
     theirs = convert.to_layout(model.state_dict(), "ResNet20", "cifar")
     torch.save({"state_dict": theirs}, tmp_path / "theirs.th")
-    result = run(
+    result = run_here(
         *("convert", "import", "theirs.th", "--layout", "cifar", "--model", "ResNet20"),
         *("--preprocessing", "akamaster-cifar10", "--padding", "even", "--head", "new:5"),
         *("--statistics-batch-size", "128", "-o", "ours.npz"),

@@ -19,7 +19,7 @@ from convert.checkpoints import read_run
 from convert.files import read_weights
 from convert.inspection import inspect
 from convert.models import describe
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run_here
 from tests.peers import make_peer
 from tests.twins import assert_same_state, make_twins
 
@@ -178,20 +178,22 @@ def test_the_command_line_believes_the_file_and_says_what_it_replaces(tmp_path, 
     _, model = make_twins("ResNet20", dtype="float32", padding="same", in_planes=1)
     convert.save(tmp_path / "same.safetensors", model)
     out = ("-o", "out.npz")
-    result = run("convert", "import", "same.safetensors", "--model", "ResNet20", *out, cwd=tmp_path)
+    result = run_here(
+        "convert", "import", "same.safetensors", "--model", "ResNet20", *out, cwd=tmp_path
+    )
     assert_refused(result, "another network", "padding")
     options = ("--model", "ResNet20", "--padding", "even")
-    result = run("convert", "import", "same.safetensors", *options, *out, cwd=tmp_path)
+    result = run_here("convert", "import", "same.safetensors", *options, *out, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     weights = read_weights(tmp_path / "out.npz")
     assert weights.classifier is not None
     assert weights.classifier.network.padding == "even"  # as the user states it
     assert weights.classifier.network.in_planes == 1  # as the first convolution shows
-    result = run("convert", "import", "same.safetensors", "-o", "run", cwd=tmp_path)
+    result = run_here("convert", "import", "same.safetensors", "-o", "run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert read_run(tmp_path / "run").classifier == describe(model)
     options = ("--preprocessing", "cifar10", "-o", "run2")
-    result = run("convert", "import", "same.safetensors", *options, cwd=tmp_path)
+    result = run_here("convert", "import", "same.safetensors", *options, cwd=tmp_path)
     assert_refused(result, "preprocessing of another model")
     assert not (tmp_path / "run2").exists()
     text = inspect(tmp_path / "same.safetensors")["matches"][0]["model"]
@@ -205,10 +207,10 @@ def test_runs_with_nan_are_refused_or_named(tmp_path):
     with pytest.raises(convert.ConversionError, match=r"non-finite: stem\.conv\.weight"):
         convert.save(path, model)
     convert.save(path, model, allow_nonfinite=True)
-    result = run("convert", "import", "nan.safetensors", "-o", "run", cwd=tmp_path)
+    result = run_here("convert", "import", "nan.safetensors", "-o", "run", cwd=tmp_path)
     assert_refused(result, "non-finite: stem.conv.weight")
     arguments = ("nan.safetensors", "--allow-nonfinite", "-o", "run")
-    assert run("convert", "import", *arguments, cwd=tmp_path).returncode == 0
+    assert run_here("convert", "import", *arguments, cwd=tmp_path).returncode == 0
     with pytest.raises(convert.ConversionError, match="non-finite"):
         read_run(tmp_path / "run")
 

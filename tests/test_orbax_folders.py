@@ -16,7 +16,7 @@ from convert.files import read_weights
 from convert.inspection import inspect
 from convert.layouts import find_layout
 from convert.layouts.trees import flatten
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run_here
 from tests.peers import make_peer
 from tests.twins import assert_same_state
 
@@ -96,4 +96,4 @@ def test_a_folder_is_no_file_to_load_and_the_command_for_it_is_said(folder, tmp_
 
 
 def test_an_empty_folder_is_still_no_checkpoint(tmp_path):
-    assert_refused(run("convert", "inspect", ".", cwd=tmp_path), "holds no checkpoint")
+    assert_refused(run_here("convert", "inspect", ".", cwd=tmp_path), "holds no checkpoint")

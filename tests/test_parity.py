@@ -76,11 +76,15 @@ def reach(name: str, what: str, error: float) -> float:
 
 
 def cases(shortcuts: list[str], *, quick: list[str], only: list[str] | None = None) -> list[Any]:
-    return [
-        pytest.param(_same_pair(name, shortcut), id=f"{name}-{shortcut}", marks=marks(name, quick))
-        for name in only or MODELS
-        for shortcut in shortcuts
-    ]
+    """Other shortcuts of the models that are not quick run in `make parity` alone."""
+    found = []
+    for name in only or MODELS:
+        for shortcut in shortcuts:
+            is_rest = shortcut in OTHER_SHORTCUTS and name not in quick
+            full = [pytest.mark.full] if is_rest else []
+            pair, marked = _same_pair(name, shortcut), [*marks(name, quick), *full]
+            found.append(pytest.param(pair, id=f"{name}-{shortcut}", marks=marked))
+    return found
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import torch
 
 import convert
 from convert.files import read_weights
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run_here
 from tests.payloads import (
     PAYLOADS,
     bare,
@@ -142,7 +142,7 @@ def test_the_command_refuses_payloads_too(tmp_path):
     (tmp_path / "m.npz").write_bytes(object_npz(canary))
     for name, part in (("m.pt", "posix.system"), ("m.npz", "m.npz")):
         arguments = ("import", name, "--model", "ResNet20", "-o", "out.pt")
-        assert_refused(run("convert", *arguments, cwd=tmp_path), part)
+        assert_refused(run_here("convert", *arguments, cwd=tmp_path), part)
         assert not canary.exists()
         assert not (tmp_path / "out.pt").exists()
 

@@ -14,7 +14,7 @@ import pytest
 
 import convert
 import torch_resnet
-from tests.commands import assert_refused, run
+from tests.commands import Process, assert_refused, run
 from tests.run_folders import arrays, largest_difference, metrics
 from tests.twins import randomise
 
@@ -31,7 +31,7 @@ def start(
     flags = f"--xla_force_host_platform_device_count={devices}"
     by_hand = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", "2")
     command = [sys.executable, "-m", "train", *arguments, "--distributed", *by_hand]
-    return subprocess.Popen(
+    return Process(
         [*command, "--process-id", str(process)],
         cwd=folder,
         env={**os.environ, "XLA_FLAGS": flags},

@@ -11,10 +11,10 @@ import torch
 
 import convert
 import torch_resnet
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run, run_here
 from tests.peers import import_torchvision
 from tests.run_folders import assert_same, metrics
-from tests.test_data import needs_cifar10
+from tests.test_data import link_a_part_of_cifar10, needs_cifar10
 from tests.test_run import train
 from tests.twins import randomise
 from train.run.claims import locked
@@ -31,17 +31,17 @@ SMALL = (*SMALL_IMAGES, "--model", "WideResNet16-1-0.0")  # which compiles soone
 @pytest.mark.parametrize(
     ("recipe", "changes", "images"),
     [
-        pytest.param("cifar10-he2015", ("--global-batch-size", "32"), 1000, marks=needs_cifar10),
+        pytest.param("cifar10-he2015", ("--global-batch-size", "32"), 1250, marks=needs_cifar10),
         pytest.param(
             "cifar10-preact",
             ("--model", "PreActResNet20", "--global-batch-size", "32", "--precision", "bf16"),
-            1000,
+            1250,
             marks=needs_cifar10,
         ),
         pytest.param(
             "cifar10-wide",
             ("--model", "PreActWideResNet16-1", "--global-batch-size", "32"),
-            1000,
+            1250,
             marks=needs_cifar10,
         ),
         pytest.param("imagenet", (*SMALL_IMAGES, "--model", "ResNet18"), 60, marks=has_imagenet),
@@ -53,6 +53,9 @@ def test_a_recipe_trains_for_twenty_steps_and_its_export_is_the_same_in_torch(
     recipe, changes, images, tmp_path
 ):
     arguments = (recipe, *changes, "--max-steps", "20", "--log-every-steps", "5")
+    if recipe.startswith("cifar10"):
+        assert link_a_part_of_cifar10(tmp_path / "data")["test"] == images
+        arguments += ("--data-dir", "data")
     train(tmp_path, *arguments, "--run-dir", "a", devices=2)
     result = json.loads((tmp_path / "a" / "result.json").read_text())
     assert result["step"] == 20
@@ -71,6 +74,8 @@ def test_torchvisions_weights_are_tuned_on_cifar10_from_end_to_end(tmp_path):
     torch.save(peer.state_dict(), tmp_path / "resnet18.pth")
     arguments = ("cifar10", "--model", "ResNet18", "--init-from", "resnet18.pth")
     arguments += ("--frozen-stages", "2", "--max-steps", "10", "--global-batch-size", "16")
+    link_a_part_of_cifar10(tmp_path / "data")
+    arguments += ("--data-dir", "data")
     output = train(tmp_path, *arguments, "--run-dir", "a")
     assert "layout torchvision" in output
     assert "a new head of 10 classes, not 1000" in output
@@ -86,6 +91,7 @@ def test_torchvisions_weights_are_tuned_on_cifar10_from_end_to_end(tmp_path):
     assert result["parity"]["different_predictions"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_from_weights_that_saved_nothing_yet_starts_from_them_again(tmp_path):
     model = torch_resnet.create("WideResNet16-1-0.0", 10, in_planes=1)
     randomise(model)
@@ -122,5 +128,5 @@ def test_weights_that_do_not_fit_are_refused_with_the_reason(tmp_path):
         ("nowhere.pth", ("nowhere.pth",)),
     ):
         arguments = ("digits", "--init-from", file, "--run-dir", "a")
-        assert_refused(run("train", *arguments, cwd=tmp_path), "--init-from", *parts)
+        assert_refused(run_here("train", *arguments, cwd=tmp_path), "--init-from", *parts)
         assert not (tmp_path / "a").exists()

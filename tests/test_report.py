@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2 as protocol
 
+from tests.commands import Process
 from train.config import Config
 from train.errors import UserError
 from train.run.display import Display, Stopwatch, describe_memory, duration, epoch_line
@@ -181,7 +182,7 @@ def shown(enabled: str, *, terminal: bool) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "120", "TERM": "xterm-256color"}
-    with subprocess.Popen(command, stdout=theirs, env=environment) as process:
+    with Process(command, stdout=theirs, env=environment) as process:
         os.close(theirs)
         output = b""
         while True:

@@ -18,7 +18,7 @@ import convert
 import torch_resnet
 from convert.checkpoints import read_run
 from resnet_spec import find_spec
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run, run_here
 from tests.run_folders import assert_same, metrics
 from tests.test_data import needs_cifar10
 from train.__main__ import parse
@@ -30,7 +30,11 @@ from train.run.metrics import FILE, read_metrics
 from train.run.trainer import Trainer
 from train.run.training_run import Run
 
-SHORT = ("digits", "--schedule", "drops", "--drop-steps", "8", "--log-every-steps", "4")
+MODEL = "WideResNet16-1-0.0"  # that of other tests' runs, whose programs are compiled already
+SHORT = (
+    *("digits", "--model", MODEL, "--schedule", "drops", "--drop-steps", "8"),
+    *("--log-every-steps", "4"),
+)
 
 
 def train(cwd: Path, *arguments: str | Path, devices: int = 1) -> str:
@@ -53,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_run_leaves_its_configuration_metrics_checkpoints_and_export(finished):
     run_dir, output = finished
     config = json.loads((run_dir / "config.json").read_text())
-    assert config["config"]["model"] == "ResNet20"
+    assert config["config"]["model"] == MODEL
     assert config["config"]["max_steps"] == 24
     assert config["versions"]["jax"]
     lines = metrics(run_dir)
@@ -124,30 +128,30 @@ def test_the_converter_reads_the_checkpoint_and_writes_one_that_training_goes_on
 ):
     run_dir, _ = finished
     for name in ("w.safetensors", "w.pt"):
-        result = run("convert", "export", run_dir, "-o", name, cwd=tmp_path)
+        result = run_here("convert", "export", run_dir, "-o", name, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     exported = convert.load(run_dir / "model.safetensors", backend="torch").state_dict()
     for name in ("w.safetensors", "w.pt"):
         state = convert.load(tmp_path / name, backend="torch").state_dict()
         assert all(torch.equal(state[key], exported[key]) for key in exported)
     plain = torch.load(tmp_path / "w.pt", weights_only=True)
-    model = torch_resnet.create("ResNet20", 10, in_planes=1)
+    model = torch_resnet.create(MODEL, 10, in_planes=1)
     model.load_state_dict(plain, strict=True)
 
-    result = run("convert", "import", "w.pt", "-o", "b", cwd=tmp_path)
+    result = run_here("convert", "import", "w.pt", "-o", "b", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     arrays = read_run(tmp_path / "b").arrays
     assert all(np.array_equal(arrays[key], exported[key].numpy()) for key in exported)
     output = train(tmp_path, *SHORT, "--max-steps", "4", "--run-dir", "b", "--resume")
     assert "4 steps" in output
     first = metrics(tmp_path / "b")[0]
-    assert first["loss"] < 1.8  # a fresh network begins above 2.3
+    assert first["loss"] < 1.8  # a fresh network begins above 2.2
 
-    older = run("convert", "export", run_dir, "-o", "o.pt", "--step", "23", cwd=tmp_path)
+    older = run_here("convert", "export", run_dir, "-o", "o.pt", "--step", "23", cwd=tmp_path)
     assert older.returncode == 0, older.stderr
     assert int(torch.load(tmp_path / "o.pt")["stem.bn.num_batches_tracked"]) == 23
     assert_refused(
-        run("convert", "export", run_dir, "-o", "o.pt", "--step", "7", cwd=tmp_path), "step 7"
+        run_here("convert", "export", run_dir, "-o", "o.pt", "--step", "7", cwd=tmp_path), "step 7"
     )
 
 
@@ -172,9 +176,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(finished, tmp_path):
 @uses_finished
 def test_a_run_and_its_exports_carry_the_preprocessing_that_it_trained_with(finished, tmp_path):
     run_dir, _ = finished
-    result = run("convert", "export", run_dir, "-o", "w.pt", cwd=tmp_path)
+    result = run_here("convert", "export", run_dir, "-o", "w.pt", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    result = run("convert", "import", "w.pt", "-o", "v.safetensors", cwd=tmp_path)
+    result = run_here("convert", "import", "w.pt", "-o", "v.safetensors", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     dataset = load_dataset(RECIPES["digits"].config)
     images = dataset.test.images
@@ -188,6 +192,7 @@ def test_a_run_and_its_exports_carry_the_preprocessing_that_it_trained_with(fini
         assert found.class_names == tuple("0123456789")
 
 
+@pytest.mark.slow
 def test_eight_devices_and_bfloat16_train_too(tmp_path):
     arguments = ("--max-steps", "12", "--run-dir", "a", "--precision", "bf16")
     arguments += ("--model", "WideResNet16-1", "--ema-decay", "0.5")
@@ -207,7 +212,7 @@ def test_eight_devices_and_bfloat16_train_too(tmp_path):
     assert result["parity"]["flax_error"] == result["parity"]["torch_error"]
     for kind, key in (("raw", newest), ("ema", average)):
         arguments = ("export", "a", "-o", "w.pt", "--weights", kind)
-        assert run("convert", *arguments, cwd=tmp_path).returncode == 0
+        assert run_here("convert", *arguments, cwd=tmp_path).returncode == 0
         assert np.array_equal(torch.load(tmp_path / "w.pt")["head.bias"], key.arrays["head.bias"])
 
 
@@ -220,9 +225,9 @@ def test_a_resumed_run_keeps_its_own_configuration(tmp_path):
     assert commands == ["3 --run-dir a-1.0 --seed 7", "5"]
     config = content["config"]
     assert (config["seed"], config["schedule"], config["max_steps"]) == (7, "drops", 5)
-    result = run("convert", "export", "a-1.0", "-o", "w.pt", cwd=tmp_path)
+    result = run_here("convert", "export", "a-1.0", "-o", "w.pt", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    result = run("convert", "import", "w.pt", "-o", "b-0.0", cwd=tmp_path)
+    result = run_here("convert", "import", "w.pt", "-o", "b-0.0", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
@@ -234,12 +239,6 @@ def test_a_run_that_diverges_fails_and_keeps_the_checkpoint_before(tmp_path):
     assert "Traceback" not in result.stderr
     assert "the loss is" in result.stderr
     assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["2"]
-
-
-@pytest.mark.slow
-def test_the_default_recipe_reaches_97_percent(tmp_path):
-    train(tmp_path, "--run-dir", "a")
-    assert json.loads((tmp_path / "a" / "result.json").read_text())["error"] <= 0.03
 
 
 @pytest.mark.slow
@@ -285,7 +284,7 @@ def test_a_users_mistake_is_one_clear_sentence_and_exit_code_2(tmp_path, argumen
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.txt").write_text("precious")
     (tmp_path / "used" / "config.json").write_text('{"architectures": ["X"]}')  # not ours
-    assert_refused(run("train", *arguments, cwd=tmp_path, devices=8, TFDS_DATA_DIR=""), *parts)
+    assert_refused(run_here("train", *arguments, cwd=tmp_path, TFDS_DATA_DIR=""), *parts)
     assert (tmp_path / "used" / "thesis.txt").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
     names = {path.name for path in (tmp_path / "used").iterdir()}
@@ -301,13 +300,13 @@ def test_another_model_is_refused_and_a_damaged_checkpoint_gives_way_to_the_one_
     before = (run_dir / "config.json").read_text()
     resume = ("--run-dir", "a", "--resume")
     others = ("--model", "ResNet32", "--global-batch-size", "64")
-    refused = run("train", *SHORT, *resume, *others, cwd=tmp_path)
+    refused = run_here("train", *SHORT, *resume, *others, cwd=tmp_path)
     assert_refused(refused, "--model ResNet32", "--global-batch-size 64", "began with 128")
     assert (run_dir / "config.json").read_text() == before
     for file in (run_dir / "checkpoints" / "24" / "model").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert_refused(run("convert", "export", "a", "-o", "w.pt", cwd=tmp_path), "checkpoints/24")
+    assert_refused(run_here("convert", "export", "a", "-o", "w.pt", cwd=tmp_path), "checkpoints/24")
     assert not (tmp_path / "w.pt").exists()
     output = train(tmp_path, *resume)
     assert "checkpoints/24 is damaged" in output
@@ -320,16 +319,19 @@ def test_what_a_folder_says_of_its_run_is_not_guessed(finished, tmp_path):
     run_dir = tmp_path / "a"
     shutil.copytree(finished[0], run_dir)
     resume = ("--run-dir", "a", "--resume")
-    assert_refused(run("train", "cifar100", *resume, cwd=tmp_path), "digits", "leave the recipe")
+    assert_refused(
+        run_here("train", "cifar100", *resume, cwd=tmp_path), "digits", "leave the recipe"
+    )
     content = json.loads((run_dir / "config.json").read_text())
     for damage in ("{", json.dumps({**content, "config": {"model": 5}}), '{"config": {}}'):
         (run_dir / "config.json").write_text(damage)
-        assert_refused(run("train", *resume, cwd=tmp_path), "config.json")
+        assert_refused(run_here("train", *resume, cwd=tmp_path), "config.json")
     content["config"]["a_field_of_the_future"] = 1
     (run_dir / "config.json").write_text(json.dumps(content))
     train(tmp_path, *SHORT, "--max-steps", "1", "--run-dir", "a", "--overwrite")
 
 
+@pytest.mark.slow
 def test_a_run_that_saved_nothing_yet_is_resumed_from_its_beginning(tmp_path):
     train(tmp_path, *SHORT, "--max-steps", "2", "--run-dir", "a")
     shutil.rmtree(tmp_path / "a" / "checkpoints")
@@ -343,7 +345,7 @@ def test_a_run_that_saved_nothing_yet_is_resumed_from_its_beginning(tmp_path):
 def test_weights_are_tested_without_training(finished, tmp_path):
     run_dir, _ = finished
     error = json.loads((run_dir / "result.json").read_text())["error"]
-    for weights in (("--resume", "--run-dir", run_dir), ("--init-from", run_dir)):
+    for weights in (("--resume", "--run-dir", run_dir), ("--model", MODEL, "--init-from", run_dir)):
         output = train(tmp_path, "digits", "--eval-only", *weights)
         assert f"test error {error:.2%} of 360 images" in output
     assert not list(tmp_path.iterdir())
@@ -358,7 +360,8 @@ def test_weights_of_other_classes_or_another_normalisation_are_not_tested(tmp_pa
     arguments = ("digits", "--model", "WideResNet16-1-0.0", "--init-from", path)
     for change, said in zip(fields, ("has the classes a, b", "of mean [0.5]"), strict=True):
         convert.save(path, model, preprocessing=dataclasses.replace(here, **change))
-        assert_refused(run("train", *arguments, "--eval-only", cwd=tmp_path), str(path), said)
+        refused = run_here("train", *arguments, "--eval-only", cwd=tmp_path)
+        assert_refused(refused, str(path), said)
     synsets = dataclasses.replace(here, class_names=tuple(f"n0144076{n}" for n in range(10)))
     convert.save(path, model, preprocessing=synsets)
     output = train(tmp_path, *arguments, "--eval-only")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run, run_here
 from tests.run_folders import arrays, assert_same, largest_difference, metrics
 from tests.test_run import train
 from train.config import Config
@@ -92,6 +92,7 @@ def test_seeds_that_cannot_be_are_refused(tmp_path):
         (("--seeds", "2", "--seeds-mode", "devices"), ("--seeds-mode devices", "turns or vmap")),
     ]
     for arguments, parts in cases:
-        result: Any = run("train", "digits", *arguments, "--run-dir", "a", cwd=tmp_path)
+        command = run if "devices" in arguments else run_here  # of one device, or of eight
+        result: Any = command("train", "digits", *arguments, "--run-dir", "a", cwd=tmp_path)
         assert_refused(result, *parts)
         assert not (tmp_path / "a").exists()

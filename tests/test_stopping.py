@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resnet_spec.checkpoints import read_documents
-from tests.commands import run
+from tests.commands import Process, run
 from tests.run_folders import assert_same
 from tests.test_processes import until
 from tests.test_run import train
@@ -22,7 +22,7 @@ MODEL = ("digits", "--model", "WideResNet16-1-0.0", "--log-every-steps", "1")
 
 def start(folder: Path, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
+    return Process(
         [sys.executable, "-m", "train", *arguments],
         cwd=folder,
         env={**os.environ, "XLA_FLAGS": flags},
@@ -129,6 +129,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one_two_and_four(tmp_path):
         assert total > before  # of all starts
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_within_a_logging_interval(tmp_path):
     train(tmp_path, *MODEL, "--max-steps", "2", "--run-dir", "a")
     resume = ("--resume", "--run-dir", "a", "--max-steps", "100", "--warmup-steps", "0")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import assert_refused, run
+from tests.commands import assert_refused, run, run_here
 from tests.published_tables import (
     MODEL,
     OF_DIGITS,
@@ -18,7 +18,7 @@ from tests.published_tables import (
     TABLE,
     row_of,
 )
-from tests.test_data import link_cifar10_with_a_part_of_its_test_set, needs_cifar10
+from tests.test_data import link_a_part_of_cifar10, needs_cifar10
 from tests.test_processes import until
 from tests.test_results import change, change_config
 from tests.test_stopping import start
@@ -223,7 +223,7 @@ def test_mistakes_are_refused_before_anything_is_trained(arguments, said, made, 
 
 @needs_cifar10
 def test_a_part_of_the_test_set_is_not_taken_for_the_whole(tmp_path):
-    count = link_cifar10_with_a_part_of_its_test_set(tmp_path / "data")
-    result = run("train", "table", "--protocol", "full", "--data-dir", "data", cwd=tmp_path)
+    count = link_a_part_of_cifar10(tmp_path / "data")["test"]
+    result = run_here("train", "table", "--protocol", "full", "--data-dir", "data", cwd=tmp_path)
     assert 0 < count < 10_000
     assert_refused(result, "--protocol full", f"{count:,} images here, not 10,000")
