@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import ConversionError
-from convert.formats.names import HARMLESS
-from convert.formats.pickles import Tensor, Unknown
+from convert.formats.pickles import HARMLESS, Tensor, Unknown
 
 _NAMED = 8  # entries or values in a sentence
 _NUMPY = "numpy."

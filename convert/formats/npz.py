@@ -12,7 +12,7 @@ import numpy as np
 from convert.arrays import BFLOAT16, checksum, in_order
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
-from convert.formats.contents import Contents, Visitor
+from convert.formats.form import Contents, Visitor
 
 _METADATA = "__metadata__"  # an array of one string: JSON, of text by text
 _DTYPES = "dtypes"  # in it: the dtypes that NumPy has no name for, by array

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from convert.errors import ConversionError
-from convert.formats.names import STORAGES
-from convert.formats.pickles import Tensor
+from convert.formats.pickles import STORAGES, Tensor
 
 _MOST_REMEMBERED = 256  # numbers of a byte
 _STORAGE_OF = {dtype: kind for kind, dtype in STORAGES.items() if "Untyped" not in kind}

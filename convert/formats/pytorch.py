@@ -14,8 +14,8 @@ from convert.arrays import as_bytes, crc32
 from convert.description import own_metadata
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
-from convert.formats.contents import Contents, Visitor
 from convert.formats.entries import advise, advise_on_arrays, find_state_dict
+from convert.formats.form import Contents, Visitor
 from convert.formats.pickles import LARGEST_PICKLE, Storage, Tensor, read_pickle
 from convert.formats.pickling import write_pickle
 from convert.formats.storages import Place, StartOf, dtype_of, read_in_pieces, strides_in_order

@@ -11,7 +11,7 @@ import numpy as np
 
 from convert.arrays import checksum, in_order
 from convert.errors import ConversionError
-from convert.formats.contents import Contents, Visitor
+from convert.formats.form import Contents, Visitor
 
 # Parsed JSON takes up to 25 times its length in memory; 60,000 tensors fit.
 _LARGEST_HEADER = 2**23

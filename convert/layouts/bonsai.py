@@ -3,8 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
-from convert.layouts.layout import Layout, walk
-from convert.layouts.spelling import NNX
+from convert.layouts.layout import NNX, Layout, walk
 from convert.layouts.torchvision import IMAGENET_LIMITS
 from resnet_spec import ResNetSpec
 
