@@ -57,11 +57,7 @@ def differences_from_row(model: Any) -> list[str]:
 
 
 def parse_description(fields: Any, num_tensors: int) -> ClassifierSpec:
-    """The description in a file of `num_tensors` tensors, which limits the size of the model.
-
-    Raises:
-        ValueError: it does not describe a model, or one with more blocks than there are tensors.
-    """
+    """The description in a file of `num_tensors` tensors; no model has more blocks than that."""
     depths = fields["network"]["stage_depths"]
     if not all(isinstance(depth, int) for depth in depths) or sum(depths) > num_tensors:
         raise ValueError(f"stages of {depths} blocks in a file of {num_tensors} tensors")
@@ -92,11 +88,7 @@ def own_metadata(metadata: Any) -> Mapping[Any, Any]:
 
 
 def describe_state(state: Mapping[str, Any]) -> ClassifierSpec | None:
-    """The model that a state dict says it is of; None where it says nothing.
-
-    Raises:
-        ConversionError: the description is damaged.
-    """
+    """The model that a state dict says it is of; None where it says nothing."""
     text = own_metadata(getattr(state, "_metadata", None)).get(DESCRIPTION_KEY)
     if text is None:
         return None

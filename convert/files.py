@@ -15,7 +15,7 @@ from convert.errors import ConversionError
 from convert.formats import FORMS, READ_ONLY_FORMS, pytorch, safetensors
 from convert.formats.form import Contents, Form, Visitor
 from convert.layouts.timm import architecture_problems
-from convert.models import arrays_of, build_flax, build_torch, check, describe, judge
+from convert.models import arrays_of, check, describe, find_builder, judge
 from convert.weights import Weights, decode_description, encode_description
 from convert.wrappers import take_prefix, unwrap, unwrap_module
 from resnet_spec import Preprocessing
@@ -79,9 +79,7 @@ def load(
         OSError: the file cannot be read.
         ValueError: the backend is unknown.
     """
-    if backend not in ("torch", "flax"):
-        raise ValueError(f"backend is 'torch' or 'flax', not {backend!r}")
-    path = Path(path)
+    path, build = Path(path), find_builder(backend)
     if path.is_dir():
         raise ConversionError(
             f"{path} is a folder: `resnet-convert import {path} -o FILE` makes a file of it"
@@ -93,7 +91,6 @@ def load(
             "`resnet-convert import FILE --layout torchvision --model ResNet50 -o OUT`"
         )
     judge(path, weights, allow_nonfinite=allow_nonfinite)
-    build = build_torch if backend == "torch" else build_flax
     classifier, arrays = weights.classifier, dict(weights.arrays)
     del weights
     try:
@@ -134,12 +131,7 @@ def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False
 
 
 def read_description(path: Path) -> Weights:
-    """What a file says of its model and its preprocessing, without the arrays.
-
-    Raises:
-        ConversionError: the suffix is unknown, or the file or its description is damaged.
-        OSError: the file cannot be read.
-    """
+    """What a file says of its model and its preprocessing, without the arrays."""
     names: list[str] = []
     contents = _read(path, lambda name, _: names.append(name))
     return Weights({}, **decode_description(path, contents.metadata, len(names)))

@@ -87,8 +87,7 @@ _SHORTCUTS: tuple[ShortcutKind, ...] = ("projection", "identity", "full_projecti
 def guess(shapes: Shapes) -> list[Guess]:
     """The layouts and models that fit exactly, else the nearest one, else nothing.
 
-    Args:
-        shapes: of all tensors by name, as they are in the file.
+    The shapes are those of all tensors in the file, by name.
     """
     views = [_View(layout, shapes) for layout in LAYOUTS.values()]
     names = (*MODELS, *_other_widths(shapes))
@@ -98,7 +97,7 @@ def guess(shapes: Shapes) -> list[Guess]:
     if exact:
         return exact
     best = _nearest(candidates)
-    if best is None or best.share < _ENOUGH:  # cut off, or of a depth that the table has not
+    if best is None or best.share < _ENOUGH:  # cut off, or of a depth that is not in the table
         best = _nearest([*candidates, *_candidates(views, [n for n in names if n not in near])])
     return [] if best is None else [best]
 

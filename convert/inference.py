@@ -149,7 +149,9 @@ def _export(
     assert weights.classifier is not None
     twin = build_torch(weights.classifier, weights.arrays).float()
     shape = (weights.classifier.network.in_planes, size, size)
-    images = [_random_images(count, shape) for count in _BATCH_SIZES]
+    images = [
+        np.random.default_rng(n).standard_normal((n, *shape), np.float32) for n in _BATCH_SIZES
+    ]
     expected = [_run_twin(twin, batch) for batch in images]
     program, metadata = trace(twin, shape), encode_description(weights)
     with replacing(path) as temporary:
@@ -170,12 +172,7 @@ def _export(
 def describe_export(
     model: Any, preprocessing: Preprocessing | None, image_size: int | None
 ) -> tuple[Weights, int]:
-    """The weights with the preprocessing of the exported model, and the size of its images.
-
-    Raises:
-        ConversionError: the model cannot be described, or this is not its preprocessing.
-        ValueError: the image size is not positive.
-    """
+    """The weights with the preprocessing of the exported model, and the size of its images."""
     model = unwrap_module(model)
     weights = model if isinstance(model, Weights) else Weights(arrays_of(model), describe(model))
     if weights.classifier is None:
@@ -190,11 +187,6 @@ def describe_export(
     weights = dataclasses.replace(weights, preprocessing=known)
     weights.check_preprocessing()
     return weights, known.image_size
-
-
-def _random_images(count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal, as normalised pictures are."""
-    return np.random.default_rng(count).standard_normal((count, *shape), np.float32)
 
 
 def _run_twin(twin: "torch.nn.Module", images: np.ndarray) -> np.ndarray:
@@ -364,13 +356,7 @@ def is_program(path: Path) -> bool:
 
 
 def read_program_description(path: Path) -> Weights:
-    """What a model for inference says of itself, without its arrays; nothing in it is run.
-
-    Raises:
-        ConversionError: it is damaged.
-        ImportError: the package onnx, which reads its files, is not installed.
-        OSError: it cannot be read.
-    """
+    """What a model for inference says of itself, without its arrays; nothing in it is run."""
     (form,) = (form for form in FORMS.values() if path.suffix.lower() == form.suffix)
     try:
         metadata, num_tensors = form.read(path)

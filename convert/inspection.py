@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from convert.models import check
 from convert.sources import Source, read_source
 from convert.weights import Weights
 from convert.wrappers import name_some, without_training_state
-from resnet_spec import MODELS, ResNetSpec, find_spec
+from resnet_spec import MODELS, ClassifierSpec, ResNetSpec, find_spec
 
 _SHOWN = 8  # problems of one match shown to a person
 # What is not trained, by torch's names and Flax's.
@@ -88,43 +89,34 @@ def _described(weights: Weights, layout: str) -> dict[str, Any]:
         "model": _name(classifier.network),
         "sure": "the file says so, but lacks its tensors" if problems else "the file says so",
         "problems": problems,
+        **_fields(classifier),
+        "options": "",
+        "undecided": [],
+    }
+
+
+def _fields(classifier: ClassifierSpec) -> dict[str, Any]:
+    return {
         "num_classes": classifier.num_classes,
         "statistics_batch_size": classifier.statistics_batch_size,
         "spec": classifier.network.to_json(),
-        "options": "",
-        "undecided": [],
     }
 
 
 def _name(spec: ResNetSpec) -> str:
     """The name in the table, and the fields that differ from that row: `ResNet20, padding=same`."""
     fields = [field.name for field in dataclasses.fields(ResNetSpec)]
+    shape = operator.attrgetter("block", "stage_depths", "preact")
     best: list[str] | None = None
-    for name, row in MODELS.items():
-        if (row.block, row.stage_depths, row.preact) != (
-            spec.block,
-            spec.stage_depths,
-            spec.preact,
-        ):
-            continue
-        name, row = _with_width(name, row, spec)
-        others = [f"{f}={getattr(spec, f)}" for f in fields if getattr(row, f) != getattr(spec, f)]
-        if best is None or len(others) < len(best) - 1:
-            best = [name, *others]
+    for name in (name for name, row in MODELS.items() if shape(row) == shape(spec)):
+        wide = name if "Wide" in name else name.replace("ResNet", "WideResNet")
+        for full in (name, f"{wide}-{spec.width}", f"{wide}-{spec.width}-{spec.drop_rate}"):
+            with contextlib.suppress(ValueError):
+                row = find_spec(full)
+                differs = [f for f in fields if getattr(row, f) != getattr(spec, f)]
+                if best is None or len(differs) < len(best) - 1:
+                    best = [full, *(f"{f}={getattr(spec, f)}" for f in differs)]
     return "a network without a name in the table" if best is None else ", ".join(best)
-
-
-def _with_width(name: str, row: ResNetSpec, spec: ResNetSpec) -> tuple[str, ResNetSpec]:
-    """The name with the width and, if it is not the usual one, the drop rate."""
-    if (spec.width, spec.drop_rate) == (row.width, row.drop_rate):
-        return name, row
-    wide = name if "Wide" in name else name.replace("ResNet", "WideResNet")
-    for full in (f"{wide}-{spec.width}", f"{wide}-{spec.width}-{spec.drop_rate}"):
-        with contextlib.suppress(ValueError):
-            row = find_spec(full)
-            if (spec.width, spec.drop_rate) == (row.width, row.drop_rate):
-                return full, row
-    return name, MODELS[name]
 
 
 def _guessed(found: Guess) -> dict[str, Any]:
@@ -136,9 +128,7 @@ def _guessed(found: Guess) -> dict[str, Any]:
         "model": found.model,
         "sure": exact if found.share == 1 else f"only {found.share:.0%} of the names fit: nearest",
         "problems": list(found.problems),
-        "num_classes": found.classifier.num_classes,
-        "statistics_batch_size": None,
-        "spec": found.classifier.network.to_json(),
+        **_fields(found.classifier),
         "options": found.options if found.share == 1 else "",
         "undecided": found.undecided,
     }

@@ -60,11 +60,7 @@ def as_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def as_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays with torch's names and axes in Flax's, copied; counters become int32.
-
-    Raises:
-        ConversionError: a counter is too large.
-    """
+    """Arrays with torch's names and axes in Flax's, copied; counters become int32, if they fit."""
     named: dict[str, np.ndarray] = {}
     too_large = []
     for torch_name, array in arrays.items():

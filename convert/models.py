@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -73,8 +73,7 @@ def build(state: Mapping[str, Any], backend: Literal["torch", "flax"]) -> Any:
         ConversionError: it does not say which network it is of, or has tensors of another one.
         ValueError: the backend is unknown.
     """
-    if backend not in ("torch", "flax"):
-        raise ValueError(f"backend is 'torch' or 'flax', not {backend!r}")
+    builder = find_builder(backend)
     classifier = describe_state(state)
     if classifier is None:
         raise ConversionError(
@@ -82,7 +81,14 @@ def build(state: Mapping[str, Any], backend: Literal["torch", "flax"]) -> Any:
             "`create` and load it, or take the state dict from `from_layout`"
         )
     arrays, _ = unwrap(as_arrays(state), TORCHS_PREFIXES)
-    return (build_torch if backend == "torch" else build_flax)(classifier, arrays)
+    return builder(classifier, arrays)
+
+
+def find_builder(backend: str) -> Callable[..., Any]:
+    """`build_torch` or `build_flax`; any other backend is a ValueError."""
+    if backend not in ("torch", "flax"):
+        raise ValueError(f"backend is 'torch' or 'flax', not {backend!r}")
+    return build_torch if backend == "torch" else build_flax
 
 
 def build_torch(

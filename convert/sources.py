@@ -37,11 +37,9 @@ class Source:
     refused: ConversionError | None = None
 
     def accepted(self, *, keeps_preprocessing: bool = True) -> "Source":
-        """The source, if what is said of its weights is of this table.
+        """The source, unless a `config.json` describes what this table does not have.
 
-        Raises:
-            ConversionError: the `config.json` beside the file describes another network, or, where
-                it is kept, the preprocessing cannot be expressed; a note says that it is left out.
+        A preprocessing that is not kept is left out with a note, if it cannot be expressed.
         """
         if self.refused is not None:
             raise self.refused

@@ -96,12 +96,7 @@ def _value(variable: "nnx.Variable[Any]") -> Any:
 
 
 def _variables(model: "nnx.Module") -> "dict[str, tuple[str, nnx.Variable[Any]]]":
-    """The variables by torch's name, each with Flax's name.
-
-    Raises:
-        ConversionError: it is no module of Flax NNX, a layer has no counterpart, or two arrays
-            have the same name in torch.
-    """
+    """The variables by torch's name, each with Flax's name."""
     from flax import nnx
 
     from flax_resnet.variables import named_parts
@@ -132,9 +127,6 @@ def fill_by_name(
     Each array finds its layer by its name: walking through a model of NNX takes longer than
     reading its file. With `take` each array leaves the dictionary when the model has it, so that
     memory holds the weights once.
-
-    Raises:
-        ConversionError: a counter is too large for the model's integers.
     """
     problems: list[str] = []
     found: list[tuple[str, str, nnx.Variable[Any], np.dtype]] = []

@@ -41,7 +41,8 @@ class Weights:
     def check_preprocessing(self) -> None:
         """Raises a ConversionError where the preprocessing does not fit the model."""
         try:
-            _check(self.classifier, self.preprocessing)
+            if self.classifier is not None and self.preprocessing is not None:
+                self.preprocessing.check(self.classifier)
         except ValueError as error:
             raise ConversionError(f"this is the preprocessing of another model: {error}") from error
 
@@ -57,34 +58,21 @@ def encode_description(weights: Weights) -> dict[str, str]:
 
 
 def decode_description(path: Path, metadata: Mapping[Any, Any], num_tensors: int) -> dict[str, Any]:
-    """The inverse of `encode_description`: the fields of `Weights` that it holds.
-
-    Raises:
-        ConversionError: the description is damaged, too long, or of another version.
-    """
+    """The inverse of `encode_description`: the fields of `Weights` that it holds."""
     text = metadata.get(DESCRIPTION_KEY)
     if text is None:
         return {"classifier": None}
     try:
         if len(text) > LARGEST_DESCRIPTION:
             raise ValueError(f"{len(text)} characters are too many")
-        return _parse(decode(text), num_tensors)
+        entries = decode(text)
+        model, preprocessing = entries["model"], entries.get("preprocessing")
+        if model is None and preprocessing is None:
+            raise ValueError("it names neither a model nor a preprocessing")
+        model = None if model is None else parse_description(model, num_tensors)
+        if preprocessing is not None:
+            preprocessing = Preprocessing.from_json(preprocessing)
+        Weights({}, model, preprocessing).check_preprocessing()
     except Exception as error:  # a hostile description may raise anything
         raise ConversionError(f"{path} describes its model wrongly: {error}") from error
-
-
-def _parse(description: Mapping[str, Any], num_tensors: int) -> dict[str, Any]:
-    model, preprocessing = description["model"], description.get("preprocessing")
-    if model is None and preprocessing is None:
-        raise ValueError("it names neither a model nor a preprocessing")
-    if model is not None:
-        model = parse_description(model, num_tensors)
-    if preprocessing is not None:
-        preprocessing = Preprocessing.from_json(preprocessing)
-    _check(model, preprocessing)
     return {"classifier": model, "preprocessing": preprocessing}
-
-
-def _check(classifier: ClassifierSpec | None, preprocessing: Preprocessing | None) -> None:
-    if classifier is not None and preprocessing is not None:
-        preprocessing.check(classifier)

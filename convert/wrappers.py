@@ -49,11 +49,7 @@ def unwrap(
 
 
 def take_prefix(arrays: Mapping[str, Value], prefix: str) -> tuple[dict[str, Value], list[str]]:
-    """The arrays whose names begin with `prefix`, without it, and notes on what was left out.
-
-    Raises:
-        ConversionError: no name does, with or without the prefixes that all names share.
-    """
+    """The arrays whose names begin with `prefix`, without it, and notes on what was left out."""
     found, notes = dict(arrays), list[str]()
     if not any(name.startswith(prefix) for name in found):
         found, notes = unwrap(found)
@@ -125,12 +121,13 @@ def state_dicts(content: Mapping[str, Any]) -> list[str]:
 
 
 def _entries(content: Mapping[str, Any]) -> list[str]:
-    return [name for name, entry in content.items() if _is_state_dict(entry)]
+    return [name for name, entry in content.items() if is_state_dict(entry)]
 
 
-def _is_state_dict(entry: Any) -> bool:
-    is_filled = isinstance(entry, Mapping) and len(entry) > 0
-    return is_filled and all(hasattr(value, "shape") for value in entry.values())
+def is_state_dict(value: Any) -> bool:
+    """Whether a value is a mapping of names to tensors, or to descriptions of them."""
+    is_filled = isinstance(value, Mapping) and len(value) > 0
+    return is_filled and all(isinstance(k, str) and hasattr(v, "shape") for k, v in value.items())
 
 
 def find_prefixes(names: Collection[str], first: str) -> list[str]:

@@ -16,15 +16,15 @@ from convert.description import parse_description
 from convert.errors import ConversionError
 from convert.files import read_file, write_weights
 from convert.folders import timm_config, transformers_config
+from convert.folders.transformers_config import CONFIG
 from convert.layouts import Layout, find_layout, read_layout, write_layout
 from convert.weights import Weights
-from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec
+from resnet_spec import Preprocessing, ResNetSpec
 
 _CONFIGS: dict[str, ModuleType] = {"timm": timm_config, "transformers": transformers_config}
 PACKAGES = tuple(_CONFIGS)
 # Fields of the spec that no tensor shows, but that the configuration records.
 RECORDED = {"timm": (), "transformers": ("bottleneck_stride",)}
-_CONFIG = transformers_config.CONFIG
 # The file of weights, and the suffix of its form; the first that is there counts.
 _WEIGHTS = {"model.safetensors": ".safetensors", "pytorch_model.bin": ".pt"}
 _INDEX = "*.index.json"  # of weights in several files
@@ -72,7 +72,8 @@ def write_folder(
         for name, content in contents.items():
             with replacing(temporary / name) as file:
                 file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        written = _read_description(temporary, Weights(arrays, None))
+        written, _ = _read_description(temporary, Weights(arrays, None))
+        assert written.classifier is not None
         problems = weights.classifier.network.differences(written.classifier.network)
         if written.classifier.num_classes != weights.classifier.num_classes:
             problems.append(f"num_classes: {written.classifier.num_classes}")
@@ -84,10 +85,6 @@ def write_folder(
 
 def read_folder(folder: Path, *, reset_counters: bool = False) -> Weights:
     """The weights of a folder of timm, transformers or ours, under our names, with their faults.
-
-    Args:
-        folder: with `model.safetensors` or `pytorch_model.bin`, and the package's `config.json`.
-        reset_counters: take missing `num_batches_tracked` as zero.
 
     Raises:
         ConversionError: the table does not have the model (the differences are listed), its
@@ -102,11 +99,15 @@ def read_folder(folder: Path, *, reset_counters: bool = False) -> Weights:
     weights = read_file(folder / found[0], suffix=_WEIGHTS[found[0]])
     if weights.classifier is not None:  # ours: the file describes itself
         return weights
-    said = _read_description(folder, weights)
-    network, layout = said.classifier.network, find_layout(said.layout)
+    said, layout = _read_description(folder, weights)
+    assert said.classifier is not None
     try:
         arrays, with_head = read_layout(
-            weights.arrays, network, layout, reset_counters=reset_counters, allow_nonfinite=True
+            weights.arrays,
+            said.classifier.network,
+            layout,
+            reset_counters=reset_counters,
+            allow_nonfinite=True,
         )
     except ConversionError as error:
         if said.unsaid is None:
@@ -114,33 +115,18 @@ def read_folder(folder: Path, *, reset_counters: bool = False) -> Weights:
         raise ConversionError(error.what, [*error.problems, str(said.unsaid)]) from error
     if with_head.num_classes != said.classifier.num_classes:
         raise ConversionError(
-            f"{folder}: {_CONFIG} describes a head of {said.classifier.num_classes} classes, the "
+            f"{folder}: {CONFIG} describes a head of {said.classifier.num_classes} classes, the "
             f"weights have one of {with_head.num_classes}"
         )
-    notes = list(weights.notes)
-    notes += counters_reset(arrays, weights.arrays) if reset_counters else []
-    if said.unsaid is None and said.preprocessing is None and said.has_names:
-        notes.append(
-            f"left out: the names of the classes in {_CONFIG}, which are part of a preprocessing: "
-            "the folder has none"
-        )
+    reset = counters_reset(arrays, weights.arrays) if reset_counters else []
     return dataclasses.replace(
-        weights,
-        arrays=arrays,
-        classifier=with_head,
-        preprocessing=said.preprocessing,
-        notes=tuple(notes),
-        unsaid=said.unsaid,
+        said, arrays=arrays, classifier=with_head, notes=(*said.notes, *reset)
     )
 
 
 def network_beside(file: Path, weights: Weights) -> ResNetSpec | None:
-    """The network that a folder's configuration says its file of weights is of, if it has one.
-
-    Raises:
-        ConversionError: the table has no such network (the differences are listed).
-    """
-    path = file.parent / _CONFIG
+    """The network of a file of weights as the configuration in its folder has it, if any."""
+    path = file.parent / CONFIG
     if file.name not in _WEIGHTS or not path.is_file():
         return None
     config = _read_json(path)
@@ -166,7 +152,7 @@ def _naming(folder: Path, layout: str, advice: str = "") -> Iterator[None]:
 
 def layout_of(folder: Path) -> Layout | None:
     """The layout of a folder's configuration; None where there is none, or of another package."""
-    path = folder / _CONFIG
+    path = folder / CONFIG
     name = _package_of(_read_json(path)) if path.is_file() else None
     return None if name is None else find_layout(name)
 
@@ -179,48 +165,29 @@ def _package_of(config: Mapping[str, Any]) -> str | None:
     return "timm" if "architecture" in config else None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Description:
-    """What a folder's JSON files say.
-
-    `unsaid` is why `Preprocessing` cannot express how its images are prepared; `has_names` is
-    whether its classes have names.
-    """
-
-    layout: str
-    classifier: ClassifierSpec
-    preprocessing: Preprocessing | None
-    unsaid: ConversionError | None
-    has_names: bool
-
-
-def _read_description(folder: Path, weights: Weights) -> _Description:
-    """The description of a folder with these arrays, which limit the size of the model."""
-    if not (folder / _CONFIG).is_file():
+def _read_description(folder: Path, weights: Weights) -> tuple[Weights, Layout]:
+    """What a folder's JSON files say of these arrays, which limit the size of the model."""
+    advice = "name the file of weights in it, with its --layout and --model"
+    if not (folder / CONFIG).is_file():
         raise ConversionError(
-            f"{folder} has no {_CONFIG}, and its weights do not describe a model: name the file of "
-            "weights in it, with its --layout and --model"
+            f"{folder} has no {CONFIG}, and its weights do not describe a model: {advice}"
         )
-    config = _read_json(folder / _CONFIG)
-    layout = _package_of(config)
-    if layout is None:
-        raise ConversionError(
-            f"{folder / _CONFIG} is neither timm's nor transformers': name the file of weights "
-            "in it, with its --layout and --model"
-        )
-    module, classifier, preprocessing = _CONFIGS[layout], None, None
+    config = _read_json(folder / CONFIG)
+    package = _package_of(config)
+    if package is None:
+        raise ConversionError(f"{folder / CONFIG} is not of {' or '.join(PACKAGES)}: {advice}")
+    module, classifier, preprocessing = _CONFIGS[package], None, None
     errors: list[ConversionError] = []
     try:
-        with _naming(folder, layout):
-            fields = module.read_network(config)
-            classifier = parse_description(fields, len(weights.arrays))
+        with _naming(folder, package):
+            classifier = parse_description(module.read_network(config), len(weights.arrays))
     except ConversionError as error:
         errors.append(error)
     try:
-        files, processor = {_CONFIG: config}, folder / transformers_config.PREPROCESSOR
+        files, processor = {CONFIG: config}, folder / transformers_config.PREPROCESSOR
         if processor.is_file():
             files[processor.name] = _read_json(processor)
-        with _naming(folder, layout):
+        with _naming(folder, package):
             preprocessing = module.read_preprocessing(files)
             if preprocessing is not None and classifier is not None:
                 preprocessing.check(classifier)
@@ -230,10 +197,21 @@ def _read_description(folder: Path, weights: Weights) -> _Description:
         raise ConversionError(f"{folder} is not of this table:", list(map(str, errors)))
     if classifier is None:
         raise errors[0]
-    with _naming(folder, layout):
-        has_names = module.class_names(config) is not None
-    unsaid = errors[0] if errors else None
-    return _Description(layout, classifier, None if errors else preprocessing, unsaid, has_names)
+    notes = list(weights.notes)
+    with _naming(folder, package):
+        if module.class_names(config) is not None and preprocessing is None and not errors:
+            notes.append(
+                f"left out: the names of the classes in {CONFIG}, which are part of a "
+                "preprocessing: the folder has none"
+            )
+    described = dataclasses.replace(
+        weights,
+        classifier=classifier,
+        preprocessing=None if errors else preprocessing,
+        notes=tuple(notes),
+        unsaid=errors[0] if errors else None,
+    )
+    return described, find_layout(package)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

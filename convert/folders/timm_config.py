@@ -27,11 +27,7 @@ _DEFAULTS = {
 
 
 def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> dict[str, Any]:
-    """Name -> content of the JSON files.
-
-    Raises:
-        ConversionError: timm has no such architecture, or the preprocessing is not known.
-    """
+    """Name -> content of the JSON files; timm needs to know the preprocessing."""
     if preprocessing is None:
         raise ConversionError(
             "timm normalises with ImageNet's mean and standard deviation by default, and nothing "
@@ -67,9 +63,7 @@ def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> di
 def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing | None:
     """How images are prepared and what the classes are called, from all JSON files by name.
 
-    Raises:
-        ConversionError: `Preprocessing` cannot express it; the differences are listed.
-        ValueError, KeyError, TypeError: the content is not timm's.
+    A ConversionError lists what `Preprocessing` cannot express; other errors are of the content.
     """
     config = files[CONFIG]
     if config.get("model_type") == WRAPPER and "pretrained_cfg" not in config:
@@ -101,9 +95,7 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
     """The description of the model, as `ClassifierSpec.to_json`'s.
 
-    Raises:
-        ConversionError: the table does not have this network; the differences are listed.
-        ValueError, KeyError, TypeError: the content is not timm's.
+    A ConversionError lists what is not in the table; other errors are of the content.
     """
     pretrained, arguments = _pretrained(config), _arguments(config)
     architecture = plain_name(config["architecture"])

@@ -58,9 +58,7 @@ def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> di
 def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing | None:
     """How images are prepared and what the classes are called, from all JSON files by name.
 
-    Raises:
-        ConversionError: `Preprocessing` cannot express it; the differences are listed.
-        ValueError, KeyError, TypeError: the content is not transformers'.
+    A ConversionError lists what `Preprocessing` cannot express; other errors are of the content.
     """
     processor = files.get(PREPROCESSOR)
     return None if processor is None else _read_processor(processor, class_names(files[CONFIG]))
@@ -69,9 +67,7 @@ def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing | None:
 def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
     """The description of the model, as `ClassifierSpec.to_json`'s.
 
-    Raises:
-        ConversionError: the table does not have this network; the differences are listed.
-        ValueError, KeyError, TypeError: the content is not transformers'.
+    A ConversionError lists what is not in the table; other errors are of the content.
     """
     config = {**_DEFAULTS, **config}
     expansion = BOTTLENECK_EXPANSION if config["layer_type"] == "bottleneck" else 1

@@ -1,7 +1,4 @@
-"""The pickle of a state dict as `torch.save` writes it, made without torch.
-
-Plain values in their plainest opcodes: what follows a pickle opcode by opcode reads it sooner.
-"""
+"""The pickle of a state dict as `torch.save` writes it, made without torch, in few opcodes."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -15,11 +12,7 @@ _STORAGE_OF = {dtype: kind for kind, dtype in STORAGES.items() if "Untyped" not 
 
 
 def write_pickle(tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]) -> bytes:
-    """An ordered dictionary of tensors, with the text that a module's state dict has of itself.
-
-    Raises:
-        ConversionError: torch's files have no name for a dtype.
-    """
+    """An ordered dictionary of tensors, and text where a module's state dict has its metadata."""
     writer = _Writer()
     writer.put(b"\x80\x02", writer.new_dictionary(), b"(")
     for name, tensor in tensors:
@@ -31,7 +24,7 @@ def write_pickle(tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, s
 
 @dataclass
 class _Writer:
-    """The opcodes so far, and under which number each repeated value is remembered."""
+    """The opcodes so far, and the number under which each repeated value is remembered."""
 
     parts: list[bytes] = field(default_factory=list)
     memo: dict[bytes, bytes] = field(default_factory=dict)
@@ -40,7 +33,7 @@ class _Writer:
         self.parts += parts
 
     def once(self, opcodes: bytes) -> bytes:
-        """The opcodes of a value the first time, which are remembered, then its number."""
+        """The opcodes of a value the first time, and afterwards only its number."""
         if opcodes in self.memo:
             return self.memo[opcodes]
         if len(self.memo) == _MOST_REMEMBERED:

@@ -1,4 +1,4 @@
-"""`.pt`, `.pth` and `.th`: what `torch.save` wrote, its state dict, and nothing that needs code."""
+"""`.pt`, `.pth` and `.th`: the state dict in what `torch.save` wrote, if it needs no code."""
 
 import functools
 import itertools
@@ -14,7 +14,7 @@ from convert.arrays import as_bytes, crc32
 from convert.description import own_metadata
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
-from convert.formats.entries import advise, advise_on_arrays, find_state_dict
+from convert.formats.entries import advise, find_state_dict
 from convert.formats.form import Contents, Visitor
 from convert.formats.pickles import LARGEST_PICKLE, Storage, Tensor, read_pickle
 from convert.formats.pickling import write_pickle
@@ -34,13 +34,13 @@ def write(
 ) -> dict[str, int]:
     """Writes a state dict, and text where a module's state dict has the versions of its layers.
 
-    As `torch.save` does, but one array at a time is laid out for it, and torch is not asked.
+    As `torch.save` does, but without torch, and only one array at a time is put in C order.
     """
     checksums = {}
     with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
         def add(name: str, content: bytes | memoryview) -> int:
-            """`archive.writestr`, whose going back for a checksum costs more than the content."""
+            """As `archive.writestr`, which seeks back to write a checksum, and is slower for it."""
             member = zipfile.ZipInfo(f"{_FOLDER}/{name}")
             member.header_offset = archive.start_dir
             num_before = member.header_offset + _LOCAL_HEADER + len(member.filename) + 4
@@ -75,27 +75,21 @@ def _describe_array(key: str, array: np.ndarray) -> Tensor:
 
 @functools.cache
 def _name(dtype: np.dtype) -> str:
-    return dtype.name  # which NumPy puts together each time
+    return dtype.name  # NumPy computes it each time
 
 
 def read(path: Path, visit: Visitor, entry: str = "") -> Contents:
     """Visits every tensor of the state dict, which may be an entry of a larger dictionary.
 
-    `entry` is its name there, where it is not the only one.
-
-    torch is not asked. Its own reader takes the whole file into memory, other entries too, and from
-    a small file that is made for it any amount; half of this time it spends on fresh memory.
-
-    Raises:
-        ConversionError: the file is damaged, needs code to load (all that it asks for is listed),
-            or holds no state dict, several, or none of the name `entry`.
+    `entry` is its name there, where it is not the only one. This does not use torch, whose reader
+    takes the whole file into memory, and any amount of memory for a small hostile file.
     """
     try:
         with path.open("rb", buffering=0) as file:
             content, start_of = _open(path, file)
             state_dict, notes = find_state_dict(path, content, entry)
             places = [Place(name, tensor, start_of) for name, tensor in state_dict.items()]
-            # of their memory, too, at most as much again: views of one another take it twice
+            # views of one another may take the same memory twice
             if sum(max(p.num_bytes, p.end - p.start) for p in places) > 2 * path.stat().st_size:
                 raise ValueError("its tensors are larger than the file: they overlap")
             places_read = read_in_pieces(file, places)
@@ -117,14 +111,14 @@ def read(path: Path, visit: Visitor, entry: str = "") -> Contents:
 
 
 def _open(path: Path, file: FileIO) -> tuple[Any, StartOf]:
-    """What was saved, with descriptions of tensors for tensors."""
+    """What was saved, with descriptions in place of tensors."""
     unsafe: set[str] = set()
     opened: tuple[Any, StartOf] | None = None
     try:
         is_zip = file.read(len(_ZIP)) == _ZIP
         opened = _open_zip(path, file, unsafe) if is_zip else _open_legacy(file, unsafe)
     except ValueError:
-        if not unsafe:  # what was found says more than what is missing
+        if not unsafe:  # the names that were found say more
             raise
     if unsafe or opened is None:
         raise ConversionError(
@@ -138,7 +132,7 @@ def _open(path: Path, file: FileIO) -> tuple[Any, StartOf]:
 
 
 def _open_zip(path: Path, file: FileIO, unsafe: set[str]) -> tuple[Any, StartOf]:
-    """Since torch 1.6: a pickle and, as a member of its own, the memory of each storage."""
+    """Since torch 1.6: a zip archive of a pickle and the memory of each storage."""
     with open_archive(path) as archive:
         _check_members(path, archive)
         members = {member.filename: member for member in archive.infolist()}
@@ -148,8 +142,8 @@ def _open_zip(path: Path, file: FileIO, unsafe: set[str]) -> tuple[Any, StartOf]
     if members[pickles[0]].file_size > LARGEST_PICKLE:
         raise ConversionError(
             f"{path} has {members[pickles[0]].file_size} bytes beside its tensors, too many to be "
-            "looked through: most likely its values are NumPy arrays or lists:",
-            advise_on_arrays(path),
+            "read: most likely its values are NumPy arrays or lists:",
+            advise(path, has_arrays=True),
         )
     folder = pickles[0].removesuffix("data.pkl")
 
@@ -172,7 +166,7 @@ def _open_zip(path: Path, file: FileIO, unsafe: set[str]) -> tuple[Any, StartOf]
 
 
 def _start(file: FileIO, member: zipfile.ZipInfo) -> int:
-    """Where the content of a member begins: behind a header that has names of its own length."""
+    """Where the content of a member begins, behind a header of variable length."""
     file.seek(member.header_offset)
     header = file.read(_LOCAL_HEADER)
     if header[: len(_ZIP)] != _ZIP or len(header) < _LOCAL_HEADER:
@@ -214,7 +208,7 @@ def _open_legacy(file: FileIO, unsafe: set[str]) -> tuple[Any, StartOf]:
         size = storages[key].numel * dtype_of(storages[key]).itemsize
         file.seek(end)
         if int.from_bytes(file.read(8), "little") != storages[key].numel:
-            raise ValueError("the memory of a tensor has not its size")
+            raise ValueError("the memory of a tensor is not of its size")
         starts[key] = end + 8
         end += 8 + size
     if end > file.seek(0, 2):

@@ -29,11 +29,7 @@ def write(
 
 
 def read(path: Path, visit: Visitor) -> Contents:
-    """Visits every tensor; a name that is in the header twice is a problem.
-
-    Raises:
-        ConversionError: the file is damaged, or holds a dtype that NumPy lacks.
-    """
+    """Visits every tensor; a name that is in the header twice is a problem."""
     from safetensors import safe_open
 
     problems = _duplicates(path)
@@ -45,7 +41,7 @@ def read(path: Path, visit: Visitor) -> Contents:
     except BaseException as error:
         if isinstance(error, AttributeError):  # the library asks NumPy for the dtype by its name
             raise ConversionError(f"{path} holds a dtype that NumPy lacks: {error}") from error
-        # A panic of the library's Rust is no Exception, and its class cannot be imported.
+        # A panic of the library's Rust code is no Exception, and its class cannot be imported.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise _damaged(path, error) from error
         raise

@@ -1,4 +1,4 @@
-"""Tensors as arrays of the memory that a file of torch keeps for them, read a piece at a time."""
+"""The tensors of a file of torch as arrays, read from their memory in it a piece at a time."""
 
 import functools
 import math
@@ -11,8 +11,8 @@ import numpy as np
 from convert.arrays import BFLOAT16
 from convert.formats.pickles import Storage, Tensor
 
-# Bytes read at once: of what is only looked at, few enough for the processor's cache; of what is
-# kept, so many that NumPy asks for large pages.
+# Bytes read at once: if arrays are not kept, few enough for the processor's cache; if they are,
+# enough that NumPy asks for large pages.
 _LOOKED_AT, _KEPT = 2**20, 2**24
 _LARGEST_GAP = 2**16  # bytes
 _MOST_SHAPES = 256  # remembered: a network has few, however many tensors
@@ -20,11 +20,7 @@ StartOf = Callable[[Storage], int]  # where the memory of a storage begins in it
 
 
 class Place:
-    """A tensor, and where in the file its memory is.
-
-    Raises:
-        ValueError: the tensor is not within its storage.
-    """
+    """A tensor, and where in the file its memory is; a ValueError if not within its storage."""
 
     def __init__(self, name: str, tensor: Tensor, start_of: StartOf):
         self.name, self.tensor, self.dtype = name, tensor, dtype_of(tensor.storage)
@@ -46,10 +42,10 @@ class Place:
 
 
 def read_in_pieces(file: FileIO, places: list[Place]) -> Iterator[tuple[Place, np.ndarray]]:
-    """The tensors in the order of their memory, neighbours in one piece of it.
+    """The tensors in the order of their memory; neighbours share one piece of it.
 
-    Fresh memory costs more than what is read into it, and least in large pieces. Each is free again
-    when all of its tensors have been taken over; while they are so at once, pieces are small.
+    Allocating memory costs more than reading, and least in large pieces. A piece is freed with the
+    last of its tensors; while the caller keeps none, pieces are small.
     """
     places = sorted(places, key=lambda place: place.start)
     first, read_at_once = 0, _LOOKED_AT
@@ -80,7 +76,7 @@ def read_in_pieces(file: FileIO, places: list[Place]) -> Iterator[tuple[Place, n
 
 @functools.lru_cache(_MOST_SHAPES)
 def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int, bool]:
-    """The values of a tensor, those of the memory that it spans, and whether these are they."""
+    """Number of values of a tensor, number that its memory spans, and whether it is in C order."""
     num_values = math.prod(shape)
     last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
     axes = zip(shape, strides, strides_in_order(shape), strict=True)
@@ -95,5 +91,5 @@ def strides_in_order(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def dtype_of(storage: Storage) -> np.dtype:
-    """NumPy's name for what a storage holds."""
+    """NumPy's dtype of a storage."""
     return BFLOAT16 if storage.dtype == "bfloat16" else np.dtype(storage.dtype)

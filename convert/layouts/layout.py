@@ -53,6 +53,12 @@ class Spelling:
 TORCH = Spelling()
 NNX = Spelling(is_flax=True, has_counters=False)
 LINEN = Spelling(is_flax=True, has_collections=True, has_counters=False, separator="/")
+# Limits of the packages whose networks compute as torch's and torchvision's do.
+TORCHS_DIALECT = {
+    "padding": ("even",),
+    "stem_padding": ("even",),
+    "bottleneck_stride": ("3x3",),
+}
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,6 @@ class Layout:
         """The network of a name in our table as the package has it, with `changes` to its fields.
 
         It takes images of as many channels as the first convolution among `tensors` takes.
-
-        Raises:
-            ValueError: the model or a field is unknown, or a value out of range.
         """
         row = self.adapt(find_spec(name))
         return self.with_channels(ResNetSpec.from_json({**row.to_json(), **changes}), tensors or {})

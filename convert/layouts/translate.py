@@ -47,11 +47,7 @@ _RESET = "reset_counters (--reset-counters) takes them as zero"
 
 
 def find_layout(name: str) -> Layout:
-    """The layout of this name.
-
-    Raises:
-        UnknownNameError: there is none; the message suggests the nearest.
-    """
+    """The layout of this name; an UnknownNameError suggests the nearest."""
     if name not in LAYOUTS:
         raise UnknownNameError("layout", name, LAYOUTS)
     return LAYOUTS[name]
