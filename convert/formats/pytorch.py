@@ -16,8 +16,7 @@ from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
 from convert.formats.entries import advise, find_state_dict
 from convert.formats.form import Contents, Visitor
-from convert.formats.pickles import LARGEST_PICKLE, Storage, Tensor, read_pickle
-from convert.formats.pickling import write_pickle
+from convert.formats.pickles import LARGEST_PICKLE, Storage, Tensor, read_pickle, write_pickle
 from convert.formats.storages import Place, StartOf, dtype_of, read_in_pieces, strides_in_order
 from convert.wrappers import stated_architectures
 
