@@ -19,7 +19,7 @@ from convert.diff import command as diff
 from convert.errors import ConversionError
 from convert.files import READABLE, SUFFIXES, write_weights
 from convert.guess import as_options
-from convert.importing import Statement, as_ours, change_head, change_preprocessing
+from convert.importing import Statement, as_ours, change_as_asked
 from convert.inference import FORMS, export_onnx, export_program
 from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS, OURS, Layout, find_layout, write_layout
@@ -68,27 +68,22 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes the rest
         if options is None or options.command in (_inspect, _layouts):
             return 0
-        print("resnet-convert: standard output was closed", file=sys.stderr)
-        return 2
+        sentence = "standard output was closed"
     except KeyboardInterrupt:
         print("resnet-convert: interrupted", file=sys.stderr)
         return 130
-    except (ConversionError, ValueError, OSError) as error:
-        print(f"resnet-convert: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:  # a ConversionError among them
+        sentence = str(error)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         reason = str(error).strip().partition("\n")[0]
-        print(f"resnet-convert: not enough memory for this: {reason}", file=sys.stderr)
-        return 2
+        sentence = f"not enough memory for this: {reason}"
     except ModuleNotFoundError as error:
-        print(
-            f"resnet-convert: this needs the package {error.name}: install it, or "
-            "flax-resnet[torch,train] for everything",
-            file=sys.stderr,
-        )
-        return 2
+        everything = "flax-resnet[torch,train] for everything"
+        sentence = f"this needs the package {error.name}: install it, or {everything}"
+    print(f"resnet-convert: {sentence}", file=sys.stderr)
+    return 2
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -225,10 +220,7 @@ def _export(options: argparse.Namespace) -> None:
             f"{options.source} does not say which model it holds: use `import` first"
         )
     judge(options.source, source.weights, allow_nonfinite=options.allow_nonfinite)
-    weights = change_head(source.weights, options.head)
-    weights = change_preprocessing(
-        weights, options.preprocessing, keeps_head=options.head == "keep"
-    )
+    weights = change_as_asked(source.weights, options.head, options.preprocessing)
     assert weights.classifier is not None
     _print_notes(weights.notes)
     if format is not None:
@@ -296,8 +288,9 @@ def _import(options: argparse.Namespace) -> None:
     ).accepted(keeps_preprocessing=options.preprocessing is None)
     keeps_head = options.head == "keep"
     weights = as_ours(source, said, options.head)
-    weights = change_head(weights, options.head, is_headless=not keeps_head)
-    weights = change_preprocessing(weights, options.preprocessing, keeps_head=keeps_head)
+    weights = change_as_asked(
+        weights, options.head, options.preprocessing, is_headless=not keeps_head
+    )
     if is_folder:
         write_run(output, weights, allow_nonfinite=options.allow_nonfinite)
     else:

@@ -139,24 +139,28 @@ def change_head(weights: Weights, choice: str, *, is_headless: bool = False) -> 
     )
 
 
-def change_preprocessing(weights: Weights, name: str | None, *, keeps_head: bool) -> Weights:
-    """Weights with the preprocessing of a name in `PREPROCESSINGS`, or with none for `none`.
+def change_as_asked(
+    weights: Weights, head: str, preprocessing: str | None, *, is_headless: bool = False
+) -> Weights:
+    """Weights with another head, as `change_head` makes it, and another preprocessing.
 
-    None keeps that of the source. The names of the classes stay with the head.
+    `preprocessing` is a name in `PREPROCESSINGS`, `none`, or None for that of the source. The names
+    of the classes stay with the head.
     """
-    if name is None:
+    weights = change_head(weights, head, is_headless=is_headless)
+    if preprocessing is None:
         return weights
     if (before := weights.preprocessing) is not None:
         note = f"instead of the source's preprocessing, {before}"
         weights = dataclasses.replace(weights, notes=(*weights.notes, note))
-    if name == "none":
+    if preprocessing == "none":
         return dataclasses.replace(weights, preprocessing=None)
     assert weights.classifier is not None
-    known = PREPROCESSINGS[name]
+    known = PREPROCESSINGS[preprocessing]
     names = known.class_names
-    if not keeps_head or (names is not None and len(names) != weights.classifier.num_classes):
+    if head != "keep" or (names is not None and len(names) != weights.classifier.num_classes):
         names = None  # nobody has trained a new head yet
-    if keeps_head and before is not None and before.class_names is not None:
+    if head == "keep" and before is not None and before.class_names is not None:
         names = before.class_names
     known = dataclasses.replace(known, class_names=names)
     return dataclasses.replace(weights, preprocessing=known)
