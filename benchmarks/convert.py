@@ -135,22 +135,22 @@ def load_theirs(model: Any, path: Path) -> None:
 def load_ours(name: str, path: Path) -> Any:
     """A file to a Flax model, all checks on."""
     from convert.files import read_weights
-    from convert.layouts import read_layout
+    from convert.layouts import find_layout, read_layout
     from convert.models import build_flax
     from resnet_spec import find_spec
 
     tensors = read_weights(path, allow_nonfinite=True).arrays  # the layout's reader checks them
-    arrays, classifier = read_layout(tensors, find_spec(name), MODELS[name][0])
+    arrays, classifier = read_layout(tensors, find_spec(name), find_layout(MODELS[name][0]))
     del tensors
     return build_flax(classifier, arrays, take=True)
 
 
 def to_arrays(name: str, model: Any) -> Any:
     """A Flax model to arrays under the layout's names."""
-    from convert.layouts import write_layout
+    from convert.layouts import find_layout, write_layout
     from convert.models import arrays_of, describe
 
-    return write_layout(arrays_of(model), describe(model), MODELS[name][0])
+    return write_layout(arrays_of(model), describe(model), find_layout(MODELS[name][0]))
 
 
 def save_ours(name: str, model: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Weights between the Flax and torch twins, files, training runs and other packages' layouts."""
+"""Moves weights between the Flax and torch twins, files, training runs and other packages."""
 
 from convert.errors import ConversionError
 from convert.files import load, save

@@ -9,27 +9,35 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from convert import checkpoints, files, folders, inference
+from convert import folders
 from convert.atomic import check_text
+from convert.checkpoints import write_run
 from convert.diff import command as diff
 from convert.errors import ConversionError
-from convert.incoming import as_asked, as_ours
+from convert.files import READABLE, SUFFIXES, write_weights
+from convert.guess import as_options
+from convert.importing import Statement, as_ours, change_as_asked
+from convert.inference import FORMS, export_onnx, export_program
 from convert.inspection import as_text, inspect
-from convert.layouts import LAYOUTS, find_layout, write_layout
-from convert.options import add_part, add_stated, as_options
+from convert.layouts import LAYOUTS, OURS, Layout, find_layout, write_layout
+from convert.models import judge
+from convert.options import add_part, add_stated, stated
 from convert.sources import read_source
 from convert.weights import Weights
 from resnet_spec import PREPROCESSINGS
 
-OURS = "flax-resnet"
+_DESCRIPTION = """\
+Moves the weights of ResNets between training runs, files of weights, models for inference and
+other packages. A file is written whole or not at all, and every tensor is accounted for.
+"""
 
 
 @contextlib.contextmanager
 def _ending_tidily() -> Iterator[None]:
-    """Has SIGTERM end as Ctrl-C does, so that no half-written file stays behind."""
+    """Ends on SIGTERM as on Ctrl-C, so that no half-written file stays behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -42,117 +50,137 @@ def _ending_tidily() -> Iterator[None]:
 
 @_ending_tidily()
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; a mistake of the user's is one sentence on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):  # names of files may have characters that it has not
+    """Runs one command; a user's mistake is one sentence on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # which may lack characters of file names
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     options: argparse.Namespace | None = None
     try:
         try:
             options = _parser().parse_args(arguments)
-        except SystemExit:  # of --help
+        except SystemExit:  # --help
             sys.stdout.flush()
             raise
         code = options.command(options) or 0
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `| head`, which has what it wanted of a list
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no end
+    except BrokenPipeError:  # `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes the rest
         if options is None or options.command in (_inspect, _layouts):
             return 0
-        print("resnet-convert: standard output was closed", file=sys.stderr)
-        return 2
+        sentence = "standard output was closed"
     except KeyboardInterrupt:
         print("resnet-convert: interrupted", file=sys.stderr)
         return 130
-    except (ConversionError, ValueError, OSError) as error:
-        print(f"resnet-convert: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:  # a ConversionError among them
+        sentence = str(error)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         reason = str(error).strip().partition("\n")[0]
-        print(f"resnet-convert: not enough memory for this: {reason}", file=sys.stderr)
-        return 2
+        sentence = f"not enough memory for this: {reason}"
     except ModuleNotFoundError as error:
-        print(
-            f"resnet-convert: this needs the package {error.name}: install it, or "
-            "flax-resnet[torch,train] for everything",
-            file=sys.stderr,
-        )
-        return 2
+        everything = "flax-resnet[torch,train] for everything"
+        sentence = f"this needs the package {error.name}: install it, or {everything}"
+    print(f"resnet-convert: {sentence}", file=sys.stderr)
+    return 2
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Torch and JAX have RuntimeErrors for it."""
+    """Torch and JAX raise a RuntimeError for it."""
     text = str(error)
     return isinstance(error, MemoryError) or "memory" in text or "RESOURCE_EXHAUSTED" in text
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="resnet-convert", description="Move ResNet weights between runs, files and packages."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_export(commands.add_parser("export", help="a run, or a file of ours, to a file"))
-    _add_import(commands.add_parser("import", help="a file, ours or foreign, to ours or a new run"))
+    parser = argparse.ArgumentParser(prog="resnet-convert", description=_DESCRIPTION)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_export(commands)
+    _add_import(commands)
 
-    look = commands.add_parser("inspect", help="what a file, a run or a folder holds")
-    look.add_argument("source", type=Path)
-    look.add_argument("--json", action="store_true", help="for programs")
+    text = "show what a file, a run or a folder holds"
+    look = commands.add_parser("inspect", help=text, description=f"{text.capitalize()}.")
+    look.add_argument("source", type=Path, help="file of weights, training run or model folder")
+    look.add_argument("--json", action="store_true", help="write JSON, for programs")
     add_part(look)
     look.set_defaults(command=_inspect)
 
     diff.add_parser(commands)
 
-    layouts = commands.add_parser("layouts", help="the layouts that are known")
+    text = "list the known layouts"
+    layouts = commands.add_parser("layouts", help=text, description=f"{text.capitalize()}.")
     layouts.set_defaults(command=_layouts)
     return parser
 
 
-def _add_export(parser: argparse.ArgumentParser) -> None:
-    suffixes = ", ".join(files.SUFFIXES)
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write a run, or a file of ours, as another file",
+        description="Writes the weights of a run, or of a file that says which model it holds, to "
+        "a file: with our names or another package's, or as a model for inference.",
+    )
     parser.add_argument(
-        "source", type=Path, help=f"folder of a training run, or {', '.join(files.READABLE)}"
+        "source", type=Path, help=f"folder of a training run, or {', '.join(READABLE)}"
     )
     parser.add_argument(
         *("-o", "--output"),
         type=Path,
         required=True,
-        help=f"{suffixes}, .onnx or .pt2; with the layouts timm and transformers also a new "
-        "folder, which their own loaders open",
+        help=f"{', '.join(SUFFIXES)}, .onnx or .pt2; with the layouts timm and transformers also "
+        "a new folder, which these packages open",
     )
-    parser.add_argument("--layout", default=OURS, help="names to write (see `layouts`)")
-    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    parser.add_argument(
+        "--layout",
+        default=OURS.name,
+        help="whose names to write (see `resnet-convert layouts`); default: ours",
+    )
+    parser.add_argument("--step", type=int, help="step of the run's checkpoint; default: newest")
     parser.add_argument(
         "--weights",
         choices=("raw", "ema"),
         help="of a run that averages its weights: the newest or the average; default: the average",
     )
-    inference.add_export_options(parser)
+    inference = parser.add_argument_group("models for inference")
+    inference.add_argument(
+        "--format", choices=FORMS, help="default: by the suffix, .onnx or .pt2, else weights"
+    )
+    inference.add_argument(
+        "--image-size",
+        type=int,
+        help="height and width of the images; default: the preprocessing's, else 32 or 224",
+    )
     _add_common(parser)
     parser.set_defaults(command=_export)
 
 
-def _add_import(parser: argparse.ArgumentParser) -> None:
-    suffixes = ", ".join(files.SUFFIXES)
-    parser.add_argument(
-        "source", type=Path, help=f"{', '.join(files.READABLE)}, or a Hugging Face folder"
+def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "import",
+        help="make a file of ours, or a new run, of any weights",
+        description="Reads weights under our names or another package's, and writes a file that "
+        "says which model it holds, or a run to resume from.",
     )
+    parser.add_argument("source", type=Path, help=f"{', '.join(READABLE)}, or a model folder")
     parser.add_argument(
         *("-o", "--output"),
         type=Path,
         required=True,
-        help=f"{suffixes}, or a new folder: a run to resume from",
+        help=f"{', '.join(SUFFIXES)}, or a new folder: a run to resume from",
     )
-    parser.add_argument("--layout", help="names in the file (see `layouts` and `inspect`)")
-    parser.add_argument("--model", help="name in our table; a file of ours knows its own")
-    add_stated(parser)
+    parser.add_argument(
+        "--layout",
+        help="whose names the file has (see `resnet-convert layouts` and `inspect`); default: ours",
+    )
+    parser.add_argument(
+        "--model", help="name of the model in our table; not needed where the source says it"
+    )
     parser.add_argument(
         "--statistics-batch-size",
         type=int,
-        help="record the batch that the running variances were taken over, for biased ones",
+        help="batch size to record for biased running variances",
     )
+    add_stated(parser)
     _add_common(parser)
     parser.set_defaults(command=_import)
 
@@ -165,65 +193,77 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preprocessing",
         choices=(*PREPROCESSINGS, "none"),
-        help="record how images were prepared, whatever the source says of it",
+        help="how images were prepared, instead of what the source says",
     )
     parser.add_argument(
         "--allow-nonfinite",
         action="store_true",
-        help="take NaN, infinite values and negative variances, too",
+        help="accept NaN, infinite values and negative variances",
     )
 
 
 def _export(options: argparse.Namespace) -> None:
-    output, layout = options.output, options.layout
-    find_layout(layout)
-    form = inference.choose_format(options)
-    is_folder = layout in folders.LAYOUTS and output.suffix.lower() not in files.SUFFIXES
-    if form is None:
+    output, layout = options.output, find_layout(options.layout)
+    format = _choose_format(output, options.format, layout, options.image_size)
+    is_folder = layout.name in folders.PACKAGES and output.suffix.lower() not in SUFFIXES
+    if format is None:
         _check_output(output, is_folder=is_folder)
-    else:
-        _check_parent(output)
     source = read_source(
         options.source,
         step=options.step,
         average=options.weights,
         entry=options.entry,
         prefix=options.prefix,
-        judge_values=False,  # to say all at once that is wrong with the tensors
-        needs_preprocessing=options.preprocessing is None,
-    )
-    weights = source.weights
-    if weights.classifier is None:
+    ).accepted(keeps_preprocessing=options.preprocessing is None)
+    if source.weights.classifier is None:
         raise ConversionError(
             f"{options.source} does not say which model it holds: use `import` first"
         )
-    files.judge(
-        options.source,
-        weights,
-        classifier=weights.classifier,
-        allow_nonfinite=options.allow_nonfinite,
-    )
-    for note in weights.notes:
-        print(f"note: {note}")
-    weights = as_asked(weights, options)
+    judge(options.source, source.weights, allow_nonfinite=options.allow_nonfinite)
+    weights = change_as_asked(source.weights, options.head, options.preprocessing)
     assert weights.classifier is not None
-    if form is not None:
-        print(inference.export_inference(weights, output, form, options.image_size))
+    _print_notes(weights.notes)
+    if format is not None:
+        export = {"onnx": export_onnx, "program": export_program}[format]
+        done = export(weights, output, image_size=options.image_size)
+        shape = ", ".join(map(str, ("batch", *done.image_shape)))
+        print(
+            f"wrote {output}: images ({shape}) float32 to logits, largest difference from the "
+            f"torch twin {done.largest_difference:.1e} of the largest logit"
+        )
         return
-    lost = {} if layout == OURS else find_layout(layout).lost_fields(weights.classifier)
+    lost = {} if layout == OURS else layout.lost_fields(weights.classifier)
     if is_folder:
         folders.write_folder(output, weights, layout, allow_nonfinite=options.allow_nonfinite)
-        lost = {name: value for name, value in lost.items() if name not in folders.RECORDED[layout]}
+        recorded = folders.RECORDED[layout.name]
+        lost = {name: value for name, value in lost.items() if name not in recorded}
     else:
-        if layout != OURS:  # a foreign file carries no description of the model, it is not ours
+        if layout != OURS:  # the model's description is for our names
             arrays = write_layout(weights.arrays, weights.classifier, layout)
             weights = Weights(arrays, None, weights.preprocessing)
-        files.write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
+        write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
     if lost:
-        print(
-            f"note: the layout {layout} has no place for what `import` takes as {as_options(lost)}"
-        )
-    print(f"wrote {len(weights.arrays)} tensors to {output} in the layout {layout}")
+        where = f"the layout {layout.name} has no place for"
+        _print_notes([f"{where} what `import` takes as {as_options(lost)}"])
+    print(f"wrote {len(weights.arrays)} tensors to {output} in the layout {layout.name}")
+
+
+def _choose_format(
+    output: Path, asked: str | None, layout: Layout, image_size: int | None
+) -> str | None:
+    """The format of a model for inference, a key of `FORMS`; None for a file of weights."""
+    by_suffix = {form.suffix: name for name, form in FORMS.items()}
+    format = asked or by_suffix.get(output.suffix.lower())
+    if format is None:
+        if image_size is not None:
+            raise ConversionError(f"--image-size is for a model for inference, not for {output}")
+        return None
+    FORMS[format].check_suffix(output)
+    check_text(output)
+    if layout != OURS:
+        raise ConversionError(f"--layout is for weights: {output} holds a model")
+    _check_parent(output)
+    return format
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -232,31 +272,43 @@ def _import(options: argparse.Namespace) -> None:
     _check_output(output, is_folder=is_folder)
     if is_folder:
         check_text(output)
-    if options.layout is not None:
-        find_layout(options.layout)
+    said = Statement(
+        layout=OURS if options.layout is None else find_layout(options.layout),
+        model=options.model,
+        fields=stated(options),
+        statistics_batch_size=options.statistics_batch_size,
+        reset_counters=options.reset_counters,
+        allow_nonfinite=options.allow_nonfinite,
+    )
     source = read_source(
         options.source,
         reset_counters=options.reset_counters,
         entry=options.entry,
         prefix=options.prefix,
-        judge_values=False,  # to say all at once that is wrong with the tensors
-        needs_preprocessing=options.preprocessing is None,
+    ).accepted(keeps_preprocessing=options.preprocessing is None)
+    keeps_head = options.head == "keep"
+    weights = as_ours(source, said, options.head)
+    weights = change_as_asked(
+        weights, options.head, options.preprocessing, is_headless=not keeps_head
     )
-    weights = as_asked(as_ours(source, options), options, is_headless=options.head != "keep")
-    assert weights.classifier is not None
-    notes, num_classes = list(weights.notes), weights.classifier.num_classes
-    if num_classes is None and options.head == "keep":
-        notes.append("there is no head: the model gives pooled features")
-    elif not weights.classifier.head_bias:
-        notes.append("the head has no bias")
     if is_folder:
-        checkpoints.write_run(output, weights, allow_nonfinite=options.allow_nonfinite)
+        write_run(output, weights, allow_nonfinite=options.allow_nonfinite)
     else:
-        files.write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
-    for note in notes:
-        print(f"note: {note}")
+        write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
+    assert weights.classifier is not None
+    _print_notes(weights.notes)
+    num_classes = weights.classifier.num_classes
+    if num_classes is None and keeps_head:
+        _print_notes(["there is no head: the model gives pooled features"])
+    elif not weights.classifier.head_bias:
+        _print_notes(["the head has no bias"])
     head = "without a head" if num_classes is None else f"with a head of {num_classes} classes"
     print(f"wrote {len(weights.arrays)} tensors, {head}, to {output}")
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -271,9 +323,9 @@ def _layouts(_: argparse.Namespace) -> None:
 
 def _check_output(output: Path, *, is_folder: bool) -> None:
     suffix = output.suffix.lower()
-    is_meant_as_file = difflib.get_close_matches(suffix, files.READABLE, cutoff=0.8)
-    if suffix not in files.SUFFIXES and (not is_folder or is_meant_as_file):
-        raise ConversionError(f"{output}: weights are written to {', '.join(files.SUFFIXES)} files")
+    is_meant_as_file = difflib.get_close_matches(suffix, READABLE, cutoff=0.8)
+    if suffix not in SUFFIXES and (not is_folder or is_meant_as_file):
+        raise ConversionError(f"{output}: weights are written to {', '.join(SUFFIXES)} files")
     _check_parent(output)
 
 

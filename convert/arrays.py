@@ -11,14 +11,14 @@ from convert.errors import ConversionError
 
 try:
     from zlib_ng.zlib_ng import crc32
-except ImportError:  # left out by `--no-deps`: the same numbers, in four times the time
+except ImportError:  # `pip install --no-deps` leaves it out; zlib takes four times as long
     from zlib import crc32
 
 if TYPE_CHECKING:
     import torch
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_COLUMNS = 16
+_COLUMNS = 16  # copied at once
 _COUNTER = "num_batches_tracked"
 
 
@@ -36,7 +36,7 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 def check_mapping(tensors: Any) -> None:
-    """Raises a ConversionError where something is no state dict, nor a tree."""
+    """Raises a ConversionError for what is neither a state dict nor a tree."""
     if not isinstance(tensors, Mapping):
         raise ConversionError(
             f"a state dict is a mapping of names to tensors, not a {type(tensors).__name__}"
@@ -47,8 +47,8 @@ def as_arrays(tensors: Any) -> dict[Any, np.ndarray]:
     """A state dict's tensors as arrays that share their memory where they can.
 
     Raises:
-        ConversionError: it is no mapping, or a value is nothing that NumPy can hold (sparse or
-            8-bit tensors, shapes alone, dictionaries): all of them are named.
+        ConversionError: it is no mapping, or NumPy cannot hold some values (sparse or 8-bit
+            tensors, shapes alone, dictionaries): all of them are named.
     """
     check_mapping(tensors)
     arrays, problems = {}, []
@@ -66,7 +66,7 @@ def as_arrays(tensors: Any) -> dict[Any, np.ndarray]:
 
 
 def to_tensor(array: np.ndarray) -> "torch.Tensor":
-    """A tensor of its own memory."""
+    """A tensor with its own memory."""
     import torch
 
     copy = np.array(array, order="C")  # never the immutable buffer of a JAX array
@@ -76,12 +76,12 @@ def to_tensor(array: np.ndarray) -> "torch.Tensor":
 
 
 def is_floating(dtype: np.dtype) -> bool:
-    """Whether a dtype is of real floating-point numbers as both frameworks have them."""
+    """Whether a dtype is one of the floating-point dtypes that both frameworks have."""
     return dtype in (BFLOAT16, np.float16, np.float32, np.float64)
 
 
 def is_lossless(source: np.dtype, target: np.dtype) -> bool:
-    """Whether every floating-point value of `source` is one of `target`."""
+    """Whether `target` can hold every floating-point value of `source` exactly."""
     if source == target:
         return True
     if BFLOAT16 in (source, target):
@@ -89,31 +89,24 @@ def is_lossless(source: np.dtype, target: np.dtype) -> bool:
     return np.can_cast(source, target, "safe")
 
 
-def copy_into(target: np.ndarray, source: np.ndarray) -> None:
-    """`target[...] = source`, in two thirds of the time where a kernel's axes are transposed.
-
-    A few columns at a time stay in the processor's cache.
-    """
-    if source.ndim < 2 or source.flags.c_contiguous:
-        target[...] = source
-        return
-    for start in range(0, source.shape[1], _COLUMNS):
-        target[:, start : start + _COLUMNS] = source[:, start : start + _COLUMNS]
-
-
 def in_order(array: np.ndarray, memory: np.ndarray | None = None) -> np.ndarray:
-    """An array itself where it is in C order, or else a copy that is, in `memory` or its own."""
+    """The array if it is in C order, else a copy in C order, in `memory` where that is given."""
     if array.flags.c_contiguous:
         return array
     if memory is None:
         memory = np.empty(array.nbytes, np.uint8)
     copy = memory[: array.nbytes].view(array.dtype).reshape(array.shape)
-    copy_into(copy, array)
+    if array.ndim < 2:
+        copy[...] = array
+        return copy
+    # A few columns stay in the processor's cache: two thirds of the time for a transposed kernel.
+    for start in range(0, array.shape[1], _COLUMNS):
+        copy[:, start : start + _COLUMNS] = array[:, start : start + _COLUMNS]
     return copy
 
 
 def as_bytes(array: np.ndarray, memory: np.ndarray | None = None) -> memoryview:
-    """An array's memory in C order, without a copy where it has that order already."""
+    """An array's memory in C order; no copy if it is in that order already."""
     return in_order(array, memory).reshape(-1).view(np.uint8).data
 
 
@@ -147,11 +140,10 @@ def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def value_problems(name: str, array: np.ndarray, *, allow_nonfinite: bool = False) -> list[str]:
-    """What no weight should be, a sentence each: no value, NaN, infinite, a negative variance."""
+    """A sentence if an array is empty or has NaN, infinite values or negative variances."""
     if array.size == 0:
         return [f"empty: {name} {array.shape} has no value"]
-    is_real = is_floating(array.dtype) or array.dtype.kind == "c"
-    if allow_nonfinite or not is_real:
+    if allow_nonfinite or not (is_floating(array.dtype) or array.dtype.kind == "c"):
         return []
     is_finite = np.isfinite(array)
     if is_finite.all():
@@ -164,7 +156,7 @@ def value_problems(name: str, array: np.ndarray, *, allow_nonfinite: bool = Fals
 
 
 def _is_variance(name: str) -> bool:
-    """Of a BatchNorm, by torch's name or Flax's."""
+    """Whether it is a BatchNorm's running variance, by torch's name or Flax's."""
     return name.replace("/", ".").rpartition(".")[2] in ("running_var", "var")
 
 
@@ -174,19 +166,19 @@ def is_counter(name: str) -> bool:
 
 
 def is_count(array: np.ndarray | None) -> bool:
-    """Whether an array is a count of batches as torch has them."""
+    """Whether an array is a count of batches as torch has it, a single int64."""
     return array is not None and array.shape == () and array.dtype == np.int64
 
 
 def counters_reset(arrays: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> list[str]:
-    """A note on how many counters are zero in `arrays` because they are no counts in `given`."""
+    """A note on the number of counters that are zero because `given` has no count for them."""
     num_counts = sum(is_counter(name) and is_count(array) for name, array in given.items())
     num_reset = sum(map(is_counter, arrays)) - num_counts
     return [f"taken as zero: {num_reset} {_COUNTER}, missing or no int64"] if num_reset > 0 else []
 
 
 def dtype_problems(name: str, array: np.ndarray) -> list[str]:
-    """Weights are floating-point, counters of batches int64; a sentence where one is not."""
+    """A sentence if weights are not floating-point, or a counter of batches is not int64."""
     if is_counter(name) and array.dtype != np.int64:
         return [f"dtype: {name} should be int64, is {array.dtype}"]
     if not is_counter(name) and not is_floating(array.dtype):
@@ -194,10 +186,19 @@ def dtype_problems(name: str, array: np.ndarray) -> list[str]:
     return []
 
 
+def array_problems(arrays: Mapping[str, np.ndarray], allow_nonfinite: bool = False) -> list[str]:
+    """Every problem of the dtypes and values of weights, a sentence each."""
+    problems: list[str] = []
+    for name, array in arrays.items():
+        problems += dtype_problems(name, array)
+        problems += value_problems(name, array, allow_nonfinite=allow_nonfinite)
+    return problems
+
+
 def compare_shapes(
     expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """Every missing, left-over and misshapen name, one sentence each."""
+    """A sentence for every name that is missing, left over or misshapen."""
     missing = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in given]
     left_over = [
         f"left over: {name} {shape}" for name, shape in given.items() if name not in expected

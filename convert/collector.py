@@ -1,4 +1,4 @@
-"""Python's search for circles of objects, put off while thousands of objects are made."""
+"""Pauses Python's garbage collection while many objects are made."""
 
 import contextlib
 import gc
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def put_off() -> Iterator[None]:
-    """No search for circles meanwhile: one of all objects takes as long as reading a large file.
+def paused() -> Iterator[None]:
+    """Pauses garbage collection: one pass over all objects takes as long as reading a large file.
 
-    A network is no such circle and is free with its last name; what is left of making it is found
-    by the first search afterwards, as it is young.
+    Reference counting frees a network without it. The next collection frees whatever is left over,
+    because it is young.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Which network a model, a state dict or a file is of."""
+"""Which network a model or a state dict is of, and how they say it."""
 
 import collections
 import importlib.util
@@ -17,9 +17,9 @@ def describe(model: Any) -> ClassifierSpec:
     """The table's row of either twin, and its head.
 
     Raises:
-        ConversionError: the model is no ResNet of ours, has blocks or shortcuts of its own, was
-            edited so that it computes something else, or has a head that is neither the identity
-            nor linear.
+        ConversionError: the model is no ResNet of ours, has its own blocks or shortcuts, was
+            edited so that it computes something else, or its head is neither the identity nor
+            linear.
     """
     spec = getattr(model, "spec", None)
     if spec is None:
@@ -29,7 +29,7 @@ def describe(model: Any) -> ClassifierSpec:
         )
     if differences := differences_from_row(model):
         raise ConversionError(
-            "this network was edited, and computes something else than its row in the table: "
+            "this network was edited and no longer computes what its row in the table says: "
             "set its spec to None, and use flax_to_torch or torch_to_flax with models that you "
             "edit alike",
             differences,
@@ -48,7 +48,7 @@ def describe(model: Any) -> ClassifierSpec:
 
 
 def differences_from_row(model: Any) -> list[str]:
-    """By module, where either twin computes something else than the row in its `spec`."""
+    """Where either twin computes something else than the row in its `spec`, by module."""
     if hasattr(model, "state_dict"):
         from torch_resnet import edits
     else:
@@ -57,11 +57,7 @@ def differences_from_row(model: Any) -> list[str]:
 
 
 def parse_description(fields: Any, num_tensors: int) -> ClassifierSpec:
-    """The description in a file of so many tensors, which bound what it may describe.
-
-    Raises:
-        ValueError: it is no description of a model with at most so many layers.
-    """
+    """The description in a file of `num_tensors` tensors; no model has more blocks than that."""
     depths = fields["network"]["stage_depths"]
     if not all(isinstance(depth, int) for depth in depths) or sum(depths) > num_tensors:
         raise ValueError(f"stages of {depths} blocks in a file of {num_tensors} tensors")
@@ -71,7 +67,7 @@ def parse_description(fields: Any, num_tensors: int) -> ClassifierSpec:
 def as_state_dict(
     arrays: Mapping[str, np.ndarray], classifier: ClassifierSpec | None = None
 ) -> dict[str, Any]:
-    """Torch tensors (arrays, where torch is not installed) with a description, as a state dict."""
+    """A state dict of torch tensors (of arrays where torch is not installed) with a description."""
     has_torch = importlib.util.find_spec("torch") is not None
     items = ((name, to_tensor(array) if has_torch else array) for name, array in arrays.items())
     state: Any = collections.OrderedDict(items)
@@ -81,9 +77,9 @@ def as_state_dict(
 
 
 def own_metadata(metadata: Any) -> Mapping[Any, Any]:
-    """What the `_metadata` of a state dict says of the network, or else of the whole module.
+    """The entry of a state dict's `_metadata` that describes our network, else the module's own.
 
-    Inside of another module (`DataParallel`, a Lightning module) its entry has a name.
+    Inside another module (`DataParallel`, a Lightning module) the entry has a name.
     """
     entries = metadata if isinstance(metadata, Mapping) else {}
     found = [e for e in entries.values() if isinstance(e, Mapping) and DESCRIPTION_KEY in e]
@@ -92,16 +88,12 @@ def own_metadata(metadata: Any) -> Mapping[Any, Any]:
 
 
 def describe_state(state: Mapping[str, Any]) -> ClassifierSpec | None:
-    """Which model a state dict says that it is of; None where it says nothing.
-
-    Raises:
-        ConversionError: what it says cannot be read.
-    """
+    """The model that a state dict says it is of; None where it says nothing."""
     text = own_metadata(getattr(state, "_metadata", None)).get(DESCRIPTION_KEY)
     if text is None:
         return None
     try:
         fields = decode(text)["model"]
         return None if fields is None else parse_description(fields, len(state))
-    except Exception as error:  # whatever a damaged description brings about
+    except Exception as error:  # a damaged description may raise anything
         raise ConversionError(f"this state dict describes its model wrongly: {error}") from error

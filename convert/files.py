@@ -12,28 +12,19 @@ from convert import collector
 from convert.arrays import checksum, value_problems
 from convert.atomic import naming, replacing
 from convert.errors import ConversionError
-from convert.formats import FORMS, READ_ONLY_FORMS, Form, pytorch
-from convert.formats.contents import Contents, Visitor
-from convert.formats.signatures import LONGEST, name_form
-from convert.layouts.timm_config import architecture_problems
-from convert.models import arrays_of, build_flax, build_torch, check, describe
+from convert.formats import FORMS, READ_ONLY_FORMS, pytorch, safetensors
+from convert.formats.form import Contents, Form, Visitor
+from convert.layouts.timm import architecture_problems
+from convert.models import arrays_of, check, describe, find_builder, judge
 from convert.weights import Weights, decode_description, encode_description
 from convert.wrappers import take_prefix, unwrap, unwrap_module
-from resnet_spec import ClassifierSpec, Preprocessing
-
-__all__ = [
-    "READABLE",
-    "SUFFIXES",
-    "Weights",
-    "load",
-    "read_description",
-    "read_weights",
-    "save",
-    "write_weights",
-]
+from resnet_spec import Preprocessing
 
 SUFFIXES = tuple(FORMS)  # written and read
 READABLE = (*SUFFIXES, *READ_ONLY_FORMS)
+_ZIP = b"PK\x03\x04"
+_OLD_TORCH = b"\x80\x02\x8a\x0a"  # a pickle of protocol 2 that begins with a long number
+_TAR = slice(257, 262)  # where a tar archive says that it is one
 
 
 def save(
@@ -47,14 +38,15 @@ def save(
     """Writes either twin, with its description, to a file of one of `SUFFIXES`.
 
     The tensors have our names and torch's axes: torch's own loaders read them into the twin. The
-    file appears whole, read back and compared, or not at all. A model knows neither of its
-    preprocessing nor of the batch that its running variances were taken over, which training on
-    may change: say them, as `load_preprocessing` and `load_statistics_batch_size` give them back.
+    file appears whole, read back and compared, or not at all. A model knows neither its
+    preprocessing nor the batch size of its running variances: give both, as `load_preprocessing`
+    and `load_statistics_batch_size` return them.
 
     Raises:
-        ConversionError: the model cannot be described (own blocks, own head) or is not what it
-            was built as, the preprocessing is of another number of channels or classes, a value
-            is none of a weight, the suffix is unknown, or what was written reads back otherwise.
+        ConversionError: the model cannot be described (own blocks, own head) or was changed since
+            it was built, the preprocessing has another number of channels or classes, a value is
+            NaN, infinite or a negative variance, the suffix is unknown, or the file reads back
+            otherwise than it was written.
         OSError: the file cannot be written.
         ValueError: `statistics_batch_size` is not a positive integer.
     """
@@ -78,30 +70,28 @@ def load(
     Args:
         path: the file.
         backend: which twin.
-        entry: of several twins' state dicts in what `torch.save` wrote, the one to take.
-        allow_nonfinite: take NaN, infinite values and negative variances, too.
+        entry: which state dict to take, where `torch.save` wrote those of several twins.
+        allow_nonfinite: accept NaN, infinite values and negative variances.
 
     Raises:
-        ConversionError: the file is damaged, does not describe its model, its tensors are not
-            the ones of the model it describes, or a value is none of a weight.
+        ConversionError: the file is damaged, does not describe its model, has other tensors than
+            that model, or a value is NaN, infinite or a negative variance.
         OSError: the file cannot be read.
         ValueError: the backend is unknown.
     """
-    if backend not in ("torch", "flax"):
-        raise ValueError(f"backend is 'torch' or 'flax', not {backend!r}")
-    if Path(path).is_dir():
+    path, build = Path(path), find_builder(backend)
+    if path.is_dir():
         raise ConversionError(
             f"{path} is a folder: `resnet-convert import {path} -o FILE` makes a file of it"
         )
-    weights = read_weights(Path(path), entry=entry, judge_values=False)
+    weights = read_file(path, entry=entry)
     if weights.classifier is None:
         raise ConversionError(
             f"{path} does not say which model it holds: name its layout and model, as in "
             "`resnet-convert import FILE --layout torchvision --model ResNet50 -o OUT`"
         )
-    build = build_torch if backend == "torch" else build_flax
+    judge(path, weights, allow_nonfinite=allow_nonfinite)
     classifier, arrays = weights.classifier, dict(weights.arrays)
-    judge(Path(path), weights, classifier=classifier, allow_nonfinite=allow_nonfinite)
     del weights
     try:
         return build(classifier, arrays, take=True)
@@ -109,15 +99,17 @@ def load(
         raise ConversionError(f"{path}: {error}") from error
 
 
-@collector.put_off()
+@collector.paused()
 def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False) -> None:
     """Writes arrays and their description; see `save`."""
     weights.check_preprocessing()
-    form = _form(path, reads=False)
-    problems = _value_problems(weights.arrays, allow_nonfinite)
+    form = _form(path, FORMS)
+    arrays, metadata = weights.arrays, encode_description(weights)
+    problems = [] if arrays else ["there is no array"]
+    for name, array in arrays.items():
+        problems += value_problems(name, array, allow_nonfinite=allow_nonfinite)
     if problems:
         raise ConversionError(f"{path} is not written:", problems)
-    arrays, metadata = weights.arrays, encode_description(weights)
     checksums: Mapping[str, int] = {}
     same: set[str] = set()
 
@@ -133,120 +125,96 @@ def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False
             checksums = form.write(temporary, arrays, metadata)
         written = form.read(temporary, compare)
         wrong = sorted(set(arrays) - same)
-        is_told = all(written.metadata.get(name) == text for name, text in metadata.items())
-        if wrong or not is_told:
+        has_metadata = all(written.metadata.get(name) == text for name, text in metadata.items())
+        if wrong or not has_metadata:
             raise ConversionError(f"{path} reads back otherwise than written:", wrong)
 
 
 def read_description(path: Path) -> Weights:
-    """What a file says of its model and its preprocessing, without the arrays.
-
-    Raises:
-        ConversionError: the suffix is unknown, or the file or its description is damaged.
-        OSError: the file cannot be read.
-    """
+    """What a file says of its model and its preprocessing, without the arrays."""
     names: list[str] = []
     contents = _read(path, lambda name, _: names.append(name))
     return Weights({}, **decode_description(path, contents.metadata, len(names)))
 
 
-@collector.put_off()
-def read_weights(
-    path: Path,
-    *,
-    suffix: str | None = None,
-    entry: str = "",
-    prefix: str = "",
-    allow_nonfinite: bool = False,
-    judge_values: bool = True,
+@collector.paused()
+def read_file(
+    path: Path, *, suffix: str | None = None, entry: str = "", prefix: str = ""
 ) -> Weights:
-    """Arrays by name, their description where the file has one, and notes on what was left out.
+    """Whatever a file holds, with its faults: `convert.models.judge` refuses them.
 
-    A prefix that torch's wrappers put before every name is taken off. Nothing in the file is run,
+    A prefix that torch's wrappers put before every name is removed. Nothing in the file is run,
     and memory stays below three times the file and 200 MB.
 
     Args:
         path: the file.
-        suffix: of the form that it is in, where its own name does not tell.
-        entry: of the state dicts in what `torch.save` wrote, the one to take.
-        prefix: take only the tensors whose names begin so, and take it off.
-        allow_nonfinite: take NaN, infinite values and negative variances, too.
-        judge_values: False takes whatever is there, and names the file's `faults`: who asks says
-            at once all that is wrong with it, by `judge`.
+        suffix: of its form, where its own name does not tell.
+        entry: which state dict of several in what `torch.save` wrote.
+        prefix: take only the tensors whose names begin with it, and remove it.
 
     Raises:
-        ConversionError: the suffix is unknown, the file is damaged or needs code to load, a name
-            is there twice, an array is empty, or a value is none of a weight: all are listed.
+        ConversionError: the suffix is unknown, or the file is damaged, empty or needs code to load.
         OSError: the file cannot be read.
     """
     arrays: dict[str, np.ndarray] = {}
     contents = _read(path, arrays.__setitem__, suffix, entry)
     description = decode_description(path, contents.metadata, len(arrays))
+    faults = (*contents.problems, *architecture_problems(contents.architectures))
     try:
         arrays, notes = take_prefix(arrays, prefix) if prefix else unwrap(arrays)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
-    weights = Weights(
-        arrays,
-        **description,
-        notes=(*contents.notes, *notes),
-        faults=(*contents.problems, *architecture_problems(contents.architectures)),
-    )
-    if judge_values or not arrays:
-        judge(path, weights, allow_nonfinite=allow_nonfinite)
+    if not arrays:
+        raise ConversionError(
+            f"{path} holds what no weights should:", [*faults, "there is no array"]
+        )
+    return Weights(arrays, **description, notes=(*contents.notes, *notes), faults=faults)
+
+
+def read_weights(path: Path, *, allow_nonfinite: bool = False) -> Weights:
+    """As `read_file`; faults of the file, and values that no weight has, are a ConversionError."""
+    weights = read_file(path)
+    judge(path, weights, as_described=False, allow_nonfinite=allow_nonfinite)
     return weights
 
 
-def judge(
-    path: Path,
-    weights: Weights,
-    *,
-    classifier: ClassifierSpec | None = None,
-    allow_nonfinite: bool = False,
-) -> None:
-    """Raises a ConversionError with all that is wrong with a file's arrays.
-
-    With a classifier, also where they are not its own.
-    """
-    problems = [*weights.faults, *_value_problems(weights.arrays, allow_nonfinite)]
-    try:
-        if classifier is not None:
-            check(classifier, weights.arrays)
-    except ConversionError as error:
-        raise ConversionError(f"{path}: {error.what}", [*error.problems, *problems]) from error
-    if problems:
-        raise ConversionError(f"{path} holds what no weights should:", problems)
-
-
 def _read(path: Path, visit: Visitor, suffix: str | None = None, entry: str = "") -> Contents:
-    form = _form(path, suffix)
+    form = _form(path, {**FORMS, **READ_ONLY_FORMS}, suffix)
     if entry and form is not pytorch:
         raise ConversionError(f"--entry is for what torch.save wrote, and {path} is another file")
     with path.open("rb") as file:  # a clear FileNotFoundError or PermissionError before any parser
-        first = file.read(LONGEST)
+        first = file.read(_TAR.stop)
     if not first:
         raise ConversionError(f"{path} is not a whole file: it is empty")
     try:
         return pytorch.read(path, visit, entry) if entry else form.read(path, visit)
     except ConversionError as error:
-        if not (hint := name_form(first, form)):
+        if not (hint := _other_form(first, form)):
             raise
         raise ConversionError(f"{path} {hint}; {error.what}", error.problems) from error
 
 
-def _form(path: Path, suffix: str | None = None, *, reads: bool = True) -> Form:
+def _form(path: Path, forms: Mapping[str, Form], suffix: str | None = None) -> Form:
     suffix = (path.suffix if suffix is None else suffix).lower()
-    forms = {**FORMS, **(READ_ONLY_FORMS if reads else {})}
     if suffix not in forms:
         raise ConversionError(f"{path}: weights are in {', '.join(forms)} files")
     return forms[suffix]
 
 
-def _value_problems(arrays: Mapping[str, np.ndarray], allow_nonfinite: bool) -> list[str]:
-    if not arrays:
-        return ["there is no array"]
-    return [
-        problem
-        for name, array in arrays.items()
-        for problem in value_problems(name, array, allow_nonfinite=allow_nonfinite)
-    ]
+def _other_form(first: bytes, form: Form) -> str:
+    """What a file with these first bytes is, and what to do; empty if it may be of this form."""
+    if form is not safetensors and first[8:9] == b"{":
+        return "begins as a safetensors file: rename it to .safetensors"
+    if form is safetensors and first.startswith(_ZIP):
+        return "begins as what torch.save or numpy.savez writes: rename it to .pt or .npz"
+    if form is not pytorch and first.startswith(_OLD_TORCH):
+        return "begins as what torch.save writes: rename it to .pt"
+    if first[_TAR] == b"ustar":
+        return "is an archive of tar: unpack it, and name the file in it"
+    if first.startswith(b"\x1f\x8b"):
+        return "is compressed: gunzip < FILE > NEW makes a file to read"
+    if first.startswith(b"\x89HDF"):
+        return "is an HDF5 file, as Keras writes them, and no layout here has Keras's names"
+    if first.startswith(b"\x93NUMPY"):
+        return "is a single array, an .npy file"
+    return ""

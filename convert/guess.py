@@ -1,15 +1,16 @@
-"""Which layout and model a file of tensors is of, from names and shapes alone."""
+"""Guesses the layout and model of a file of tensors from names and shapes alone."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from convert.errors import ConversionError
-from convert.layouts import LAYOUTS, layout_spec, read_layout, with_channels, with_head
-from convert.layouts.layout import Layout, Shapes
-from convert.layouts.mismatch import find_prefixes, shape_problems
-from convert.options import as_options
+from convert.layouts import LAYOUTS, Layout, read_layout
+from convert.layouts.layout import Shapes
+from convert.layouts.translate import shape_problems
+from convert.wrappers import find_prefixes
 from resnet_spec import DIALECT, MODELS, RATES, ClassifierSpec, ResNetSpec, ShortcutKind, find_spec
 
 
@@ -18,15 +19,15 @@ class Guess:
     """A layout and a model that a file may be of.
 
     Attributes:
-        layout: key of `LAYOUTS`.
+        layout: the layout.
         model: full name in our table.
         classifier: the network as the layout's package has it, and the head that is there.
-        share: of all names, how many are there with the right shape; 1.0 is all and no other.
-        has_counters: whether all `num_batches_tracked` are there that the layout has.
-        problems: where not all fit, a sentence for each of the first that do not.
+        share: the share of all names that are there with the right shape; 1.0 is all and no other.
+        has_counters: whether every `num_batches_tracked` of the layout is there.
+        problems: a sentence for each of the first tensors that do not fit.
     """
 
-    layout: str
+    layout: Layout
     model: str
     classifier: ClassifierSpec
     share: float
@@ -35,20 +36,20 @@ class Guess:
 
     @property
     def undecided(self) -> list[str]:
-        """What tensors cannot show, as it was taken: `padding='even'`."""
+        """The values taken for what tensors cannot show: `padding='even'`."""
         return undecided(self.classifier.network)
 
     @property
     def options(self) -> str:
-        """Those by which `import` takes it."""
-        spec, usual = self.classifier.network, layout_spec(self.model, self.layout)
-        fields = {"layout": self.layout, "model": self.model}
+        """The options by which `import` takes it."""
+        spec, usual = self.classifier.network, self.layout.network(self.model)
+        fields = {"layout": self.layout.name, "model": self.model}
         if spec.shortcut != usual.shortcut:
             fields["shortcut"] = spec.shortcut
         return as_options(fields) + ("" if self.has_counters else " --reset-counters")
 
 
-# What other packages vary, too, without another name or shape of any tensor (timm's `act_layer`,
+# What other packages can change without another name or shape of any tensor (timm's `act_layer`,
 # `aa_layer`, `output_stride` and `global_pool`, torchvision's `replace_stride_with_dilation`).
 _AS_IN_THE_PAPERS = (
     "ReLU",
@@ -57,15 +58,15 @@ _AS_IN_THE_PAPERS = (
     "average pooling before the head",
     "BatchNorm's epsilon 1e-5",
 )
-_NAMED = 4  # problems of the nearest network
+_NAMED = 4  # problems shown of the nearest network
 _FIRST = "stages.0.0.conv1"  # a layer that every network has, whatever its stem
-_NEAR = 1.25  # times as many 3x3 convolutions, or fewer
-_ENOUGH = 0.5  # of the names, for the nearest network to be believed without trying all others
-_MOST_WIDTHS = 12  # that are tried of one file
+_NEAR = 1.25  # largest ratio of the numbers of 3x3 convolutions
+_ENOUGH = 0.5  # share of names above which no networks of other depths are tried
+_MOST_WIDTHS = 12  # tried for one file
 
 
 def undecided(spec: ResNetSpec, stated: Collection[str] = ()) -> list[str]:
-    """What tensors of this network cannot show, but for the fields that are `stated`."""
+    """What tensors of this network cannot show, except the fields that are `stated`."""
     names = [name for name in DIALECT if spec.block != "basic" or name != "bottleneck_stride"]
     if spec.shortcut in ("identity", "centred_identity"):
         names.append("shortcut")
@@ -75,14 +76,18 @@ def undecided(spec: ResNetSpec, stated: Collection[str] = ()) -> list[str]:
     return [*fields, *_AS_IN_THE_PAPERS, *small]
 
 
+def as_options(fields: Mapping[str, Any]) -> str:
+    """Fields as a user states them: `--bottleneck-stride 1x1`."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in fields.items())
+
+
 _SHORTCUTS: tuple[ShortcutKind, ...] = ("projection", "identity", "full_projection", "convolution")
 
 
 def guess(shapes: Shapes) -> list[Guess]:
     """The layouts and models that fit exactly, else the nearest one, else nothing.
 
-    Args:
-        shapes: of all tensors by name, as they are in the file.
+    The shapes are those of all tensors in the file, by name.
     """
     views = [_View(layout, shapes) for layout in LAYOUTS.values()]
     names = (*MODELS, *_other_widths(shapes))
@@ -92,17 +97,16 @@ def guess(shapes: Shapes) -> list[Guess]:
     if exact:
         return exact
     best = _nearest(candidates)
-    if best is None or best.share < _ENOUGH:  # cut off, or of a depth that the table has not
+    if best is None or best.share < _ENOUGH:  # cut off, or of a depth that is not in the table
         best = _nearest([*candidates, *_candidates(views, [n for n in names if n not in near])])
     return [] if best is None else [best]
 
 
 def find_prefix(names: Collection[str]) -> str | None:
-    """A prefix behind which the names of a known layout are; the first, where there are several."""
+    """A prefix of names of a known layout; the first, where there are several."""
     spec = find_spec("ResNet18")
     for layout in LAYOUTS.values():
-        layer = dict(layout.names(spec))[_FIRST]
-        for prefix in find_prefixes(names, layout.spelling.name(layer, "weight", 4)):
+        for prefix in find_prefixes(names, layout.tensor_name(spec, _FIRST, "weight", 4)):
             if prefix:
                 return prefix
     return None
@@ -127,27 +131,25 @@ class _View:
         self.given = {name: to_ours(name, array).shape for name, array in self.tensors.items()}
 
     def begins(self, spec: ResNetSpec) -> bool:
-        """Whether the convolution of a network's stem, or the first of a block, is there."""
-        names = self.layout.names(spec)
-        stem = next(names)[1]
-        first = next(theirs for ours, theirs in names if ours == _FIRST)
-        return any(self.layout.spelling.name(n, "weight", 4) in self.given for n in (stem, first))
+        """Whether the first convolution of a network, or of its first block, is there."""
+        firsts = ("stem.conv", _FIRST)
+        return any(self.layout.tensor_name(spec, n, "weight", 4) in self.given for n in firsts)
 
 
 _Candidate = tuple[_View, str, ResNetSpec]
 
 
 def _candidates(views: Iterable[_View], names: Iterable[str]) -> Iterator[_Candidate]:
-    """Those of the networks of which a view has the beginning."""
+    """The networks whose first layers a view has."""
     for view in views:
         for name in names:
             for spec in _variants(view.layout, name):
                 if view.begins(spec):
-                    yield view, name, with_channels(spec, view.tensors, view.layout.name)
+                    yield view, name, view.layout.with_channels(spec, view.tensors)
 
 
 def _of_about_the_depth(shapes: Shapes, names: Iterable[str]) -> list[str]:
-    """Networks with about as many 3x3 convolutions as are there: spares comparisons."""
+    """Networks with about as many 3x3 convolutions as the file: others need no comparison."""
     found, num_spatial = [], len(_spatial_kernels(shapes))
     for name in names:
         spec = find_spec(name)
@@ -159,7 +161,7 @@ def _of_about_the_depth(shapes: Shapes, names: Iterable[str]) -> list[str]:
 
 
 def _spatial_kernels(shapes: Shapes) -> list[tuple[int, ...]]:
-    """Shapes of convolutions but 1x1: attention in other networks' blocks has more of these."""
+    """Shapes of all convolutions except 1x1, of which attention in other networks has more."""
     kernels = [shape for shape in shapes.values() if len(shape) == 4]
     return [shape for shape in kernels if (1, 1) not in (shape[:2], shape[2:])]
 
@@ -189,16 +191,16 @@ def _fit(view: _View, name: str, spec: ResNetSpec) -> Guess | None:
         return None
     try:
         _, classifier = read_layout(
-            view.tensors, spec, layout.name, reset_counters=True, allow_nonfinite=True
+            view.tensors, spec, layout, reset_counters=True, allow_nonfinite=True
         )
     except ConversionError:
         return None
     has_counters = set(layout.tensors(classifier).values()) <= set(view.given)
-    return Guess(layout.name, name, classifier, 1.0, has_counters)
+    return Guess(layout, name, classifier, 1.0, has_counters)
 
 
 def _nearest(candidates: Iterable[_Candidate]) -> Guess | None:
-    """With the largest share of names that fit; of several, that with most signs of another."""
+    """The one with the largest share of names that fit; of several, the one with most signs."""
     pairs = [(_overlap(*candidate), candidate[0]) for candidate in candidates]
     largest = max((found.share for found, _ in pairs), default=0)
     if largest == 0:
@@ -210,28 +212,17 @@ def _nearest(candidates: Iterable[_Candidate]) -> Guess | None:
 
 def _overlap(view: _View, name: str, spec: ResNetSpec) -> Guess:
     given, layout = view.given, view.layout
-    classifier = _head_of(given, layout, spec)
-    theirs, ours = layout.tensors(classifier), classifier.tensors()
-    same = sum(given.get(their) == ours[key] for key, their in theirs.items())
-    num_missing = sum(their not in given for their in theirs.values())
-    return Guess(layout.name, name, classifier, same / (len(given) + num_missing))
-
-
-def _head_of(given: Shapes, layout: Layout, spec: ResNetSpec) -> ClassifierSpec:
-    """The network with the head that is there; of a 1x1 convolution, too."""
-    head = dict(layout.names(spec))["head"]
-    weight, bias = (layout.spelling.name(head, *leaf) for leaf in (("weight", 2), ("bias", 1)))
-    shape = given.get(weight, ())
-    flat = shape[:2] if shape[2:] in ((), (1, 1)) else ()
-    return with_head(spec, {weight: flat}, weight, bias in given or not layout.may_lack_bias)
+    classifier = layout.with_head(spec, given)
+    expected = layout.shapes(classifier)
+    same = sum(given.get(theirs) == shape for theirs, shape in expected.items())
+    num_missing = sum(theirs not in given for theirs in expected)
+    return Guess(layout, name, classifier, same / (len(given) + num_missing))
 
 
 def _problems(view: _View, found: Guess) -> tuple[list[str], list[str]]:
     """The signs of another network, and the first of what does not fit."""
     layout = view.layout
-    theirs, ours = layout.tensors(found.classifier), found.classifier.tensors()
-    given = {n: np.broadcast_to(np.int8(0), shape) for n, shape in view.given.items()}
-    problems = shape_problems(layout, {their: ours[key] for key, their in theirs.items()}, given)
+    problems = shape_problems(layout, layout.shapes(found.classifier), view.given)
     more = len(problems) - _NAMED
     shown = [*problems[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
     return list(layout.signs(view.given)), shown

@@ -1,8 +1,12 @@
 """Models for use elsewhere, as a torch.export program or ONNX: checked before a file appears."""
 
-import argparse
+import contextlib
 import dataclasses
+import importlib.util
+import io
 import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +15,26 @@ import numpy as np
 
 from convert.atomic import check_text, naming, replacing
 from convert.errors import ConversionError
+from convert.formats.archives import open_archive
 from convert.models import arrays_of, build_torch, describe
-from convert.programs import FORMS, trace
-from convert.weights import Weights, encode_description
+from convert.weights import (
+    LARGEST_DESCRIPTION,
+    Weights,
+    decode_description,
+    encode_description,
+)
 from convert.wrappers import unwrap_module
 from resnet_spec import Preprocessing
+from resnet_spec.classifier import DESCRIPTION_KEY
 
 if TYPE_CHECKING:
     import torch
 
-_BATCH_SIZES = (1, 3)  # both others than the traced one: the batch size must be free
+Run = Callable[[np.ndarray], np.ndarray]  # images (n, c, h, w) -> logits (n, classes)
+Traced = Any  # a torch.export.ExportedProgram
+_BATCH_SIZES = (1, 3)  # neither is the traced one: the batch size must be free
+_TRACED_BATCH_SIZE = 2  # torch treats sizes of 0 and 1 as constants
+_LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: a protocol buffer ends at 2 GiB
 
 
 @dataclass(frozen=True)
@@ -28,13 +42,19 @@ class Exported:
     """A file that was written and checked.
 
     Attributes:
-        image_size: height and width of its images; the batch size is free.
+        path: the file.
+        image_shape: channels, height and width of its images; the batch size is free.
         largest_difference: from the torch twin's logits, relative to the largest of them.
     """
 
     path: Path
-    image_size: int
+    image_shape: tuple[int, int, int]
     largest_difference: float
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images."""
+        return self.image_shape[1]
 
 
 def export_program(
@@ -51,8 +71,8 @@ def export_program(
 
     Args:
         model: either twin, or the `Weights` of one.
-        path: a `.pt2` file; it appears whole, loaded again and compared with the torch twin on
-            batches of 1 and 3, or not at all.
+        path: a `.pt2` file; it appears only after it was loaded again and compared with the torch
+            twin on batches of 1 and 3.
         image_size: height and width; by default the preprocessing's, else 32 for a stem for small
             images and 224 for others.
         preprocessing: replaces that of the `Weights`.
@@ -63,7 +83,7 @@ def export_program(
         OSError: the file cannot be written.
         ValueError: `image_size` is not positive.
     """
-    return _export("program", model, Path(path), image_size, preprocessing)
+    return _export(FORMS["program"], model, Path(path), image_size, preprocessing)
 
 
 def export_onnx(
@@ -75,75 +95,63 @@ def export_onnx(
 ) -> Exported:
     """Writes one ONNX file: `images` (batch, c, h, w) float32 to `logits` (batch, classes).
 
-    It passed ONNX's checker, and onnxruntime computed the torch twin's logits with it, before it
-    appears. The description of model and preprocessing is its metadata entry `flax_resnet`.
+    It appears only after it passed ONNX's checker and onnxruntime computed the torch twin's
+    logits with it. The description of model and preprocessing is its metadata entry `flax_resnet`.
 
     Arguments and errors are those of `export_program`; needs flax-resnet[torch,onnx].
     """
-    return _export("onnx", model, Path(path), image_size, preprocessing)
+    return _export(FORMS["onnx"], model, Path(path), image_size, preprocessing)
 
 
-def add_export_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `resnet-convert export` that a model for inference has."""
-    parser.add_argument(
-        "--format",
-        choices=FORMS,
-        help="a model for inference instead of weights; default: by the suffix, .onnx or .pt2",
-    )
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        help="height and width of its images; default: the preprocessing's, else 32 or 224",
-    )
+@dataclass(frozen=True)
+class Form:
+    """One form of a model for inference.
 
-
-def choose_format(options: argparse.Namespace) -> str | None:
-    """The format that `resnet-convert export` is asked for, None where it is a file of weights.
-
-    Raises:
-        ConversionError: the options contradict each other, or there is no such folder.
+    Attributes:
+        suffix: of its files.
+        packages: what writing and checking needs; `extras` installs them.
+        tolerance: largest difference from the torch twin, relative to the largest logit.
+        write: a traced model and text by name, to a file.
+        load: a file as a function, and the text that it carries.
+        read: the text that a file carries, and how many tensors it has; nothing in it is run.
     """
-    output, chosen = options.output, options.format
-    by_suffix = {form.suffix: name for name, form in FORMS.items()}
-    format = chosen or by_suffix.get(output.suffix.lower())
-    if format is None:
-        if options.image_size is not None:
-            raise ConversionError(f"--image-size is of a model for inference, not of {output}")
-        return None
-    _check_suffix(output, format)
-    check_text(output)
-    if options.layout != "flax-resnet":
-        raise ConversionError(f"--layout is of weights: {output} holds a model")
-    if not output.parent.is_dir():
-        raise ConversionError(f"the folder {output.parent} does not exist")
-    return format
 
+    suffix: str
+    packages: tuple[str, ...]
+    extras: str
+    tolerance: float
+    write: Callable[[Traced, Path, Mapping[str, str]], None]
+    load: Callable[[Path], tuple[Run, dict[str, str]]]
+    read: Callable[[Path], tuple[dict[str, str], int]]
 
-def export_inference(
-    weights: Weights, output: Path, format: str, image_size: int | None = None
-) -> str:
-    """Writes a model for inference as `format`, a key of `FORMS`; a sentence to print."""
-    done = _export(format, weights, output, image_size, None)
-    assert weights.classifier is not None
-    shape = f"batch, {weights.classifier.network.in_planes}, {done.image_size}, {done.image_size}"
-    return (
-        f"wrote {output}: images ({shape}) float32 to logits, largest difference from the torch "
-        f"twin {done.largest_difference:.1e} of the largest logit"
-    )
+    def check_packages(self) -> None:
+        """Raises a ConversionError that names the packages that are not installed."""
+        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ConversionError(
+                f"{self.suffix} files need the package {' and '.join(missing)}: install "
+                f"flax-resnet[{self.extras}]"
+            )
+
+    def check_suffix(self, path: Path) -> None:
+        """Raises a ConversionError for a file of another suffix."""
+        if path.suffix.lower() != self.suffix:
+            raise ConversionError(f"{path}: this format is written to {self.suffix} files")
 
 
 def _export(
-    format: str, model: Any, path: Path, image_size: int | None, preprocessing: Preprocessing | None
+    form: Form, model: Any, path: Path, image_size: int | None, preprocessing: Preprocessing | None
 ) -> Exported:
-    form = FORMS[format]
     form.check_packages()
-    _check_suffix(path, format)
+    form.check_suffix(path)
     check_text(path)
     weights, size = describe_export(model, preprocessing, image_size)
     assert weights.classifier is not None
     twin = build_torch(weights.classifier, weights.arrays).float()
     shape = (weights.classifier.network.in_planes, size, size)
-    images = [_random_images(count, shape) for count in _BATCH_SIZES]
+    images = [
+        np.random.default_rng(n).standard_normal((n, *shape), np.float32) for n in _BATCH_SIZES
+    ]
     expected = [_run_twin(twin, batch) for batch in images]
     program, metadata = trace(twin, shape), encode_description(weights)
     with replacing(path) as temporary:
@@ -154,28 +162,17 @@ def _export(
         difference = float(np.max([*map(_relative_difference, map(run, images), expected)]))
         if written != metadata or not difference <= form.tolerance:
             raise ConversionError(
-                f"{path} is not written: what would be in it differs from the torch twin by "
+                f"{path} is not written: its content differs from the torch twin by "
                 f"{difference:.1e} of the largest logit, more than {form.tolerance:.0e}, or "
                 "describes another model"
             )
-    return Exported(path, size, difference)
-
-
-def _check_suffix(path: Path, format: str) -> None:
-    suffix = FORMS[format].suffix
-    if path.suffix.lower() != suffix:
-        raise ConversionError(f"{path}: the format {format} is written to {suffix} files")
+    return Exported(path, shape, difference)
 
 
 def describe_export(
     model: Any, preprocessing: Preprocessing | None, image_size: int | None
 ) -> tuple[Weights, int]:
-    """The weights with the preprocessing of the exported model, and the size of its images.
-
-    Raises:
-        ConversionError: the model cannot be described, or this is not its preprocessing.
-        ValueError: the image size is not positive.
-    """
+    """The weights with the preprocessing of the exported model, and the size of its images."""
     model = unwrap_module(model)
     weights = model if isinstance(model, Weights) else Weights(arrays_of(model), describe(model))
     if weights.classifier is None:
@@ -190,11 +187,6 @@ def describe_export(
     weights = dataclasses.replace(weights, preprocessing=known)
     weights.check_preprocessing()
     return weights, known.image_size
-
-
-def _random_images(count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal, as normalised pictures are."""
-    return np.random.default_rng(count).standard_normal((count, *shape), np.float32)
 
 
 def _run_twin(twin: "torch.nn.Module", images: np.ndarray) -> np.ndarray:
@@ -212,3 +204,164 @@ def _relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
         raise ConversionError(f"it computes logits of shape {actual.shape}, not {expected.shape}")
     scale = float(np.abs(expected).max()) or 1.0
     return float(np.abs(actual - expected).max()) / scale
+
+
+def trace(twin: "torch.nn.Module", image_shape: tuple[int, int, int]) -> Traced:
+    """The operations of a twin for images of (c, h, w), the batch size left open."""
+    import torch
+
+    images = torch.zeros(_TRACED_BATCH_SIZE, *image_shape)
+    batch = torch.export.Dim("batch")
+    with _tf32_of_one_kind():
+        program = torch.export.export(twin, (images,), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:  # the paths of this machine's source files
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+@contextlib.contextmanager
+def _tf32_of_one_kind() -> Iterator[None]:
+    """Tracing reads cuDNN's flags by their old names, which fails once a new name was set."""
+    import torch
+
+    cudnn: Any = torch.backends.cudnn
+    try:
+        is_readable = cudnn.allow_tf32 in (True, False)
+    except RuntimeError:
+        is_readable = False
+    if is_readable:  # as torch found it
+        yield
+        return
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+
+
+def _write_program(program: Traced, path: Path, metadata: Mapping[str, str]) -> None:
+    import torch
+
+    # Not to the file itself: on a full disk torch's writer ends the whole process.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files=dict(metadata))
+    path.write_bytes(buffer.getbuffer())
+
+
+def _load_program(path: Path) -> tuple[Run, dict[str, str]]:
+    import torch
+
+    metadata = {DESCRIPTION_KEY: ""}
+    module = torch.export.load(path, extra_files=metadata).module()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return module(torch.from_numpy(images)).numpy()
+
+    return run, metadata
+
+
+def _read_program(path: Path) -> tuple[dict[str, str], int]:
+    with open_archive(path) as archive:
+        names = archive.namelist()
+        if not any(name.endswith("models/model.json") for name in names):
+            raise ValueError("it holds no program")  # a cut one may end in an inner archive
+        texts = {}
+        for name in names:
+            folder, _, key = name.rpartition("/")
+            if folder.endswith("extra") and key == DESCRIPTION_KEY:
+                with archive.open(name) as member:
+                    texts[key] = member.read(LARGEST_DESCRIPTION + 1).decode()
+        return texts, len(names)
+
+
+def _write_onnx(program: Traced, path: Path, metadata: Mapping[str, str]) -> None:
+    import torch
+
+    num_bytes = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    if num_bytes > _LARGEST_ONNX:
+        raise ConversionError(f"{num_bytes} bytes of weights are too many for one ONNX file")
+    with _quiet(), _tf32_of_one_kind():
+        model = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: "batch"},),
+            verbose=False,
+        )
+    assert model is not None
+    model.model.metadata_props.update(metadata)
+    model.save(path, external_data=False)
+
+
+def _load_onnx(path: Path) -> tuple[Run, dict[str, str]]:
+    import onnx
+    import onnxruntime
+
+    onnx.checker.check_model(path, full_check=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images: np.ndarray) -> np.ndarray:
+        (logits,) = session.run(["logits"], {"images": images})
+        return np.asarray(logits)
+
+    return run, dict(session.get_modelmeta().custom_metadata_map)
+
+
+def _read_onnx(path: Path) -> tuple[dict[str, str], int]:
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    if not model.graph.node:  # an empty file is a whole message, too
+        raise ValueError("it holds no graph")
+    return {entry.key: entry.value for entry in model.metadata_props}, len(model.graph.initializer)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the warnings of torch's exporter about torch itself."""
+    with warnings.catch_warnings():
+        # torch 2.13 copies a structure of its own that it deprecates
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+        yield
+
+
+FORMS: dict[str, Form] = {
+    "onnx": Form(
+        suffix=".onnx",
+        packages=("torch", "onnx", "onnxscript", "onnxruntime"),
+        extras="torch,onnx",
+        tolerance=1e-5,
+        write=_write_onnx,
+        load=_load_onnx,
+        read=_read_onnx,
+    ),
+    "program": Form(
+        suffix=".pt2",
+        packages=("torch",),
+        extras="torch",
+        tolerance=1e-6,
+        write=_write_program,
+        load=_load_program,
+        read=_read_program,
+    ),
+}
+
+
+def is_program(path: Path) -> bool:
+    """Whether a path is a file with the suffix of a model for inference."""
+    return not path.is_dir() and any(path.suffix.lower() == form.suffix for form in FORMS.values())
+
+
+def read_program_description(path: Path) -> Weights:
+    """What a model for inference says of itself, without its arrays; nothing in it is run."""
+    (form,) = (form for form in FORMS.values() if path.suffix.lower() == form.suffix)
+    try:
+        metadata, num_tensors = form.read(path)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # of several kinds, for damaged files
+        raise ConversionError(f"{path} is no whole {form.suffix} file: {error}") from error
+    return Weights({}, **decode_description(path, metadata, num_tensors))

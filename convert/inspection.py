@@ -3,25 +3,26 @@
 import collections
 import contextlib
 import dataclasses
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convert import programs
 from convert.arrays import digest, dtype_problems, value_problems
 from convert.errors import ConversionError
 from convert.guess import Guess, find_prefix, guess
-from convert.layouts import read_layout
+from convert.inference import is_program, read_program_description
+from convert.layouts import OURS, read_layout
 from convert.models import check
 from convert.sources import Source, read_source
 from convert.weights import Weights
 from convert.wrappers import name_some, without_training_state
-from resnet_spec import MODELS, ResNetSpec, find_spec
+from resnet_spec import MODELS, ClassifierSpec, ResNetSpec, find_spec
 
-_SHOWN = 8  # problems of one match that a person reads
-# What no optimiser trains, in torch's names and in Flax's.
+_SHOWN = 8  # problems of one match shown to a person
+# What is not trained, by torch's names and Flax's.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "mean", "var")
 
 
@@ -30,35 +31,27 @@ def inspect(path: Path, prefix: str = "", entry: str = "") -> dict[str, Any]:
 
     Args:
         path: a file, a run or a folder.
-        prefix: look only at the tensors of a file whose names begin so, and take it off.
-        entry: of the state dicts in what `torch.save` wrote, the one to look at.
+        prefix: look only at the tensors of a file whose names begin with it, and remove it.
+        entry: which state dict of several in what `torch.save` wrote.
 
     Raises:
-        ConversionError: the source is damaged or of no known form.
+        ConversionError: the source is damaged or its form is not known.
         OSError: it cannot be read.
     """
-    if programs.is_program(path):
+    if is_program(path):
         if entry or prefix:
             raise ConversionError(f"--entry and --prefix are for weights, and {path} is a program")
         note = "a model for inference: its tensors were not looked at"
-        weights = dataclasses.replace(programs.read_description(path), notes=(note,))
-        source = Source(weights, f"{path.suffix} file")
+        weights = dataclasses.replace(read_program_description(path), notes=(note,))
+        source = Source(path, weights, f"{path.suffix} file")
     else:
-        source = read_source(
-            path,
-            entry=entry,
-            prefix=prefix,
-            reset_counters=True,
-            judge_values=False,
-            needs_preprocessing=False,
-            believes_beside=False,
-        )
+        source = read_source(path, entry=entry, prefix=prefix, reset_counters=True)
     weights = source.weights
     if weights.faults:
         raise ConversionError(f"{path} holds what no weights should:", weights.faults)
-    notes, ours = list(_notes(weights)), dict[str, np.ndarray]()
+    notes, ours = list(_notes(source)), dict[str, np.ndarray]()
     if weights.classifier is not None:
-        matches = [_described(weights, source.layout or "flax-resnet")]
+        matches = [_described(weights, (source.layout or OURS).name)]
         ours = {} if matches[0]["problems"] else dict(weights.arrays)
     else:
         arrays, left_out = without_training_state(weights.arrays)
@@ -109,45 +102,36 @@ def _described(weights: Weights, layout: str) -> dict[str, Any]:
     return {
         "layout": layout,
         "model": _name(classifier.network),
-        "sure": "the file says so, but has not its tensors" if problems else "the file says so",
+        "sure": "the file says so, but lacks its tensors" if problems else "the file says so",
         "problems": problems,
+        **_fields(classifier),
+        "options": "",
+        "undecided": [],
+    }
+
+
+def _fields(classifier: ClassifierSpec) -> dict[str, Any]:
+    return {
         "num_classes": classifier.num_classes,
         "statistics_batch_size": classifier.statistics_batch_size,
         "spec": classifier.network.to_json(),
-        "options": "",
-        "undecided": [],
     }
 
 
 def _name(spec: ResNetSpec) -> str:
     """The name in the table, and the fields that differ from that row: `ResNet20, padding=same`."""
     fields = [field.name for field in dataclasses.fields(ResNetSpec)]
+    shape = operator.attrgetter("block", "stage_depths", "preact")
     best: list[str] | None = None
-    for name, row in MODELS.items():
-        if (row.block, row.stage_depths, row.preact) != (
-            spec.block,
-            spec.stage_depths,
-            spec.preact,
-        ):
-            continue
-        name, row = _with_width(name, row, spec)
-        others = [f"{f}={getattr(spec, f)}" for f in fields if getattr(row, f) != getattr(spec, f)]
-        if best is None or len(others) < len(best) - 1:
-            best = [name, *others]
-    return "a network of no name in the table" if best is None else ", ".join(best)
-
-
-def _with_width(name: str, row: ResNetSpec, spec: ResNetSpec) -> tuple[str, ResNetSpec]:
-    """The name with a width and, where it has to be said, a drop rate, as `find_spec` takes it."""
-    if (spec.width, spec.drop_rate) == (row.width, row.drop_rate):
-        return name, row
-    wide = name if "Wide" in name else name.replace("ResNet", "WideResNet")
-    for full in (f"{wide}-{spec.width}", f"{wide}-{spec.width}-{spec.drop_rate}"):
-        with contextlib.suppress(ValueError):
-            row = find_spec(full)
-            if (spec.width, spec.drop_rate) == (row.width, row.drop_rate):
-                return full, row
-    return name, MODELS[name]
+    for name in (name for name, row in MODELS.items() if shape(row) == shape(spec)):
+        wide = name if "Wide" in name else name.replace("ResNet", "WideResNet")
+        for full in (name, f"{wide}-{spec.width}", f"{wide}-{spec.width}-{spec.drop_rate}"):
+            with contextlib.suppress(ValueError):
+                row = find_spec(full)
+                differs = [f for f in fields if getattr(row, f) != getattr(spec, f)]
+                if best is None or len(differs) < len(best) - 1:
+                    best = [full, *(f"{f}={getattr(spec, f)}" for f in differs)]
+    return "a network without a name in the table" if best is None else ", ".join(best)
 
 
 def _guessed(found: Guess) -> dict[str, Any]:
@@ -155,27 +139,30 @@ def _guessed(found: Guess) -> dict[str, Any]:
     if not found.has_counters:
         exact += ", but num_batches_tracked are missing (--reset-counters takes them as zero)"
     return {
-        "layout": found.layout,
+        "layout": found.layout.name,
         "model": found.model,
         "sure": exact if found.share == 1 else f"only {found.share:.0%} of the names fit: nearest",
         "problems": list(found.problems),
-        "num_classes": found.classifier.num_classes,
-        "statistics_batch_size": None,
-        "spec": found.classifier.network.to_json(),
+        **_fields(found.classifier),
         "options": found.options if found.share == 1 else "",
         "undecided": found.undecided,
     }
 
 
-def _notes(weights: Weights) -> Iterator[str]:
+def _notes(source: Source) -> Iterator[str]:
+    weights = source.weights
     yield from weights.notes
+    if weights.unsaid is not None:
+        yield f"left out: its preprocessing: {weights.unsaid}"
+    if source.refused is not None:
+        yield f"refused by `import`: {source.refused}"
     for name, array in weights.arrays.items():
         yield from value_problems(name, array)
         yield from dtype_problems(name, array)
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """The lines that a person reads."""
+    """What `inspect` found, as lines of text for a person."""
     lines = [f"{found['source']}: {found['format']}"]
     for match in found["matches"]:
         spec = match["spec"]
@@ -192,9 +179,9 @@ def as_text(found: dict[str, Any]) -> str:
         if (more := len(match["problems"]) - _SHOWN) > 0:
             lines.append(f"    and {more} more")
         if match["undecided"]:
-            lines.append(f"    not to be seen in tensors, taken as {', '.join(match['undecided'])}")
+            lines.append(f"    tensors do not show this, taken as {', '.join(match['undecided'])}")
     if not found["matches"]:
-        lines.append("  no layout or model that is known")
+        lines.append("  no known layout or model fits")
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found["dtypes"].items())
     if found["tensors"]:
         lines.append(f"  {found['parameters']:,} parameters; {found['tensors']} tensors: {dtypes}")
@@ -207,7 +194,7 @@ def as_text(found: dict[str, Any]) -> str:
             f"{preprocessing['std']}"
         )
         lines.append(
-            f"    of another size: {preprocessing['interpolation']}, the shorter side to "
+            f"    pictures of another size: {preprocessing['interpolation']}, the shorter side to "
             f"{int(size / fraction)}, the middle of it kept"
         )
         if (names := preprocessing["class_names"]) is not None:

@@ -1,4 +1,4 @@
-"""How one array is spelled: Flax's leaf name and axes, and torch's."""
+"""Names and axes of one array, in Flax and in torch."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from convert.errors import ConversionError
 
-# Flax calls a convolution's weight and a normalisation's scale by different names, torch does not.
+# Flax has two names for a convolution's weight and a normalisation's scale, torch has one.
 _TORCH_LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -30,14 +30,14 @@ def flax_leaf(leaf: str, num_axes: int) -> str:
 
 
 def flax_name(name: str, num_axes: int) -> str:
-    """The inverse of `torch_name` for an array of so many axes."""
+    """The inverse of `torch_name`; the number of axes tells a kernel from a scale."""
     layer, _, leaf = name.rpartition(".")
     leaf = flax_leaf(leaf, num_axes)
     return f"{layer}.{leaf}" if layer else leaf
 
 
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
-    """A Flax array with torch's axes: a view, but for the counter of batches, int64 in torch."""
+    """A Flax array with torch's axes: a view, except for the counter of batches, int64 in torch."""
     match name.rpartition(".")[2], array.ndim:
         case "kernel", ndim if ndim >= 2:  # (h, w, in, out) -> (out, in, h, w), (in, out) -> ...
             return array.transpose(ndim - 1, ndim - 2, *range(ndim - 2))
@@ -55,16 +55,12 @@ def to_flax(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def as_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays with Flax's names and axes in torch's, as views where that can be."""
+    """Arrays with Flax's names and axes in torch's, as views where possible."""
     return {torch_name(name): to_torch(name, array) for name, array in arrays.items()}
 
 
 def as_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays with torch's names and axes in Flax's, of memory of their own; counters are int32.
-
-    Raises:
-        ConversionError: a counter is too large.
-    """
+    """Arrays with torch's names and axes in Flax's, copied; counters become int32, if they fit."""
     named: dict[str, np.ndarray] = {}
     too_large = []
     for torch_name, array in arrays.items():

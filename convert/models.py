@@ -1,22 +1,22 @@
-"""Building a twin that fits a description and its arrays."""
+"""Twins built from a description and its arrays, and the checks that both fit."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from convert import collector
-from convert.arrays import as_arrays, compare_shapes, dtype_problems, to_tensor
+from convert.arrays import as_arrays, compare_shapes, dtype_problems, to_tensor, value_problems
 from convert.description import describe, describe_state
 from convert.errors import ConversionError
-from convert.layouts.mismatch import prefix_problems
 from convert.twins import fill_by_name, flax_to_arrays
-from convert.wrappers import TORCHS_PREFIXES, unwrap
+from convert.weights import Weights
+from convert.wrappers import TORCHS_PREFIXES, prefix_problems, unwrap
 from resnet_spec import ClassifierSpec, ResNetSpec
 
-__all__ = ["arrays_of", "build", "build_flax", "build_torch", "check", "describe"]
+__all__ = ["arrays_of", "build", "build_flax", "build_torch", "check", "describe", "judge"]
 
 if TYPE_CHECKING:
     from flax_resnet.network import ResidualNetwork as FlaxNetwork
@@ -31,7 +31,7 @@ def arrays_of(model: Any) -> dict[str, np.ndarray]:
 
 
 def check(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises a ConversionError that lists every array that the model has not, or otherwise."""
+    """Raises a ConversionError that lists every array that is not as this model has it."""
     expected, given = classifier.tensors(), {name: a.shape for name, a in arrays.items()}
     problems = compare_shapes(expected, given)
     if problems:
@@ -41,15 +41,39 @@ def check(classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray]) -> None:
         raise ConversionError("these weights are not those of this model:", problems)
 
 
+def judge(
+    source: Any, weights: Weights, *, as_described: bool = True, allow_nonfinite: bool = False
+) -> None:
+    """Raises a ConversionError that lists all that is wrong with the arrays of a source.
+
+    Args:
+        source: where they come from, for the message.
+        weights: what was read there.
+        as_described: compare the arrays also with the model that they say they are of, if any.
+        allow_nonfinite: accept NaN, infinite values and negative variances.
+    """
+    problems = list(weights.faults)
+    for name, array in weights.arrays.items():
+        problems += value_problems(name, array, allow_nonfinite=allow_nonfinite)
+    if as_described and weights.classifier is not None:
+        try:
+            check(weights.classifier, weights.arrays)
+        except ConversionError as error:
+            raise ConversionError(
+                f"{source}: {error.what}", [*error.problems, *problems]
+            ) from error
+    if problems:
+        raise ConversionError(f"{source} holds what no weights should:", problems)
+
+
 def build(state: Mapping[str, Any], backend: Literal["torch", "flax"]) -> Any:
     """The torch or Flax twin of a state dict from `from_layout` or `flax_to_torch`, in eval mode.
 
     Raises:
-        ConversionError: it does not say which network it is of, or its tensors are another's.
+        ConversionError: it does not say which network it is of, or has tensors of another one.
         ValueError: the backend is unknown.
     """
-    if backend not in ("torch", "flax"):
-        raise ValueError(f"backend is 'torch' or 'flax', not {backend!r}")
+    builder = find_builder(backend)
     classifier = describe_state(state)
     if classifier is None:
         raise ConversionError(
@@ -57,7 +81,14 @@ def build(state: Mapping[str, Any], backend: Literal["torch", "flax"]) -> Any:
             "`create` and load it, or take the state dict from `from_layout`"
         )
     arrays, _ = unwrap(as_arrays(state), TORCHS_PREFIXES)
-    return (build_torch if backend == "torch" else build_flax)(classifier, arrays)
+    return builder(classifier, arrays)
+
+
+def find_builder(backend: str) -> Callable[..., Any]:
+    """`build_torch` or `build_flax`; any other backend is a ValueError."""
+    if backend not in ("torch", "flax"):
+        raise ValueError(f"backend is 'torch' or 'flax', not {backend!r}")
+    return build_torch if backend == "torch" else build_flax
 
 
 def build_torch(
@@ -87,14 +118,14 @@ def torch_skeleton(classifier: ClassifierSpec) -> "TorchNetwork":
     return model
 
 
-@collector.put_off()
+@collector.paused()
 def build_flax(
     classifier: ClassifierSpec, arrays: Mapping[str, np.ndarray], *, take: bool = False
 ) -> "FlaxNetwork":
     """A Flax twin in eval mode with these arrays, in their own dtypes.
 
-    With `take` a dictionary is emptied as the model takes its arrays over: where nothing else
-    holds them, memory has the weights once, not twice.
+    With `take` each array leaves the dictionary when the model has it: where nothing else holds
+    the arrays, memory has the weights once, not twice.
     """
     import jax
 
@@ -110,7 +141,7 @@ def build_flax(
 
 
 def _flax_skeleton(classifier: ClassifierSpec) -> "FlaxNetwork":
-    """A Flax twin to be filled, in eval mode: no weights drawn, equal blocks built only once.
+    """A Flax twin to fill, in eval mode: no weights are drawn, and equal blocks are built once.
 
     NNX takes ten times longer to build a block than to copy one.
     """
@@ -121,8 +152,8 @@ def _flax_skeleton(classifier: ClassifierSpec) -> "FlaxNetwork":
     else:
         model = nnx.merge(*_parts_of_short_skeleton(classifier), copy=True)
     for blocks, depth in zip(model.stages, classifier.network.stage_depths, strict=True):
-        # What is split stays in circles of NNX's own functions until Python looks for those: it
-        # makes way for a copy, so that no weights wait with it.
+        # NNX keeps what was split in reference cycles until the next garbage collection: a copy
+        # replaces it in the model, so that no weights stay in memory with it.
         parts = nnx.split(blocks.pop())
         blocks.extend([nnx.merge(*parts, copy=True) for _ in range(depth - len(blocks))])
     model.spec = classifier.network
@@ -137,7 +168,7 @@ def _parts_of_short_skeleton(classifier: ClassifierSpec) -> Any:
 
 
 def _short_skeleton(classifier: ClassifierSpec) -> "FlaxNetwork":
-    """As `_flax_skeleton`, with the blocks of each stage that are not like those before."""
+    """As `_flax_skeleton`, without the blocks of a stage that equal the one before."""
     from flax import nnx
 
     import flax_resnet
@@ -145,7 +176,7 @@ def _short_skeleton(classifier: ClassifierSpec) -> "FlaxNetwork":
 
     spec, num_classes = classifier.network, classifier.num_classes
     rngs: Any = nnx.Rngs(0) if _is_random(spec) else NoKeys()
-    # The first block of a stage is not like the others; random streams and rates differ in all.
+    # The first block of a stage differs from the others; random streams and rates differ in all.
     most = max(spec.stage_depths) if _is_random(spec) else 2
     depths = tuple(min(depth, most) for depth in spec.stage_depths)
     with no_values():

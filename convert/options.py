@@ -1,7 +1,6 @@
-"""Options by which a user states what a peer's file does not say, alike in several commands."""
+"""Options that several commands of `resnet-convert` share."""
 
 import argparse
-from collections.abc import Mapping
 from typing import Any
 
 from resnet_spec import CHOICES, DIALECT, RATES
@@ -15,16 +14,17 @@ def add_stated(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reset-counters",
         action="store_true",
-        help="take num_batches_tracked that are missing, or no int64, as zero",
+        help="take every num_batches_tracked as zero that is missing or is no int64",
+    )
+    group = parser.add_argument_group(
+        "the network", "fields that names of tensors do not show; default: the layout's usual value"
     )
     for name in _STATED:
         flag = f"--{name.replace('_', '-')}"
         if name in RATES:
-            parser.add_argument(
-                flag, type=float, help="of training, if it is not the model's usual"
-            )
+            group.add_argument(flag, type=float, help="used in training; default: the model's")
         else:
-            parser.add_argument(flag, choices=CHOICES[name], help="if it is not the layout's usual")
+            group.add_argument(flag, choices=CHOICES[name])
 
 
 def add_part(parser: argparse.ArgumentParser) -> None:
@@ -32,18 +32,13 @@ def add_part(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--entry",
         default="",
-        help="of the state dicts in what torch.save wrote, the one to take, as state_dict_ema",
+        help="which state dict to take, where torch.save wrote several: state_dict_ema",
     )
     parser.add_argument(
         "--prefix",
         default="",
-        help="take only the tensors of a file whose names begin so, as encoder., and take it off",
+        help="take only the tensors whose names begin with this, and remove it: encoder.",
     )
-
-
-def as_options(fields: Mapping[str, Any]) -> str:
-    """Fields as a user states them: `--bottleneck-stride 1x1`."""
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in fields.items())
 
 
 def stated(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,31 +5,63 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from convert import checkpoints, files, folders, programs
+from convert.checkpoints import read_run
 from convert.errors import ConversionError
+from convert.files import read_description, read_file
+from convert.folders import is_model_folder, layout_of, network_beside, read_folder
+from convert.inference import is_program, read_program_description
+from convert.layouts import Layout
+from convert.models import judge
 from convert.weights import Weights
 from resnet_spec import Preprocessing, ResNetSpec
 
 
 @dataclass(frozen=True)
 class Source:
-    """What was read, the form that it was in, and whose names it had, where the form says it.
+    """Whatever was read, good or bad; `accepted` and `judged` refuse what is bad.
 
-    The weights of a model folder are under our names already. `beside` is the network of a file
-    without a description, as the `config.json` in its folder has it.
+    Attributes:
+        path: the file or folder.
+        weights: the arrays, under our names if they are those of a model folder, with faults.
+        form: of the source, in a few words.
+        layout: the package that a model folder is of.
+        beside: the network of a file without a description, by the `config.json` in its folder.
+        refused: why that `config.json` describes a network that the table does not have, if so.
     """
 
+    path: Path
     weights: Weights
     form: str
-    layout: str | None = None
+    layout: Layout | None = None
     beside: ResNetSpec | None = None
+    refused: ConversionError | None = None
 
-    def check_beside(self, path: Path, spec: ResNetSpec) -> None:
-        """Raises a ConversionError where the user states another network than is said beside."""
+    def accepted(self, *, keeps_preprocessing: bool = True) -> "Source":
+        """The source, unless a `config.json` describes what this table does not have.
+
+        A preprocessing that is not kept is left out with a note, if it cannot be expressed.
+        """
+        if self.refused is not None:
+            raise self.refused
+        if (unsaid := self.weights.unsaid) is None:
+            return self
+        if keeps_preprocessing:
+            raise unsaid
+        notes = (*self.weights.notes, f"left out: its preprocessing: {unsaid}")
+        return replace(self, weights=replace(self.weights, notes=notes))
+
+    def judged(self, *, keeps_preprocessing: bool = True) -> "Source":
+        """As `accepted`; faults, and values that no weight has, are a ConversionError, too."""
+        source = self.accepted(keeps_preprocessing=keeps_preprocessing)
+        judge(self.path, source.weights, as_described=False)
+        return source
+
+    def check_beside(self, spec: ResNetSpec) -> None:
+        """Raises a ConversionError if the `config.json` beside the file has another network."""
         if self.beside is not None and (problems := spec.differences(self.beside)):
             raise ConversionError(
-                f"the config.json beside {path} says that it is of another network (move the file "
-                "away if that is not its configuration):",
+                f"the config.json beside {self.path} says that it is of another network (move the "
+                "file away if that is not its configuration):",
                 problems,
             )
 
@@ -42,79 +74,54 @@ def read_source(
     entry: str = "",
     prefix: str = "",
     reset_counters: bool = False,
-    allow_nonfinite: bool = False,
-    judge_values: bool = True,
-    needs_preprocessing: bool = True,
-    believes_beside: bool = True,
 ) -> Source:
-    """The weights at a path.
+    """Whatever is at a path, with its faults.
 
     Args:
         path: a file of weights, the folder of a training run, or a Hugging Face folder.
         step: of a run's checkpoint; None is the newest.
         average: the run's newest weights or their moving average; None is the average if any.
-        entry: of the state dicts in what `torch.save` wrote, the one to take.
-        prefix: of a file take only the tensors whose names begin so, and take it off.
+        entry: which state dict of several in what `torch.save` wrote.
+        prefix: take only the tensors of a file whose names begin with it, and remove it.
         reset_counters: take missing `num_batches_tracked` of a model folder as zero.
-        allow_nonfinite: take NaN, infinite values and negative variances, too.
-        judge_values: False takes them, and empty tensors of a file: the caller lists them.
-        needs_preprocessing: False leaves out a model folder's that the table cannot say, with a
-            note.
-        believes_beside: False takes the file of a folder whose `config.json` is of a network that
-            the table has not, with a note.
 
     Raises:
-        ConversionError: it is none of these, or it is damaged, or the `config.json` beside a file
-            describes a network that the table has not.
+        ConversionError: it is none of these, or it is damaged.
         OSError: it cannot be read.
     """
     path.stat()  # a clear FileNotFoundError or PermissionError before any guess at its form
-    is_hugging_face = folders.is_model_folder(path)
+    is_hugging_face = is_model_folder(path)
     is_run = path.is_dir() and not is_hugging_face
     if not is_run and (step is not None or average is not None):
         raise ConversionError(f"--step and --weights are for a run's folder, and {path} is none")
-    allow_nonfinite |= not judge_values
     for option, value in (("--entry", entry), ("--prefix", prefix)):
         if value and path.is_dir():
             raise ConversionError(
                 f"{option} is for a file of weights, and {path} is a folder: name the file in it"
             )
     if is_hugging_face:
-        weights = folders.read_folder(
-            path,
-            reset_counters=reset_counters,
-            allow_nonfinite=allow_nonfinite,
-            needs_preprocessing=needs_preprocessing,
-        )
-        layout = folders.layout_of(path)
-        return Source(weights, f"model folder of {layout or 'ours'}", layout)
+        weights = read_folder(path, reset_counters=reset_counters)
+        layout = layout_of(path)
+        name = "ours" if layout is None else layout.name
+        return Source(path, weights, f"model folder of {name}", layout)
     if is_run:
-        return Source(
-            checkpoints.read_run(path, step, average, allow_nonfinite=allow_nonfinite),
-            "training run (Orbax)",
-        )
-    weights = files.read_weights(
-        path,
-        entry=entry,
-        prefix=prefix,
-        allow_nonfinite=allow_nonfinite,
-        judge_values=judge_values,
-    )
-    beside = None
+        weights = read_run(path, step, average, allow_nonfinite=True)
+        return Source(path, weights, "training run (Orbax)")
+    source = Source(path, read_file(path, entry=entry, prefix=prefix), f"{path.suffix} file")
+    if source.weights.classifier is not None:
+        return source
     try:
-        if weights.classifier is None:
-            beside = folders.network_beside(path, weights)
+        beside = network_beside(path, source.weights)
     except ConversionError as error:
-        if believes_beside:
-            raise
-        weights = replace(weights, notes=(*weights.notes, f"refused by `import`: {error}"))
-    if beside is not None:
-        note = (
-            f"left out: how images were prepared and what the classes are called, as far as the "
-            f"folder says it: give the folder, {path.parent}, to take that too"
-        )
-        weights = replace(weights, notes=(*weights.notes, note))
-    return Source(weights, f"{path.suffix} file", beside=beside)
+        return replace(source, refused=error)
+    if beside is None:
+        return source
+    note = (
+        "left out: how images were prepared and what the classes are called, as far as the "
+        f"folder says it: give the folder, {path.parent}, to take that too"
+    )
+    weights = replace(source.weights, notes=(*source.weights.notes, note))
+    return replace(source, weights=weights, beside=beside)
 
 
 def load_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
@@ -124,30 +131,26 @@ def load_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
         None where it says nothing.
 
     Raises:
-        ConversionError: the path is none of these, or what it says is damaged, or a Hugging Face
-            folder prepares images as `Preprocessing` cannot say it.
+        ConversionError: the path is none of these, what it says is damaged, or `Preprocessing`
+            cannot express how a Hugging Face folder prepares images.
         OSError: it cannot be read.
     """
-    return _read_description(Path(path), needs_preprocessing=True).preprocessing
+    return _described(Path(path)).accepted().weights.preprocessing
 
 
 def load_statistics_batch_size(path: str | os.PathLike[str]) -> int | None:
-    """Images that each running variance was taken over, None where the source says nothing of it.
+    """The batch size that the running variances were taken over; None where nothing says it.
 
     Raises: as `load_preprocessing`.
     """
-    classifier = _read_description(Path(path), needs_preprocessing=False).classifier
+    classifier = _described(Path(path)).weights.classifier
     return None if classifier is None else classifier.statistics_batch_size
 
 
-def _read_description(path: Path, *, needs_preprocessing: bool) -> Weights:
+def _described(path: Path) -> Source:
+    """A source of which only the description is wanted."""
     if path.is_dir():
-        return read_source(
-            path,
-            reset_counters=True,
-            judge_values=False,
-            needs_preprocessing=needs_preprocessing,
-        ).weights
-    if programs.is_program(path):
-        return programs.read_description(path)
-    return files.read_description(path)
+        return read_source(path, reset_counters=True)
+    if is_program(path):
+        return Source(path, read_program_description(path), f"{path.suffix} file")
+    return Source(path, read_description(path), f"{path.suffix} file")

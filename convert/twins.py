@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     import torch
     from flax import nnx
 
-_PLACED_AT_ONCE = 100  # arrays: enough to make up for what a call costs, few of all
+_PLACED_AT_ONCE = 100  # arrays: enough to outweigh the cost of a call, and few of all arrays
 
 
 def flax_to_torch(flax_model: "nnx.Module") -> "dict[str, torch.Tensor]":
     """The weights and statistics of a Flax model as the state dict of its torch twin.
 
     `torch_model.load_state_dict(flax_to_torch(flax_model))` is strict and bit-exact. The tensors
-    have memory of their own. A state dict of a model of the table says which one it is of: a torch
-    twin that computes something else (other padding, say) refuses it. That of a model that was
-    edited since it was built says nothing.
+    have their own memory. The state dict of a model of the table says which model that is, and a
+    torch twin that computes something else (with other padding, for example) refuses it. The state
+    dict of a model that was edited after it was built does not say it.
 
     Raises:
         ConversionError: it is no module of Flax NNX, has no values (`nnx.eval_shape`), or two of
-            its arrays have one name in torch.
+            its arrays have the same name in torch.
     """
     arrays = flax_to_arrays(flax_model)
     try:
         classifier = describe(flax_model)
-    except ConversionError:  # blocks or a head of one's own: the network alone, if it is ours
+    except ConversionError:  # own blocks or head: describe the network alone, if it is ours
         spec, classifier = getattr(flax_model, "spec", None), None
         if spec is not None and not differences_from_row(flax_model):
             classifier = ClassifierSpec(spec)
@@ -45,9 +45,9 @@ def torch_to_flax(state_dict: Mapping[str, Any], flax_model: "nnx.Module") -> No
     """Fills a Flax model, in place and bit for bit, with the state dict of its torch twin.
 
     Args:
-        state_dict: torch tensors, or NumPy arrays with torch's names and axes; `module.` and
-            `_orig_mod.`, which torch's wrappers put before all names, are taken off.
-        flax_model: the twin, or one of `nnx.eval_shape`; arrays stay on the devices they are on.
+        state_dict: torch tensors, or NumPy arrays with torch's names and axes; the prefixes of
+            torch's wrappers, `module.` and `_orig_mod.`, are removed.
+        flax_model: the twin, or one of `nnx.eval_shape`; arrays stay on their devices.
 
     Raises:
         ConversionError: a name is missing or left over, a shape is wrong, or a dtype cannot hold
@@ -73,7 +73,7 @@ def torch_to_flax(state_dict: Mapping[str, Any], flax_model: "nnx.Module") -> No
         _fill(variable, leaves.to_flax(flax_name, arrays[name]))
 
 
-@collector.put_off()
+@collector.paused()
 def flax_to_arrays(flax_model: "nnx.Module") -> dict[str, np.ndarray]:
     """As `flax_to_torch`, as read-only views with torch's names and axes; needs no torch."""
     variables = _variables(flax_model)
@@ -82,7 +82,7 @@ def flax_to_arrays(flax_model: "nnx.Module") -> dict[str, np.ndarray]:
 
 
 def _value(variable: "nnx.Variable[Any]") -> Any:
-    """Its `get_value()`; NNX's own walks a tree, and takes ten times as long for a plain array."""
+    """`variable.get_value()`, which walks a tree and takes ten times as long for a plain array."""
     import jax
     from flax import nnx
 
@@ -96,19 +96,14 @@ def _value(variable: "nnx.Variable[Any]") -> Any:
 
 
 def _variables(model: "nnx.Module") -> "dict[str, tuple[str, nnx.Variable[Any]]]":
-    """The variables by torch's name, each with Flax's name.
-
-    Raises:
-        ConversionError: it is no module of Flax NNX, a layer has no counterpart, or two arrays
-            have one name in torch.
-    """
+    """The variables by torch's name, each with Flax's name."""
     from flax import nnx
 
     from flax_resnet.variables import named_parts
 
     if not isinstance(model, nnx.Module):
         raise ConversionError(
-            f"a model of Flax NNX is wanted here, not a {type(model).__name__} of "
+            f"this must be a model of Flax NNX, not a {type(model).__name__} of "
             f"{type(model).__module__.partition('.')[0]}"
         )
     variables, modules = named_parts(model)
@@ -129,12 +124,9 @@ def fill_by_name(
 ) -> None:
     """As `torch_to_flax`, for a model just built from the table, which takes the arrays' dtypes.
 
-    Each array finds its layer by the name, as the table has it: walking through a model of NNX
-    takes longer than reading its file. With `take` an array leaves its dictionary when the model
-    has it, so that memory holds the weights once.
-
-    Raises:
-        ConversionError: a counter is too large for the model's integers.
+    Each array finds its layer by its name: walking through a model of NNX takes longer than
+    reading its file. With `take` each array leaves the dictionary when the model has it, so that
+    memory holds the weights once.
     """
     problems: list[str] = []
     found: list[tuple[str, str, nnx.Variable[Any], np.dtype]] = []
@@ -174,9 +166,9 @@ def _place(variables: "list[nnx.Variable[Any]]", values: list[np.ndarray]) -> No
 
 
 def _transpose_spatial_kernels(values: list[np.ndarray]) -> list[np.ndarray]:
-    """Kernels of more than one pixel in C order, in memory that JAX on CPU takes as it is.
+    """Puts kernels of more than one pixel in C order, in memory that JAX on CPU uses as it is.
 
-    JAX transposes them in three quarters of the time where their pixels are a single axis.
+    JAX transposes them in three quarters of the time if height and width are joined in one axis.
     """
     import jax
 
@@ -217,8 +209,8 @@ def _fill(variable: "nnx.Variable[Any]", array: np.ndarray) -> None:
 
 
 def _detached(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """What JAX may keep: it uses the memory of an array in C order, and the caller may write to it.
+    """An array that JAX may keep: JAX shares the memory of an array in C order, so that is copied.
 
-    Any other it copies itself, in less time than NumPy.
+    JAX itself copies any other array, in less time than NumPy.
     """
     return array.astype(dtype, order="K", copy=array.flags.c_contiguous)

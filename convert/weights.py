@@ -1,4 +1,4 @@
-"""Arrays together with what they are, and how a file spells that description."""
+"""Weights: arrays with the description of their model, and that description in a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,22 +12,23 @@ from convert.errors import ConversionError
 from resnet_spec import ClassifierSpec, Preprocessing
 from resnet_spec.classifier import DESCRIPTION_KEY, decode, encode
 
-# A real one has 500 characters, with the names of 21,843 classes half a million; parsed JSON takes
-# up to 25 times its length in memory.
+# Characters. A real description has 500, with the names of 21,843 classes half a million; parsed
+# JSON takes up to 25 times its length in memory.
 LARGEST_DESCRIPTION = 2**20
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Arrays with torch's names and axes, and what they are, where the file says it.
+    """Arrays with torch's axes, and what their source says of them.
 
     Attributes:
         arrays: by name.
-        classifier: the model that they are the weights of, None where nothing says it.
-        preprocessing: of the images that the model was trained on, None where nothing says it.
-        notes: what a reader should know: wrappers and prefixes taken off, entries left out.
-        faults: of the file that they are from, which the arrays do not show, as a name that is
-            there twice.
+        classifier: the model, None where the source does not say it.
+        preprocessing: of the images that the model was trained on, None likewise.
+        notes: for the user: wrappers and prefixes that were removed, entries that were left out.
+        faults: what is wrong with the source and cannot be seen in the arrays, such as a name
+            that is there twice; `convert.models.judge` reports them.
+        unsaid: why `Preprocessing` cannot express the source's preprocessing, if so.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -35,17 +36,19 @@ class Weights:
     preprocessing: Preprocessing | None = None
     notes: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
     faults: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
+    unsaid: ConversionError | None = field(default=None, kw_only=True, compare=False)
 
     def check_preprocessing(self) -> None:
-        """Raises a ConversionError where the preprocessing is that of another model."""
+        """Raises a ConversionError where the preprocessing does not fit the model."""
         try:
-            _check(self.classifier, self.preprocessing)
+            if self.classifier is not None and self.preprocessing is not None:
+                self.preprocessing.check(self.classifier)
         except ValueError as error:
             raise ConversionError(f"this is the preprocessing of another model: {error}") from error
 
 
 def encode_description(weights: Weights) -> dict[str, str]:
-    """The description as the text that every form of file carries along; empty where none is."""
+    """The description as the metadata of a file; empty where there is none."""
     more = {}
     if weights.preprocessing is not None:
         more["preprocessing"] = weights.preprocessing.to_json()
@@ -55,34 +58,21 @@ def encode_description(weights: Weights) -> dict[str, str]:
 
 
 def decode_description(path: Path, metadata: Mapping[Any, Any], num_tensors: int) -> dict[str, Any]:
-    """The inverse of `encode_description`: the fields of `Weights` that it holds.
-
-    Raises:
-        ConversionError: the description is damaged, too long, or of another version.
-    """
+    """The inverse of `encode_description`: the fields of `Weights` that it holds."""
     text = metadata.get(DESCRIPTION_KEY)
     if text is None:
         return {"classifier": None}
     try:
         if len(text) > LARGEST_DESCRIPTION:
             raise ValueError(f"{len(text)} characters are too many")
-        return _parse(decode(text), num_tensors)
-    except Exception as error:  # whatever a hostile description brings about
+        entries = decode(text)
+        model, preprocessing = entries["model"], entries.get("preprocessing")
+        if model is None and preprocessing is None:
+            raise ValueError("it names neither a model nor a preprocessing")
+        model = None if model is None else parse_description(model, num_tensors)
+        if preprocessing is not None:
+            preprocessing = Preprocessing.from_json(preprocessing)
+        Weights({}, model, preprocessing).check_preprocessing()
+    except Exception as error:  # a hostile description may raise anything
         raise ConversionError(f"{path} describes its model wrongly: {error}") from error
-
-
-def _parse(description: Mapping[str, Any], num_tensors: int) -> dict[str, Any]:
-    model, preprocessing = description["model"], description.get("preprocessing")
-    if model is None and preprocessing is None:
-        raise ValueError("it names neither a model nor a preprocessing")
-    if model is not None:
-        model = parse_description(model, num_tensors)
-    if preprocessing is not None:
-        preprocessing = Preprocessing.from_json(preprocessing)
-    _check(model, preprocessing)
     return {"classifier": model, "preprocessing": preprocessing}
-
-
-def _check(classifier: ClassifierSpec | None, preprocessing: Preprocessing | None) -> None:
-    if classifier is not None and preprocessing is not None:
-        preprocessing.check(classifier)

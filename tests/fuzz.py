@@ -74,8 +74,10 @@ def run_case(path: Path, content: bytes) -> tuple[str, float, float]:
     start = time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, 2 * SECONDS)
     try:
-        is_of_a_folder = path.suffix == ".json"
-        weights = read_source(path.parent).weights if is_of_a_folder else read_weights(path)
+        if path.suffix == ".json":
+            weights = read_source(path.parent).judged().weights
+        else:
+            weights = read_weights(path)
         if weights.classifier is not None:
             check(weights.classifier, weights.arrays)
         outcome = "accepted"

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import strategies
 from safetensors.numpy import save_file
 
-from convert.layouts import timm_config, transformers_config
+from convert.folders import timm_config, transformers_config
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, find_spec
 from tests import mutators
 

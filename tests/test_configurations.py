@@ -12,8 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import convert
-from convert.folders import LAYOUTS, read_folder
-from convert.layouts import timm_config, transformers_config
+from convert.folders import PACKAGES, timm_config, transformers_config
 from convert.sources import read_source
 from resnet_spec import ClassifierSpec, Preprocessing, find_spec
 from tests.model_folders import PREPROCESSING, change
@@ -30,7 +29,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
         save_file(tensors, tmp_path / layout / "model.safetensors")
         for name, content in module.write(classifier, preprocessing).items():
             (tmp_path / layout / name).write_text(json.dumps(content))
-    return {layout: tmp_path / layout for layout in LAYOUTS}
+    return {layout: tmp_path / layout for layout in PACKAGES}
 
 
 UNSUPPORTED = [
@@ -74,7 +73,7 @@ UNSUPPORTED = [
 def test_what_the_table_has_not_is_named(folders, layout, changes, parts):
     change(folders[layout] / "config.json", changes)
     with pytest.raises(convert.ConversionError) as caught:
-        read_folder(folders[layout])
+        read_source(folders[layout]).judged()
     for part in (str(folders[layout]), *parts):
         assert part in str(caught.value)
 
@@ -103,7 +102,7 @@ def test_what_the_table_has_not_is_named(folders, layout, changes, parts):
 def test_a_processor_that_does_something_else_is_named(folders, changes, part):
     change(folders["transformers"] / "preprocessor_config.json", changes)
     with pytest.raises(convert.ConversionError, match=part):
-        read_folder(folders["transformers"])
+        read_source(folders["transformers"]).judged()
 
 
 def test_all_that_a_configuration_has_otherwise_is_listed_at_once(folders):
@@ -117,7 +116,7 @@ def test_all_that_a_configuration_has_otherwise_is_listed_at_once(folders):
         ("timm", ("global_pool is 'max'", "crop_mode is 'squash'")),
     ):
         with pytest.raises(convert.ConversionError) as caught:
-            read_folder(folders[layout])
+            read_source(folders[layout]).judged()
         assert all(part in str(caught.value) for part in parts)
 
 
@@ -203,8 +202,8 @@ def test_what_a_folder_says_is_not_lost_silently_with_one_of_its_files(folders):
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", "[" * 200_000, "3", '{"a": 1}', '{"architecture": 1e999}']
 )
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PACKAGES)
 def test_hostile_configurations_are_one_clear_error(folders, layout, content):
     (folders[layout] / "config.json").write_text(content)
     with pytest.raises(convert.ConversionError, match=layout):
-        read_folder(folders[layout])
+        read_source(folders[layout]).judged()

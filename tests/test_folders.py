@@ -12,7 +12,8 @@ from safetensors import safe_open
 import convert
 import torch_resnet
 from convert.files import Weights
-from convert.folders import LAYOUTS, is_model_folder, read_folder, write_folder
+from convert.folders import PACKAGES, is_model_folder, read_folder, write_folder
+from convert.layouts import LAYOUTS
 from convert.models import arrays_of, describe
 from tests.model_folders import PREPROCESSING, logits, weights_of
 from tests.twins import assert_same_state, randomise, relative_error
@@ -29,10 +30,10 @@ def open_folder(package: Any, folder: Path) -> Any:
     return package.ResNetForImageClassification.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PACKAGES)
 def test_the_packages_own_loader_opens_our_folder(layout, request, resnet18, tmp_path):
     package, (weights, model) = request.getfixturevalue(layout), resnet18
-    write_folder(tmp_path / "f", weights, layout)
+    write_folder(tmp_path / "f", weights, LAYOUTS[layout])
     theirs = open_folder(package, tmp_path / "f")
     assert relative_error(logits(theirs), logits(model)) <= 1e-5
     with safe_open(tmp_path / "f" / "model.safetensors", framework="np") as file:
@@ -41,10 +42,10 @@ def test_the_packages_own_loader_opens_our_folder(layout, request, resnet18, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PACKAGES)
 def test_a_folder_comes_back_bit_for_bit_with_its_preprocessing(layout, resnet18, tmp_path):
     weights, _ = resnet18
-    write_folder(tmp_path / "f", weights, layout)
+    write_folder(tmp_path / "f", weights, LAYOUTS[layout])
     again = read_folder(tmp_path / "f")
     assert (again.classifier, again.preprocessing) == (weights.classifier, PREPROCESSING)
     assert_same_state(again.arrays, weights.arrays)
@@ -69,7 +70,7 @@ def test_every_kind_of_network_opens_there(layout, name, changes, request, tmp_p
     mean, std = PREPROCESSING.mean[:channels], PREPROCESSING.std[:channels]
     preprocessing = dataclasses.replace(PREPROCESSING, mean=mean, std=std)
     weights = dataclasses.replace(weights, preprocessing=preprocessing)
-    write_folder(tmp_path / "f", weights, layout)
+    write_folder(tmp_path / "f", weights, LAYOUTS[layout])
     theirs = open_folder(package, tmp_path / "f")
     assert relative_error(logits(theirs, channels), logits(model, channels)) <= 1e-5
     again = read_folder(tmp_path / "f")
@@ -77,13 +78,13 @@ def test_every_kind_of_network_opens_there(layout, name, changes, request, tmp_p
     assert_same_state(again.arrays, weights.arrays)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PACKAGES)
 def test_a_model_without_a_head_opens_there_too(layout, request, tmp_path):
     package, model = request.getfixturevalue(layout), torch_resnet.ResNet18()
     randomise(model)
     preprocessing = dataclasses.replace(PREPROCESSING, class_names=None)
     weights = Weights(arrays_of(model), describe(model), preprocessing)
-    write_folder(tmp_path / "f", weights, layout)
+    write_folder(tmp_path / "f", weights, LAYOUTS[layout])
     theirs = open_folder(package, tmp_path / "f")
     features = logits(theirs).reshape(2, -1)  # transformers keeps (n, c, 1, 1)
     assert relative_error(features, logits(model.eval())) <= 1e-5
@@ -91,7 +92,7 @@ def test_a_model_without_a_head_opens_there_too(layout, request, tmp_path):
 
 
 def test_timm_takes_the_preprocessing_and_the_names_from_our_folder(timm, resnet18, tmp_path):
-    write_folder(tmp_path / "f", resnet18[0], "timm")
+    write_folder(tmp_path / "f", resnet18[0], LAYOUTS["timm"])
     model = open_folder(timm, tmp_path / "f")
     data = timm.data.resolve_data_config({}, model=model)
     assert tuple(data["input_size"]) == (3, 64, 64)
@@ -104,7 +105,7 @@ def test_timm_takes_the_preprocessing_and_the_names_from_our_folder(timm, resnet
 def test_transformers_prepares_a_picture_as_our_folder_says(transformers, resnet18, tmp_path, size):
     preprocessing = dataclasses.replace(PREPROCESSING, image_size=size)
     weights = dataclasses.replace(resnet18[0], preprocessing=preprocessing)
-    write_folder(tmp_path / "f", weights, "transformers")
+    write_folder(tmp_path / "f", weights, LAYOUTS["transformers"])
     assert read_folder(tmp_path / "f").preprocessing == preprocessing
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "f", backend="pil")
     # of the size that the shorter side would get, so that it is only cut
@@ -147,34 +148,33 @@ def test_a_folder_appears_whole_or_not_at_all(resnet18, tmp_path, monkeypatch):
         (folder, weights, "torchvision", "timm or transformers"),
     ):
         with pytest.raises(convert.ConversionError, match=part):
-            write_folder(target, given, layout)
+            write_folder(target, given, LAYOUTS[layout])
     with pytest.raises(FileNotFoundError):
-        write_folder(tmp_path / "no" / "f", weights, "timm")
+        write_folder(tmp_path / "no" / "f", weights, LAYOUTS["timm"])
 
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_folder(folder, weights, "timm")
+        write_folder(folder, weights, LAYOUTS["timm"])
     assert [path.name for path in tmp_path.rglob("*")] == ["used", "thesis.txt"]
 
 
 def test_a_transformers_folder_without_preprocessing_has_no_processor(resnet18, tmp_path):
     (tmp_path / "f").mkdir()  # an empty folder is as good as none
     silent = dataclasses.replace(resnet18[0], preprocessing=None)
-    write_folder(tmp_path / "f", silent, "transformers")
+    write_folder(tmp_path / "f", silent, LAYOUTS["transformers"])
     names = {path.name for path in (tmp_path / "f").iterdir()}
     assert names == {"config.json", "model.safetensors"}
     assert read_folder(tmp_path / "f").preprocessing is None
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PACKAGES)
 def test_names_of_classes_that_only_count_are_written_too(resnet18, tmp_path, layout):
     names = ("LABEL_0", "LABEL_1", "LABEL_2")
     preprocessing = dataclasses.replace(PREPROCESSING, class_names=names)
-    write_folder(
-        tmp_path / "f", dataclasses.replace(resnet18[0], preprocessing=preprocessing), layout
-    )
+    weights = dataclasses.replace(resnet18[0], preprocessing=preprocessing)
+    write_folder(tmp_path / "f", weights, LAYOUTS[layout])
     again = convert.load_preprocessing(tmp_path / "f")
     assert again == dataclasses.replace(preprocessing, class_names=None)

@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import convert
-from convert import folders
 from convert.__main__ import main
 from convert.arrays import to_numpy
 from convert.files import Weights
-from convert.folders import LAYOUTS, read_folder, write_folder
+from convert.folders import PACKAGES, model_folder, read_folder, write_folder
 from convert.inspection import inspect
-from convert.layouts import find_layout
-from convert.layouts.timm_config import ARCHITECTURES
+from convert.layouts import LAYOUTS, find_layout
+from convert.layouts.timm import ARCHITECTURES
 from convert.models import build_torch
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, find_spec
 from tests.model_folders import change, logits, weights_of
@@ -131,7 +130,7 @@ def test_timms_architecture_is_our_network_tensor_for_tensor(timm, architecture)
 
 
 def test_a_head_of_another_size_than_described_is_refused(resnet18, tmp_path):
-    write_folder(tmp_path / "f", resnet18[0], "transformers")
+    write_folder(tmp_path / "f", resnet18[0], LAYOUTS["transformers"])
     change(tmp_path / "f" / "config.json", {"id2label": {"0": "LABEL_0"}})
     (tmp_path / "f" / "preprocessor_config.json").unlink()
     with pytest.raises(convert.ConversionError, match=r"head of 1 classes.*one of 3"):
@@ -142,7 +141,7 @@ def test_a_preprocessing_that_the_table_cannot_say_is_left_out_where_it_is_not_n
     resnet18, tmp_path, capsys
 ):
     folder, out = tmp_path / "f", tmp_path / "x.safetensors"
-    write_folder(folder, resnet18[0], "transformers")
+    write_folder(folder, resnet18[0], LAYOUTS["transformers"])
     change(folder / "preprocessor_config.json", {"do_rescale": False})
     assert main(["import", str(folder), "-o", str(out)]) == 2
     assert "do_rescale is false" in capsys.readouterr().err
@@ -160,23 +159,22 @@ def test_a_preprocessing_that_the_table_cannot_say_is_left_out_where_it_is_not_n
 def test_a_configuration_that_cannot_be_read_is_no_preprocessing_that_is_left_out(
     resnet18, tmp_path, monkeypatch
 ):
-    write_folder(tmp_path / "f", resnet18[0], "transformers")
-    read = folders._read_json
+    write_folder(tmp_path / "f", resnet18[0], LAYOUTS["transformers"])
+    read = model_folder._read_json
 
     def fail(path: Path) -> dict[str, Any]:
         if path.name == "preprocessor_config.json":
             raise OSError(errno.EIO, "Input/output error", str(path))
         return read(path)
 
-    monkeypatch.setattr(folders, "_read_json", fail)
-    for needs in (True, False):
-        with pytest.raises(OSError, match=r"preprocessor_config\.json"):
-            read_folder(tmp_path / "f", needs_preprocessing=needs)
+    monkeypatch.setattr(model_folder, "_read_json", fail)
+    with pytest.raises(OSError, match=r"preprocessor_config\.json"):
+        read_folder(tmp_path / "f")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PACKAGES)
 def test_counters_that_are_no_counts_are_reset_with_a_note(layout, resnet18, tmp_path):
-    write_folder(tmp_path / "f", resnet18[0], layout)
+    write_folder(tmp_path / "f", resnet18[0], LAYOUTS[layout])
     file = tmp_path / "f" / "model.safetensors"
     save_file({n: t.to(torch.bfloat16) for n, t in load_file(file).items()}, file)
     with pytest.raises(convert.ConversionError, match="--reset-counters"):
@@ -195,7 +193,7 @@ def test_folders_without_weights_say_what_was_looked_for(tmp_path):
 
 def test_what_of_a_folder_is_left_out_or_missing_is_said(resnet18, tmp_path):
     folder = tmp_path / "f"
-    write_folder(folder, resnet18[0], "transformers")
+    write_folder(folder, resnet18[0], LAYOUTS["transformers"])
     (folder / "preprocessor_config.json").unlink()
     state = {
         name: tensor

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import convert
-from convert import folders, runs
+from convert import runs
+from convert.folders import model_folder
 from convert.weights import Weights
 from tests import mutators
 from tests.fuzz_cases import MODEL_FOLDERS
@@ -49,7 +50,7 @@ def test_damaged_configurations_of_model_folders_are_read_or_refused(layout, tmp
             mutated = mutators.mutate_json(rng, json.loads(text)) if name == damaged else text
             (tmp_path / name).write_text(mutated)
         try:
-            folders._read_description(tmp_path, Weights(arrays, None))
+            model_folder._read_description(tmp_path, Weights(arrays, None))
             outcomes["accepted"] += 1
         except convert.ConversionError:
             outcomes["refused"] += 1

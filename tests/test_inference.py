@@ -15,7 +15,7 @@ import torch
 
 import convert
 import torch_resnet
-from convert import inference, programs
+from convert import inference
 from convert.files import Weights
 from convert.models import arrays_of, describe
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, Preprocessing, find_spec
@@ -175,11 +175,13 @@ def test_a_file_that_computes_something_else_does_not_appear(tmp_path, monkeypat
     model, path = small_model(False, small_images=True), tmp_path / "m.pt2"
     path.write_bytes(b"old")
 
+    trace = inference.trace
+
     def trace_another(twin: torch.nn.Module, image_shape: tuple[int, int, int]) -> Any:
         other = small_model(False, small_images=True)
         with torch.no_grad():
             other.get_buffer("stages.1.0.bn2.running_mean")[3] += 0.01
-        return programs.trace(other, image_shape)
+        return trace(other, image_shape)
 
     monkeypatch.setattr(inference, "trace", trace_another)
     with pytest.raises(convert.ConversionError, match="differs from the torch twin by"):

@@ -11,7 +11,7 @@ import convert
 import torch_resnet
 from convert.files import Weights, read_weights, write_weights
 from convert.guess import guess
-from convert.heads import change_head
+from convert.importing import change_head
 from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS, find_layout, layout_spec, write_layout
 from convert.models import arrays_of, describe
@@ -24,7 +24,9 @@ def shapes_of(layout: str, model: str, num_classes: int = 7) -> dict[str, tuple[
     """Names and shapes of a model's tensors in a layout."""
     classifier = ClassifierSpec(layout_spec(model, layout), num_classes)
     ours = {n: np.broadcast_to(np.int8(0), s) for n, s in classifier.tensors().items()}
-    return {name: a.shape for name, a in write_layout(ours, classifier, layout).items()}
+    return {
+        name: a.shape for name, a in write_layout(ours, classifier, find_layout(layout)).items()
+    }
 
 
 CASES = [
@@ -43,11 +45,11 @@ CASES = [
 @pytest.mark.parametrize(("layout", "model"), CASES)
 def test_layout_model_and_head_are_found_from_names_and_shapes(layout, model):
     found = guess(shapes_of(layout, model))
-    assert (layout, model) in [(one.layout, one.model) for one in found]
+    assert (layout, model) in [(one.layout.name, one.model) for one in found]
     assert {one.model for one in found} == {model}
     for one in found:
         assert (one.share, one.classifier.num_classes, one.has_counters) == (1.0, 7, True)
-        assert not find_layout(one.layout).problems(one.classifier.network)
+        assert not one.layout.problems(one.classifier.network)
 
 
 def test_every_layout_is_guessed_in_the_cases_above():
@@ -85,7 +87,7 @@ def test_what_makes_a_file_another_network_than_the_nearest_is_said(
         else:
             theirs = timm.create_model(architecture)
     (nearest,) = guess({name: tuple(t.shape) for name, t in theirs.state_dict().items()})
-    assert (nearest.layout, nearest.model) == ("timm", model)
+    assert (nearest.layout.name, nearest.model) == ("timm", model)
     assert nearest.share < 1
     assert any(sign in problem for problem in nearest.problems)
 

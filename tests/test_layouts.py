@@ -20,7 +20,7 @@ import flax_resnet
 import torch_resnet
 from benchmarks.peers import torch_resnet_package
 from convert.layouts import LAYOUTS, find_layout, layout_spec
-from convert.layouts.trees import flatten
+from convert.layouts.translate import flatten
 from resnet_spec import MODELS, find_spec
 from tests.peers import Peer, import_timm, make_peer
 from tests.twins import (

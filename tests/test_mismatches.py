@@ -223,9 +223,9 @@ class _Linen(linen.Module):
     "other", [torch.nn.Conv2d(1, 1, 1), None, {}, {"a": torch.ones(1)}, _Linen(), 3], ids=repr
 )
 def test_what_is_no_model_of_nnx_has_no_weights_to_give(other):
-    with pytest.raises(convert.ConversionError, match="a model of Flax NNX is wanted"):
+    with pytest.raises(convert.ConversionError, match="this must be a model of Flax NNX"):
         convert.flax_to_torch(other)
-    with pytest.raises(convert.ConversionError, match="a model of Flax NNX is wanted"):
+    with pytest.raises(convert.ConversionError, match="this must be a model of Flax NNX"):
         convert.torch_to_flax({}, other)
 
 

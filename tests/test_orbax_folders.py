@@ -15,7 +15,7 @@ from convert.__main__ import main
 from convert.files import read_weights
 from convert.inspection import inspect
 from convert.layouts import find_layout
-from convert.layouts.trees import flatten
+from convert.layouts.translate import flatten
 from tests.commands import assert_refused, run_here
 from tests.peers import make_peer
 from tests.twins import assert_same_state

@@ -44,7 +44,7 @@ def test_a_blurred_network_has_the_tensors_of_a_plain_one_and_the_reader_is_told
     path = tmp_path / "m.pth"
     torch.save(blurred.state_dict(), path)
     assert run_import(path, "--layout", "timm", "--model", "ResNet50", "--padding", "even") == 0
-    (note,) = [n for n in capsys.readouterr().out.splitlines() if "not to be seen" in n]
+    (note,) = [n for n in capsys.readouterr().out.splitlines() if "tensors do not show" in n]
     text = as_text(inspect(path))
     for part in ("stem_padding='even'", "anti-aliasing", "dilation", "ReLU", "epsilon", "pooling"):
         assert part in note
@@ -56,7 +56,7 @@ def test_a_file_that_describes_itself_leaves_nothing_open(tmp_path, capsys):
     path = tmp_path / "m.safetensors"
     convert.save(path, make_twins("ResNet20", dtype="float32")[1])
     assert run_import(path) == 0
-    assert "not to be seen" not in capsys.readouterr().out
+    assert "tensors do not show" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])

@@ -14,7 +14,7 @@ from torch import nn
 
 import flax_resnet
 import torch_resnet
-from convert.programs import _quiet
+from convert.inference import _quiet
 from resnet_spec import ResNetSpec
 from tests.twins import assert_same_state, random_images, randomise, relative_error, to_nchw
 from torch_resnet.dialect import BiasedBatchNorm2d

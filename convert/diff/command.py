@@ -15,7 +15,7 @@ from convert.diff.page import as_page
 from convert.diff.precision import DEVICES, FRAMEWORKS, PRECISIONS, raise_defaults
 from convert.diff.report import as_json, write_whole
 from convert.errors import ConversionError
-from convert.layouts import find_layout, layout_spec, read_layout, with_channels
+from convert.layouts import OURS, find_layout, read_layout
 from convert.models import build_flax, build_torch
 from convert.options import add_part, add_stated, stated
 from convert.sources import Source, read_source
@@ -192,8 +192,7 @@ def _open(side: _Side, options: argparse.Namespace) -> Source:
         entry=side.entry or "",
         prefix=side.prefix or "",
         reset_counters=options.reset_counters,
-        needs_preprocessing=False,
-    )
+    ).judged(keeps_preprocessing=False)
 
 
 def _check_stated(sources: Iterable[Source], options: argparse.Namespace) -> None:
@@ -202,7 +201,7 @@ def _check_stated(sources: Iterable[Source], options: argparse.Namespace) -> Non
     for source in sources:
         assert source.weights.classifier is not None
         spec = source.weights.classifier.network
-        asked = layout_spec(options.model, "flax-resnet") if options.model else spec
+        asked = OURS.network(options.model) if options.model else spec
         asked = dataclasses.replace(asked, in_planes=spec.in_planes, **stated(options))
         problems += [*asked.differences(spec), *_of_training(asked, spec, options)]
     if problems:
@@ -232,9 +231,9 @@ def _read(
             f"{side.source} does not say which model it holds: give --model NAME, and --layout "
             "where its names are not ours"
         )
-    layout = side.layout or "flax-resnet"
-    spec = with_channels(layout_spec(options.model, layout, **stated(options)), arrays, layout)
-    source.check_beside(side.source, spec)
+    layout = OURS if side.layout is None else find_layout(side.layout)
+    spec = layout.network(options.model, arrays, **stated(options))
+    source.check_beside(spec)
     arrays, classifier = read_layout(arrays, spec, layout, reset_counters=options.reset_counters)
     return classifier, arrays
 

@@ -1,4 +1,4 @@
-"""The forms a file of weights can have, one module each.
+"""The forms that a file of weights can have, one module each.
 
 A form is a module with two functions. `write(path, arrays, metadata)` stores arrays, whatever
 their strides are, and a mapping of text to text, and returns the CRC-32 of each in C order.
@@ -7,25 +7,8 @@ module and its suffix in `FORMS`. Reading never runs what a file holds, takes no
 three times the file and 200 MB, and raises a ConversionError.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-
 from convert.formats import npz, pytorch, safetensors
-from convert.formats.contents import Contents, Visitor
-
-
-class Form(Protocol):
-    """What a module of this folder has."""
-
-    def write(
-        self, path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-    ) -> dict[str, int]: ...
-
-    def read(self, path: Path, visit: Visitor) -> Contents: ...
-
+from convert.formats.form import Form
 
 FORMS: dict[str, Form] = {
     ".safetensors": safetensors,

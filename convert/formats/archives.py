@@ -12,11 +12,7 @@ _LARGEST_DIRECTORY = 2**22
 
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive, whose directory is read but no member.
-
-    Raises:
-        zipfile.BadZipFile: it is none, or its directory is too long.
-    """
+    """The archive, of which only the directory is read; a long one is a BadZipFile."""
     with _ShortReads(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
         yield archive
 

@@ -1,4 +1,4 @@
-"""The state dict among what `torch.save` wrote, or how to make a plain file of what is there."""
+"""The state dict in what `torch.save` wrote, or advice how to make a plain file of its weights."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import ConversionError
-from convert.formats.names import HARMLESS
-from convert.formats.pickles import Tensor, Unknown
+from convert.formats.pickles import HARMLESS, Tensor, Unknown
+from convert.wrappers import is_state_dict
 
-_NAMED = 8  # entries or values in a sentence
+_NAMED = 8  # entries or values shown of many
 _NUMPY = "numpy."
 _RESAVED = "weights.pt"
-_PLAIN = {  # what makes a plain tensor, by a part of the name of what rebuilds another
+_PLAIN = {  # what makes a plain tensor of an object, by a part of the name of its class
     _NUMPY: "torch.as_tensor(v)",
     "_rebuild_sparse_tensor": "v.to_dense()",
     "_rebuild_qtensor": "v.dequantize() if v.is_quantized else v",
@@ -24,20 +24,11 @@ _IS_TRUSTED = "if you trust it, re-save its weights where it was made, with its 
 def find_state_dict(
     path: Path, content: Any, name: str = ""
 ) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """The only mapping of names to tensors, all that there is or one entry of it, and notes.
-
-    Args:
-        path: of the file, for errors.
-        content: what is in it.
-        name: of the entry that is meant, where there are several.
-
-    Raises:
-        ConversionError: there is none, or several, or none of this name.
-    """
-    if not name and _is_state_dict(content):
+    """The only state dict in the content of a file, or its entry of this name, and notes."""
+    if not name and is_state_dict(content):
         return content, ()
     entries = content if isinstance(content, Mapping) else {}
-    found = [key for key, entry in entries.items() if _is_state_dict(entry)]
+    found = [key for key, entry in entries.items() if is_state_dict(entry)]
     if name and name not in found:
         there = ", ".join(map(repr, found)) or "none"
         raise ConversionError(f"{path} has no state dict {name!r} among its entries: {there}")
@@ -54,10 +45,18 @@ def find_state_dict(
     return entries[name], tuple(notes)
 
 
-def advise(path: Path, content: Any = None) -> list[str]:
-    """The lines that make a plain file of one that is not, word for word where `content` shows."""
+def advise(path: Path, content: Any = None, *, has_arrays: bool = False) -> list[str]:
+    """Lines of code that make a plain file, exact as far as `content` shows what is needed.
+
+    With `has_arrays` the pickle was too long to read, so it most likely holds NumPy arrays.
+    """
     place, state = _find_nearly(content)
-    lines = [_IS_TRUSTED, f"  content = {_load(path)}"]
+    load = f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)"
+    lines = [_IS_TRUSTED, f"  content = {load}"]
+    if has_arrays:
+        lines.append("  state = content.get('state_dict', content.get('model', content))")
+        lines.append(f"  state = {{k: {_PLAIN[_NUMPY]} for k, v in state.items()}}")
+        return [*lines, f"  torch.save(state, {_RESAVED!r})"]
     if state is not None:
         lines.append(f"  state = {place}")
         lines += [
@@ -72,21 +71,6 @@ def advise(path: Path, content: Any = None) -> list[str]:
         f"  torch.save(content['state_dict'], {_RESAVED!r})  # or content['model'], or "
         "content.state_dict() where it is a whole model",
     ]
-
-
-def advise_on_arrays(path: Path) -> list[str]:
-    """As `advise`, where the pickle is too long to be looked into: NumPy arrays are in it."""
-    return [
-        _IS_TRUSTED,
-        f"  content = {_load(path)}",
-        "  state = content.get('state_dict', content.get('model', content))",
-        f"  state = {{k: {_PLAIN[_NUMPY]} for k, v in state.items()}}",
-        f"  torch.save(state, {_RESAVED!r})",
-    ]
-
-
-def _load(path: Path) -> str:
-    return f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)"
 
 
 def _no_state_dict(path: Path, content: Any) -> ConversionError:
@@ -107,9 +91,9 @@ def _no_state_dict(path: Path, content: Any) -> ConversionError:
 
 
 def _find_nearly(content: Any) -> tuple[str | None, Mapping[str, Any] | None]:
-    """The expression for the state dict, and its content where it is one but for some values.
+    """The expression for a mapping most of whose values are tensors, and that mapping.
 
-    Without a content the expression is for a whole model; without either nothing is known.
+    An expression alone is for a whole model; None twice if nothing is found.
     """
     if isinstance(content, Mapping):
         for name, entry in content.items():
@@ -139,7 +123,7 @@ def _is_object(value: Any) -> bool:
 
 
 def _changes(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(new value, condition) of what makes plain tensors of all values."""
+    """(new value, condition) of each step that makes plain tensors of the values."""
     names = [value.name for value in state.values() if isinstance(value, Unknown)]
     kinds = [part for part in _PLAIN if any(part in name for name in names)]
     is_known = [any(part in name for part in kinds) for name in names]
@@ -148,15 +132,6 @@ def _changes(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "v", f" if torch.is_tensor(v){array}"
     for part in kinds:
         yield _PLAIN[part], ""
-
-
-def _is_state_dict(content: Any) -> bool:
-    return (
-        isinstance(content, Mapping)
-        and len(content) > 0
-        and all(isinstance(name, str) for name in content)
-        and all(isinstance(value, Tensor) for value in content.values())
-    )
 
 
 def _describe(value: Any) -> str:

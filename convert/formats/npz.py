@@ -12,28 +12,14 @@ import numpy as np
 from convert.arrays import BFLOAT16, checksum, in_order
 from convert.errors import ConversionError
 from convert.formats.archives import open_archive, unpacked_size
-from convert.formats.contents import Contents, Visitor
+from convert.formats.form import Contents, Visitor
 
-_METADATA = "__metadata__"  # an array of one string: JSON, of text by text
-_DTYPES = "dtypes"  # in it: the dtypes that NumPy has no name for, by array
+_METADATA = "__metadata__"  # the name of an array of one string, a JSON object of texts
+_DTYPES = "dtypes"  # the entry in it that names the dtypes that NumPy does not know, by array
 _SUFFIX = ".npy"
 _CHUNK = 2**20
 _DTYPES_READ = (
-    "f2",
-    "f4",
-    "f8",
-    "i1",
-    "i2",
-    "i4",
-    "i8",
-    "u1",
-    "u2",
-    "u4",
-    "u8",
-    "b1",
-    "c8",
-    "c16",
-    "V2",
+    *("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "c8", "c16", "V2"),
 )
 _LARGEST_STRING = 2**24
 
@@ -41,7 +27,7 @@ _LARGEST_STRING = 2**24
 def write(
     path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> dict[str, int]:
-    """Writes arrays, uncompressed, and text; bfloat16 goes as `V2`, with its name beside it."""
+    """Writes arrays, uncompressed, and text; bfloat16 is stored as `V2`, and its name as text."""
     dtypes = {name: "bfloat16" for name, array in arrays.items() if array.dtype == BFLOAT16}
     text = json.dumps({**metadata, _DTYPES: json.dumps(dtypes)})
     checksums = {}
@@ -57,7 +43,7 @@ def write(
 
 
 def read(path: Path, visit: Visitor) -> Contents:
-    """Visits every array; names are only names, whatever path they look like.
+    """Visits every array; a name is never used as a path.
 
     Raises:
         ConversionError: the file is damaged, holds pickled objects, or would unpack to more than
@@ -107,7 +93,7 @@ def _read_members(archive: zipfile.ZipFile, visit: Visitor) -> Contents:
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """One array; memory is taken only after its size is found to be the member's."""
+    """One array; memory is allocated only after its size was compared with the member's."""
     with archive.open(member) as file:
         shape, is_fortran, dtype = _read_header(file)
         length = math.prod(shape) * dtype.itemsize
@@ -129,10 +115,7 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"an array of format {version}")
-    is_first = version == (1, 0)
-    read_header = (
-        np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-    )
+    read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
     shape, is_fortran, dtype = read_header(file)
     is_text = dtype.kind == "U" and shape == ()
     if not is_text and dtype.newbyteorder("=").str[1:] not in _DTYPES_READ:

@@ -1,38 +1,72 @@
-"""Pickles of plain tensors, read without `pickle`: nothing is imported, nothing is called.
+"""Pickles of plain tensors, read and written without `pickle`: nothing is imported or called.
 
-What a pickle asks for stays a name. Of the functions and classes that it names, those that tensors
-and their containers need are carried out here, on descriptions of tensors; the others are listed.
+A function or class that a pickle asks for stays a name. Those that tensors and their containers
+need are carried out here, on descriptions of tensors; all others are listed.
 """
 
+import functools
 import io
 import pickletools
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from convert.formats.names import HARMLESS, STORAGES
+from convert.errors import ConversionError
 
-# An object may take 20 times the opcodes that make it; 50,000 tensors fit.
+# Bytes. An object may take 20 times the memory of its opcodes; 50,000 tensors fit.
 LARGEST_PICKLE = 2**23
 _MOST_AXES = 64  # as NumPy has
 _MOST_OBJECTS = 2**20  # containers, tensors and remembered values: some 100 bytes each
 
+_KINDS = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexDouble ComplexFloat"
+_DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex128 complex64"
+STORAGES = {
+    **{f"torch.{k}Storage": d for k, d in zip(_KINDS.split(), _DTYPES.split(), strict=True)},
+    "torch.storage.UntypedStorage": "uint8",
+}
+
+_NUMPY = ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+# Well-known classes without effect on the tensors: a file may name them beside its weights. None is
+# created: each stays an `Unknown`, and is refused in place of a tensor.
+HARMLESS = {
+    "_codecs.encode",  # bytes, before protocol 3
+    "argparse.Namespace",
+    *(f"builtins.{n}" for n in ("bool", "bytearray", "complex", "dict", "float", "frozenset")),
+    *(f"builtins.{n}" for n in ("int", "list", "range", "set", "slice", "str", "tuple", "xrange")),
+    "collections.defaultdict",
+    "collections.deque",
+    *(f"datetime.{n}" for n in ("date", "datetime", "time", "timedelta", "timezone")),
+    *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in _NUMPY),
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
+    "torch.torch_version.TorchVersion",
+    "torch.Size",
+    "torch.device",
+    "torch.nn.parameter.Parameter",
+    "torch.storage.TypedStorage",
+    *(f"torch.{dtype}" for dtype in _DTYPES.split()),
+}
+
+_MOST_REMEMBERED = 256  # numbers of a byte
+_STORAGE_OF = {dtype: kind for kind, dtype in STORAGES.items() if "Untyped" not in kind}
 _CONJUGATED = "a tensor is stored conjugated or negated: call .resolve_conj() or .resolve_neg()"
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A function or a class, which is not looked up."""
+    """The name of a function or class, which is never imported."""
 
     name: str
 
 
 @dataclass(slots=True, eq=False)
 class Unknown:
-    """A value that only pickle would know: of a class, or the result of a call, of this name.
+    """An object of a class, or the result of a call, of this name: only pickle could make it.
 
-    `state` is what would be its attributes, where the pickle says them so.
+    `state` holds its attributes, where the pickle gives them.
     """
 
     name: str
@@ -41,7 +75,7 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Memory of the file: `numel` values from value `start` on of what it calls `key`."""
+    """Memory in the file: `numel` values of what it calls `key`, from value `start` on."""
 
     dtype: str
     key: str
@@ -60,7 +94,7 @@ class Tensor:
 
 
 class StateDict(dict[Any, Any]):
-    """An ordered dictionary, and the attribute that a module's state dict has."""
+    """An ordered dictionary, with the `_metadata` that a module's state dict has."""
 
     metadata: Any = None
 
@@ -71,17 +105,17 @@ def read_pickle(
     position: int = 0,
     storages: dict[str, Storage] | None = None,
 ) -> tuple[Any, int]:
-    """What one pickle holds, and where it ends: at its STOP.
+    """What one pickle holds, and where it ends.
 
     Args:
         content: the pickle, and what may follow.
-        unsafe: takes up the name of every function and class that plain tensors do not need, also
-            where the pickle turns out to be damaged.
+        unsafe: collects the names of functions and classes that plain tensors do not need, even
+            if the pickle turns out to be damaged.
         position: where it begins.
-        storages: takes up the storages by their keys, whole ones, not views of them.
+        storages: collects the storages by their keys, whole ones, not views of them.
 
     Raises:
-        ValueError: it is damaged, or would take memory out of all proportion.
+        ValueError: it is damaged, or would take far too much memory.
     """
     machine = _Machine(content, unsafe, position, {} if storages is None else storages)
     try:
@@ -91,7 +125,7 @@ def read_pickle(
 
 
 class _Machine:
-    """Follows the opcodes of a pickle over its own stack and memo."""
+    """Executes the opcodes of a pickle on its own stack and memo."""
 
     def __init__(
         self, content: bytes, unsafe: set[str], position: int, storages: dict[str, Storage]
@@ -129,7 +163,7 @@ class _Machine:
         return self.content[self.position - 1]
 
     def push_byte(self) -> None:
-        """The two commonest steps, this and the next, call nothing."""
+        """One of the two most common steps, with the next: they call nothing."""
         self.stack.append(self.content[self.position])
         self.position += 1
 
@@ -157,7 +191,7 @@ class _Machine:
         return values
 
     def push_last(self, count: int) -> None:
-        """A tuple of so many values."""
+        """Pushes a tuple of the last `count` values."""
         if len(self.stack) < count:
             raise IndexError
         values = tuple(self.stack[-count:])
@@ -213,7 +247,7 @@ class _Machine:
             raise ValueError(f"it calls {function.name} with a {type(arguments).__name__}")
 
     def build(self) -> None:
-        """`__setstate__`, which a state dict has for its attribute."""
+        """`__setstate__`, which sets a state dict's `_metadata`."""
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is StateDict and type(state) in (dict, StateDict):
             target.metadata = state.get("_metadata")
@@ -241,7 +275,7 @@ class _Machine:
                 self.push_new(Unknown("a persistent object"))
 
     def follow(self, opcode: pickletools.OpcodeInfo) -> None:
-        """An opcode that torch does not write: by the standard library's table, with names."""
+        """Executes an opcode that torch does not write, by the standard library's table."""
         argument: Any = None
         if opcode.arg is not None:
             stream = io.BytesIO(self.content)
@@ -284,7 +318,7 @@ def _parameter(machine: _Machine, data: Any, *more: Any) -> Any:
 
 
 def _as_key(value: Any) -> Any:
-    """What a dictionary can be asked for; of other values the hash may take forever."""
+    """A key of a dictionary; the hash of other values might take forever."""
     return value if type(value) in _KEYS else Unknown(type(value).__name__)
 
 
@@ -312,7 +346,7 @@ _STOP = ord(".")
 _OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 _TWO, _FOUR, _EIGHT = (struct.Struct(f"<{letter}") for letter in "HIQ")
 _SIGNED, _DOUBLE = struct.Struct("<i"), struct.Struct(">d")
-# What torch's files are made of, in any protocol; by pickle's own letters.
+# The opcodes of torch's files, in any protocol.
 _STEPS: dict[int, Callable[[_Machine], Any]] = {
     ord("("): lambda m: m.stack.append(_MARK),
     ord(")"): lambda m: m.stack.append(()),
@@ -349,3 +383,95 @@ _STEPS: dict[int, Callable[[_Machine], Any]] = {
     ord("b"): _Machine.build,
     ord("Q"): _Machine.load_storage,
 }
+
+
+def write_pickle(tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]) -> bytes:
+    """The pickle of a state dict as `torch.save` writes it, in few opcodes.
+
+    `metadata` is the text of the state dict's `_metadata`.
+    """
+    writer = _Writer()
+    writer.put(b"\x80\x02", writer.new_dictionary(), b"(")
+    for name, tensor in tensors:
+        writer.put(_text(name), writer.tensor(tensor))
+    entry = b"".join((writer.new_dictionary(), b"(", _text(""), writer.texts(metadata), b"u"))
+    writer.put(b"u", b"}", _text("_metadata"), entry, b"s", b"b.")
+    return b"".join(writer.parts)
+
+
+@dataclass
+class _Writer:
+    """The opcodes so far, and the number under which each repeated value is remembered."""
+
+    parts: list[bytes] = field(default_factory=list)
+    memo: dict[bytes, bytes] = field(default_factory=dict)
+
+    def put(self, *parts: bytes) -> None:
+        self.parts += parts
+
+    def once(self, opcodes: bytes) -> bytes:
+        """The opcodes of a value the first time, and afterwards only its number."""
+        if opcodes in self.memo:
+            return self.memo[opcodes]
+        if len(self.memo) == _MOST_REMEMBERED:
+            return opcodes
+        number = bytes([len(self.memo)])
+        self.memo[opcodes] = b"h" + number
+        return opcodes + b"q" + number
+
+    def called(self, name: str) -> bytes:
+        """A function or a class by its full name."""
+        return self.once(_global(name))
+
+    def new_dictionary(self) -> bytes:
+        return self.called("collections.OrderedDict") + b")R"
+
+    def texts(self, texts: Mapping[str, str]) -> bytes:
+        return b"".join((b"}(", *(_text(t) for item in texts.items() for t in item), b"u"))
+
+    def tensor(self, tensor: Tensor) -> bytes:
+        storage = tensor.storage
+        if storage.dtype not in _STORAGE_OF:
+            raise ConversionError(f"torch's files have no name for {storage.dtype}")
+        return b"".join(
+            (
+                self.called("torch._utils._rebuild_tensor_v2"),
+                b"((",
+                self.once(_text("storage")),
+                self.called(_STORAGE_OF[storage.dtype]),
+                _text(storage.key),
+                self.once(_text("cpu")),
+                _number(storage.numel),
+                b"tQ",
+                _number(tensor.offset),
+                self.once(_numbers(tensor.shape)),
+                self.once(_numbers(tensor.strides)),
+                b"\x89",  # no gradient is asked for
+                self.new_dictionary(),  # no hooks
+                b"tR",
+            )
+        )
+
+
+@functools.cache
+def _global(name: str) -> bytes:
+    module, _, attribute = name.rpartition(".")
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def _text(text: str) -> bytes:
+    content = text.encode("utf-8", "surrogatepass")
+    return b"X" + len(content).to_bytes(4, "little") + content
+
+
+def _number(value: int) -> bytes:
+    if value < 2**8:
+        return b"K" + value.to_bytes(1, "little")
+    if value < 2**31:
+        return b"J" + value.to_bytes(4, "little")
+    return b"\x8a\x08" + value.to_bytes(8, "little")
+
+
+@functools.lru_cache(_MOST_REMEMBERED)
+def _numbers(values: tuple[int, ...]) -> bytes:
+    return b"".join((b"(", *map(_number, values), b"t"))

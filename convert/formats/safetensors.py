@@ -11,7 +11,7 @@ import numpy as np
 
 from convert.arrays import checksum, in_order
 from convert.errors import ConversionError
-from convert.formats.contents import Contents, Visitor
+from convert.formats.form import Contents, Visitor
 
 # Parsed JSON takes up to 25 times its length in memory; 60,000 tensors fit.
 _LARGEST_HEADER = 2**23
@@ -30,11 +30,7 @@ def write(
 
 
 def read(path: Path, visit: Visitor) -> Contents:
-    """Visits every tensor; a name that is in the header twice is a problem.
-
-    Raises:
-        ConversionError: the file is damaged, or holds a dtype that NumPy lacks.
-    """
+    """Visits every tensor; a name that is in the header twice is a problem."""
     from safetensors import safe_open
 
     problems = _duplicates(path)
@@ -46,7 +42,7 @@ def read(path: Path, visit: Visitor) -> Contents:
     except BaseException as error:
         if isinstance(error, AttributeError):  # the library asks NumPy for the dtype by its name
             raise ConversionError(f"{path} holds a dtype that NumPy lacks: {error}") from error
-        # A panic of the library's Rust is no Exception, and its class cannot be imported.
+        # A panic of the library's Rust code is no Exception, and its class cannot be imported.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise _damaged(path, error) from error
         raise

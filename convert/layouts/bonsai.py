@@ -1,18 +1,16 @@
 """jax-ml/bonsai's ResNet in Flax NNX: ResNet50 and 152, for inference."""
 
 import dataclasses
-from collections.abc import Iterator
+from functools import partial
 
-from convert.layouts.layout import Layout, walk
-from convert.layouts.spelling import NNX
+from convert.layouts.layout import NNX, Layout, walk
 from convert.layouts.torchvision import IMAGENET_LIMITS
-from resnet_spec import ResNetSpec
 
-
-def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
-    """(our layer, bonsai's) for every layer."""
-    return walk(
-        spec,
+LAYOUT = Layout(
+    "bonsai",
+    "jax-ml/bonsai (NNX): ResNet50, 152 and other bottleneck networks",
+    partial(
+        walk,
         stem="stem.conv",
         stem_bn="stem.bn",
         block=lambda stage, index: f"layer{stage}.blocks.{index}",
@@ -22,13 +20,7 @@ def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
         shortcut="downsample.conv",
         shortcut_bn="downsample.bn",
         head="fc",
-    )
-
-
-LAYOUT = Layout(
-    "bonsai",
-    "jax-ml/bonsai (NNX): ResNet50, 152 and other bottleneck networks",
-    names,
+    ),
     limits={**IMAGENET_LIMITS, "block": ("bottleneck",), "preact": (False,), "width": (1,)},
     adapt=lambda spec: dataclasses.replace(spec, running_variance="biased"),
     spelling=NNX,

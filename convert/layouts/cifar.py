@@ -2,30 +2,16 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from convert.layouts.layout import Layout, walk
+from convert.layouts.layout import TORCHS_DIALECT, Layout, walk
 from resnet_spec import ResNetSpec
 
 
-def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
-    """(our layer, theirs) for every layer; option A has no weights."""
-    return walk(
-        spec,
-        stem="conv1",
-        stem_bn="bn1",
-        block=lambda stage, index: f"layer{stage + 1}.{index}",
-        conv="conv{}",
-        bn="bn{}",
-        shortcut="shortcut.0",
-        shortcut_bn="shortcut.1",
-        head="linear",
-    )
-
-
 def whole_names(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Tensors by the layout's names: kin have torchvision's, `downsample` and `fc`."""
+    """Tensors by the layout's names: related code has torchvision's, `downsample` and `fc`."""
     if not any(".shortcut." in name for name in tensors):
         tensors = {n.replace(".downsample.", ".shortcut."): t for n, t in tensors.items()}
     if not any(name.startswith("linear.") for name in tensors):
@@ -43,16 +29,24 @@ def adapt(spec: ResNetSpec) -> ResNetSpec:
 LAYOUT = Layout(
     "cifar",
     "akamaster/pytorch_resnet_cifar10 and kin: ResNet20 to 1202 with option A, ResNet18-small ...",
-    names,
+    partial(  # option A has no weights
+        walk,
+        stem="conv1",
+        stem_bn="bn1",
+        block=lambda stage, index: f"layer{stage + 1}.{index}",
+        conv="conv{}",
+        bn="bn{}",
+        shortcut="shortcut.0",
+        shortcut_bn="shortcut.1",
+        head="linear",
+    ),
     limits={
         "preact": (False,),
         "small_images": (True,),
         "width": (1,),
         "drop_rate": (0.0,),
         "shortcut": ("centred_identity", "projection"),
-        "padding": ("even",),
-        "stem_padding": ("even",),
-        "bottleneck_stride": ("3x3",),
+        **TORCHS_DIALECT,
     },
     adapt=adapt,
     whole_names=whole_names,

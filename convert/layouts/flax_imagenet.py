@@ -4,8 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from convert.layouts.layout import Layout, walk
-from convert.layouts.spelling import LINEN
+from convert.layouts.layout import LINEN, Layout, walk
 from convert.layouts.torchvision import IMAGENET_LIMITS
 from resnet_spec import ResNetSpec
 

@@ -5,30 +5,79 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from convert import leaves
 from convert.errors import ConversionError
-from convert.layouts.spelling import TORCH, Spelling
-from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec
+from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec, find_spec
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
+class Spelling:
+    """How a package names and transposes the arrays of one layer.
+
+    Attributes:
+        is_flax: kernels are (h, w, in, out) and called `kernel`, not (out, in, h, w) and `weight`.
+        has_collections: parameters and statistics are separate trees, `params/...`.
+        has_counters: normalisations count their batches.
+        separator: between the parts of a name.
+    """
+
+    is_flax: bool = False
+    has_collections: bool = False
+    has_counters: bool = True
+    separator: str = "."
+
+    def name(self, layer: str, leaf: str, num_axes: int) -> str:
+        """The full name of an array whose leaf torch calls `weight`, `bias`, `running_mean` ..."""
+        leaf = leaves.flax_leaf(leaf, num_axes) if self.is_flax else leaf
+        name = f"{layer}{self.separator}{leaf}"
+        if self.has_collections:
+            return f"{'batch_stats' if leaf in ('mean', 'var') else 'params'}/{name}"
+        return name
+
+    def to_ours(self, name: str, array: np.ndarray) -> np.ndarray:
+        """An array of theirs with torch's axes; `name` is theirs."""
+        return leaves.to_torch(self._dotted(name), array) if self.is_flax else array
+
+    def to_theirs(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The inverse of `to_ours`."""
+        return leaves.to_flax(self._dotted(name), array) if self.is_flax else array
+
+    def _dotted(self, name: str) -> str:
+        return name.replace(self.separator, ".")
+
+
+TORCH = Spelling()
+NNX = Spelling(is_flax=True, has_counters=False)
+LINEN = Spelling(is_flax=True, has_collections=True, has_counters=False, separator="/")
+# Limits of the packages whose networks compute as torch's and torchvision's do.
+TORCHS_DIALECT = {
+    "padding": ("even",),
+    "stem_padding": ("even",),
+    "bottleneck_stride": ("3x3",),
+}
+
+
+@dataclass(frozen=True)
 class Layout:
-    """Another package's spelling of the networks that it shares with ours.
+    """Another package's names for the networks that it shares with ours.
 
     Attributes:
         name: what a user calls it.
-        about: whose it is, in a few words.
+        about: the package, in a few words.
         names: (our layer, their layer) for every layer of a network: a bijection.
-        limits: fields of the spec by the values that the package's networks can have.
+        limits: fields of the spec, each with the values that the package's networks can have.
         differences: other reasons why the package has no such network, a sentence each.
-        adapt: a row of our table as the package has the network of that name.
-        spelling: how an array is called and laid out within its layer.
-        has_conv_head: whether the head is written as a 1x1 convolution; both are read.
-        may_lack_bias: whether a head can be without; else a bias that is not there is missing.
-        whole_names: tensors under other names that the networks have, by the layout's names: of a
-            part of the package's network, or of kin.
-        signs: differences that the tensors themselves show, where they are of no network of ours.
+        adapt: changes a row of our table to the package's network of that name.
+        spelling: how an array is named and transposed within its layer.
+        has_conv_head: whether the head is written as a 1x1 convolution; both kinds are read.
+        may_lack_bias: whether a head may have no bias; otherwise an absent bias is an error.
+        whole_names: renames tensors to the layout's names where a file has others, because it
+            holds a part of the package's network or comes from a related package.
+        signs: signs in the tensors of a network that is not one of ours, a sentence each.
     """
 
     name: str
@@ -42,6 +91,33 @@ class Layout:
     may_lack_bias: bool = False
     whole_names: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda tensors: tensors
     signs: Callable[[Shapes], Iterable[str]] = lambda shapes: ()
+
+    def network(
+        self, name: str, tensors: Mapping[str, np.ndarray] | None = None, **changes: Any
+    ) -> ResNetSpec:
+        """The network of a name in our table as the package has it, with `changes` to its fields.
+
+        It takes images of as many channels as the first convolution among `tensors` takes.
+        """
+        row = self.adapt(find_spec(name))
+        return self.with_channels(ResNetSpec.from_json({**row.to_json(), **changes}), tensors or {})
+
+    def with_channels(self, spec: ResNetSpec, tensors: Mapping[str, np.ndarray]) -> ResNetSpec:
+        """A network for images of as many channels as the first convolution takes."""
+        tensors = self.whole_names(tensors)
+        stem = self.tensor_name(spec, "stem.conv", "weight", 4)
+        if stem not in tensors or tensors[stem].ndim != 4:
+            return spec
+        in_planes = self.spelling.to_ours(stem, tensors[stem]).shape[1]
+        return dataclasses.replace(spec, in_planes=max(in_planes, 1))
+
+    def with_head(self, spec: ResNetSpec, shapes: Shapes) -> ClassifierSpec:
+        """The description with the head that is there; shapes are by their names, torch's axes."""
+        bias = self.tensor_name(spec, "head", "bias", 1)
+        shape = shapes.get(self.tensor_name(spec, "head", "weight", 2), ())
+        if len(shape) != 2 and shape[2:] != (1, 1):
+            return ClassifierSpec(spec)
+        return ClassifierSpec(spec, int(shape[0]), bias in shapes or not self.may_lack_bias)
 
     def problems(self, spec: ResNetSpec) -> list[str]:
         """Every difference between a network and those of the package, by the field's name."""
@@ -59,10 +135,10 @@ class Layout:
             raise ConversionError(f"the layout {self.name} cannot express this model:", problems)
 
     def lost_fields(self, classifier: ClassifierSpec) -> dict[str, Any]:
-        """What neither names nor shapes show, where the package's usual network has it otherwise.
+        """The fields that a file in this layout loses, where they differ from the package's usual.
 
-        Who reads the tensors by the layout must be told: fields of the spec, the rates of training
-        among them, and with biased variances the batch that they were taken over.
+        Neither names nor shapes show them, so whoever reads the file must be told: fields of the
+        spec, the rates of training among them, and with biased variances their batch size.
         """
         spec = classifier.network
         usual = {name: getattr(ResNetSpec, name) for name in DIALECT}
@@ -86,6 +162,34 @@ class Layout:
             for leaf, shape in shapes.items()
             if self.spelling.has_counters or leaf != "num_batches_tracked"
         }
+
+    def shapes(self, classifier: ClassifierSpec) -> dict[str, tuple[int, ...]]:
+        """Their name of every tensor -> its shape with torch's axes."""
+        ours = classifier.tensors()
+        return {theirs: ours[name] for name, theirs in self.tensors(classifier).items()}
+
+    def tensor_name(self, spec: ResNetSpec, layer: str, leaf: str, num_axes: int) -> str:
+        """Their name of one tensor of our `layer`; of the first layers this takes no time."""
+        theirs = next(theirs for ours, theirs in self.names(spec) if ours == layer)
+        return self.spelling.name(theirs, leaf, num_axes)
+
+    def head_path(self, spec: ResNetSpec) -> str:
+        """What all names of a head begin with, whatever is within it: `fc.`."""
+        separator = self.spelling.separator
+        parts = self.tensor_name(spec, "head", "weight", 2).split(separator)[:-1]
+        while parts[-1].isdigit():  # transformers' is the second of `classifier`
+            parts.pop()
+        return separator.join([*parts, ""])
+
+
+def _our_names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
+    for path, _ in ClassifierSpec(spec, num_classes=1).layers():
+        yield path, path
+
+
+OURS = Layout(
+    "flax-resnet", "our own names, those of the torch twin", _our_names, may_lack_bias=True
+)
 
 
 def walk(

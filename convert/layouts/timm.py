@@ -1,10 +1,36 @@
-"""timm's `resnet*`, `wide_resnet*` and its pre-activation `resnetv2_*` with BatchNorm."""
+"""timm's `resnet*`, `wide_resnet*` and pre-activation `resnetv2_*`: layers and architectures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from convert.layouts import torchvision
 from convert.layouts.layout import Layout, Shapes, walk
 from resnet_spec import ResNetSpec
+
+ARCHITECTURES = {
+    **{f"resnet{depth}": f"ResNet{depth}" for depth in (18, 34, 50, 101, 152, 200)},
+    **{f"wide_resnet{depth}_2": f"WideResNet{depth}-2" for depth in (50, 101)},
+    **{f"resnetv2_{depth}": f"PreActResNet{depth}" for depth in (18, 34, 50, 101, 152)},
+}
+"""timm's name -> ours, for every network that is the same."""
+
+# How other networks differ, by a part of their names: the first that fits is reported.
+_OTHERS = (
+    ("resnext", "its 3x3 convolutions are grouped"),
+    ("resnest", "its 3x3 convolutions are split, with attention over the parts"),
+    ("seresnet", "squeeze-and-excitation in its blocks"),
+    ("ecaresnet", "channel attention in its blocks"),
+    ("resnetblur", "it blurs before it subsamples"),
+    ("resnetaa", "average pooling before it subsamples"),
+    ("resnetrs", "another stem, squeeze-and-excitation, average-pooled shortcuts"),
+    ("_bit", "GroupNorm and standardised weights"),
+    ("_gn", "GroupNorm"),
+)
+_VARIANTS = {
+    "c": "a stem of three 3x3 convolutions",
+    "d": "a stem of three 3x3 convolutions, and average-pooled shortcuts",
+    "s": "a stem of three wide 3x3 convolutions",
+    "t": "a stem of three 3x3 convolutions of growing width, and average-pooled shortcuts",
+}
 
 
 def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
@@ -24,14 +50,14 @@ def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
 
 
 def differences(spec: ResNetSpec) -> list[str]:
-    """What timm's two families cannot be told."""
+    """Networks that neither of timm's two families has."""
     if spec.preact and spec.width != 1:
         return [f"width={spec.width}: resnetv2's width_factor multiplies every layer's channels"]
     return torchvision.no_wide_basic_block(spec)
 
 
 def signs(shapes: Shapes) -> Iterator[str]:
-    """Which of timm's many variants, none of the papers', a file holds."""
+    """Signs of timm's many variants that are in none of the papers."""
     is_v2 = any(name.startswith("stem.") for name in shapes)
     norms = ("norm.", ".norm1.") if is_v2 else ("bn1.", ".bn1.")
     if "conv1.0.weight" in shapes or "stem.conv1.weight" in shapes:
@@ -57,3 +83,30 @@ LAYOUT = Layout(
     has_conv_head=lambda spec: spec.preact,
     signs=signs,
 )
+
+
+def other_network(architecture: str) -> str | None:
+    """How a network of timm's differs from those of the table, where its name says so."""
+    architecture = plain_name(architecture).lower()
+    if architecture in ARCHITECTURES or "resnet" not in architecture:
+        return None
+    why = next((text for part, text in _OTHERS if part in architecture), None)
+    return why or (_VARIANTS.get(architecture[-1]) if architecture[:-1] in ARCHITECTURES else None)
+
+
+def architecture_problems(architectures: Iterable[str]) -> list[str]:
+    """A sentence for each architecture, as a training script names it, that is not one of ours."""
+    return [
+        f"another network: it says that it is of {architecture[:100]!r}: {why} (where that is not "
+        "so, re-save its state dict alone)"
+        for architecture in dict.fromkeys(architectures)
+        if (why := other_network(architecture)) is not None
+    ]
+
+
+def plain_name(architecture: str) -> str:
+    """An architecture without the tag of its weights, and without the prefixes of older names."""
+    name = architecture.partition(".")[0]
+    if name.startswith("gluon_"):
+        return name.removeprefix("gluon_").removesuffix("_v1b")
+    return name.removeprefix("tv_").removeprefix("ssl_").removeprefix("swsl_")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from convert.layouts.layout import Layout, walk
+from convert.layouts.layout import TORCHS_DIALECT, Layout, walk
 from resnet_spec import ResNetSpec
 
 
@@ -29,9 +29,7 @@ LAYOUT = Layout(
     names,
     limits={
         "shortcut": ("identity", "projection", "full_projection", "convolution"),
-        "padding": ("even",),
-        "stem_padding": ("even",),
-        "bottleneck_stride": ("3x3",),
+        **TORCHS_DIALECT,
     },
     may_lack_bias=True,  # it has no head of its own
 )

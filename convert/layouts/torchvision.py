@@ -1,37 +1,31 @@
 """torchvision's ResNets: ResNet18/34/50/101/152 and the wide 50-2 and 101-2 (v1.5 as ours)."""
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from convert.layouts.layout import Layout, walk
+from convert.layouts.layout import TORCHS_DIALECT, Layout, walk
 from resnet_spec import ResNetSpec
 
+# What nearly all packages' networks for ImageNet have in common.
 IMAGENET_LIMITS: dict[str, Any] = {
     "small_images": (False,),
     "stage_planes": ((64, 128, 256, 512),),
     "stem_planes": (64,),
     "shortcut": ("projection",),
     "drop_rate": (0.0,),
-    "padding": ("even",),
-    "stem_padding": ("even",),
-    "bottleneck_stride": ("3x3",),
+    **TORCHS_DIALECT,
 }
-"""What nearly all packages' networks for ImageNet have in common."""
-
-
-def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
-    """(our layer, torchvision's) for every layer."""
-    return walk(
-        spec,
-        stem="conv1",
-        stem_bn="bn1",
-        block=lambda stage, index: f"layer{stage + 1}.{index}",
-        conv="conv{}",
-        bn="bn{}",
-        shortcut="downsample.0",
-        shortcut_bn="downsample.1",
-        head="fc",
-    )
+names = partial(
+    walk,
+    stem="conv1",
+    stem_bn="bn1",
+    block=lambda stage, index: f"layer{stage + 1}.{index}",
+    conv="conv{}",
+    bn="bn{}",
+    shortcut="downsample.0",
+    shortcut_bn="downsample.1",
+    head="fc",
+)
 
 
 def _differences(spec: ResNetSpec) -> list[str]:

@@ -1,17 +1,24 @@
 """Hugging Face transformers' `ResNetForImageClassification`, v1.5 and v1."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from convert.layouts.layout import Layout, walk
 from convert.layouts.torchvision import IMAGENET_LIMITS
-from resnet_spec import ResNetSpec
 
 
-def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
-    """(our layer, transformers') for every layer."""
-    return walk(
-        spec,
+def whole_names(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Tensors by the layout's names: those of a `ResNetModel` lack the first, `resnet.`."""
+    is_inner = any(name.startswith("embedder.") for name in tensors)
+    return {f"resnet.{name}": tensor for name, tensor in tensors.items()} if is_inner else tensors
+
+
+LAYOUT = Layout(
+    "transformers",
+    "Hugging Face transformers: ResNet18/34/50/101/152, v1.5 (and v1 by its configuration)",
+    partial(
+        walk,
         stem="resnet.embedder.embedder.convolution",
         stem_bn="resnet.embedder.embedder.normalization",
         block=lambda stage, index: f"resnet.encoder.stages.{stage}.layers.{index}",
@@ -21,19 +28,7 @@ def names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
         shortcut="shortcut.convolution",
         shortcut_bn="shortcut.normalization",
         head="classifier.1",
-    )
-
-
-def whole_names(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Tensors by the layout's names: a `ResNetModel` has no name for itself before its own."""
-    is_inner = any(name.startswith("embedder.") for name in tensors)
-    return {f"resnet.{name}": tensor for name, tensor in tensors.items()} if is_inner else tensors
-
-
-LAYOUT = Layout(
-    "transformers",
-    "Hugging Face transformers: ResNet18/34/50/101/152, v1.5 (and v1 by its configuration)",
-    names,
+    ),
     limits={
         **IMAGENET_LIMITS,
         "preact": (False,),

@@ -16,7 +16,7 @@ from flax import nnx
 import convert
 from convert.checkpoints import as_flax
 from convert.guess import guess
-from convert.layouts import layout_spec, read_layout, with_channels
+from convert.layouts import OURS, Layout, find_layout, read_layout
 from convert.sources import Source, read_source
 from resnet_spec import ClassifierSpec, Preprocessing
 from train.config import Config
@@ -25,7 +25,6 @@ from train.errors import AbandonedError, UserError
 from train.run.folder import SEEDS
 
 FILE = "model.safetensors"
-OURS = "flax-resnet"
 _BATCH = 250
 _MOST_STREAMED = 1_000  # images that torch on a CPU goes through in a minute
 
@@ -53,7 +52,7 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
             f"--init-from {path} holds the runs of several seeds: name the folder of one ({names})"
         )
     try:
-        source = read_source(path)
+        source = read_source(path).judged()
         spec, layout = _find_layout(config, source)
         if problems := spec.differences(classifier.network):
             raise convert.ConversionError(
@@ -64,7 +63,7 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
         arrays, found = read_layout(source.weights.arrays, spec, layout)
     except (ValueError, OSError) as error:
         raise UserError(f"--init-from {path}: {error}") from error
-    notes = [f"starting from {path} ({source.form}, layout {layout})", *source.weights.notes]
+    notes = [f"starting from {path} ({source.form}, layout {layout.name})", *source.weights.notes]
     if found.num_classes != classifier.num_classes:
         arrays = {name: a for name, a in arrays.items() if not name.startswith("head.")}
         notes.append(f"a new head of {classifier.num_classes} classes, not {found.num_classes}")
@@ -77,23 +76,23 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
     return Loaded(flax_arrays, notes, None if preprocessing is None else preprocessing.to_json())
 
 
-def _find_layout(config: Config, source: Source) -> tuple[Any, str]:
+def _find_layout(config: Config, source: Source) -> tuple[Any, Layout]:
     """The network whose weights these are, and the layout of their names."""
     weights, described = source.weights, source.weights.classifier
-    if described is not None and config.init_layout in (None, OURS, source.layout):
+    layout = None if config.init_layout is None else find_layout(config.init_layout)
+    if described is not None and layout in (None, OURS, source.layout):
         return described.network, OURS
-    layout = config.init_layout
     if layout is None:
         shapes = {name: array.shape for name, array in weights.arrays.items()}
         fitting = [g for g in guess(shapes) if g.share == 1 and g.model == config.model]
-        layouts = sorted({g.layout for g in fitting}, reverse=True)
+        layouts = sorted({g.layout.name for g in fitting}, reverse=True)
         if len({g.classifier for g in fitting}) != 1:  # several may share names and network
             raise convert.ConversionError(
                 f"say by --init-layout whose names these are: {' or '.join(layouts) or 'none'} "
                 f"of the layouts fits {config.model}; see `resnet-convert inspect`"
             )
-        layout = layouts[0]
-    return with_channels(layout_spec(config.model, layout), weights.arrays, layout), layout
+        layout = find_layout(layouts[0])
+    return layout.network(config.model, weights.arrays), layout
 
 
 @dataclass(frozen=True)

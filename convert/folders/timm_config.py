@@ -1,44 +1,20 @@
-"""The `config.json` of a folder that timm opens: its architectures, and how images come in."""
+"""The `config.json` of a folder that timm opens: its network, and how images are prepared."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convert.errors import ConversionError
-from convert.layouts.transformers_config import CONFIG, only_count
+from convert.folders.transformers_config import CONFIG, only_count
+from convert.layouts.timm import ARCHITECTURES, other_network, plain_name
 from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec, find_spec, nearest_names
 
 WRAPPER = "timm_wrapper"  # transformers' model type around any model of timm's
 _HEADLESS = "TimmWrapperModel"
-ARCHITECTURES = {
-    **{f"resnet{depth}": f"ResNet{depth}" for depth in (18, 34, 50, 101, 152, 200)},
-    **{f"wide_resnet{depth}_2": f"WideResNet{depth}-2" for depth in (50, 101)},
-    **{f"resnetv2_{depth}": f"PreActResNet{depth}" for depth in (18, 34, 50, 101, 152)},
-}
-"""timm's name -> ours, for every network that is the same."""
-
-# What sets the others apart, by a part of their names: the first that fits is told.
-_OTHERS = (
-    ("resnext", "its 3x3 convolutions are grouped"),
-    ("resnest", "its 3x3 convolutions are split, with attention over the parts"),
-    ("seresnet", "squeeze-and-excitation in its blocks"),
-    ("ecaresnet", "channel attention in its blocks"),
-    ("resnetblur", "it blurs before it subsamples"),
-    ("resnetaa", "average pooling before it subsamples"),
-    ("resnetrs", "another stem, squeeze-and-excitation, average-pooled shortcuts"),
-    ("_bit", "GroupNorm and standardised weights"),
-    ("_gn", "GroupNorm"),
-)
-_VARIANTS = {
-    "c": "a stem of three 3x3 convolutions",
-    "d": "a stem of three 3x3 convolutions, and average-pooled shortcuts",
-    "s": "a stem of three wide 3x3 convolutions",
-    "t": "a stem of three 3x3 convolutions of growing width, and average-pooled shortcuts",
-}
-# timm's arguments that change nothing when the weights are used; of the others, the only value.
+# timm's arguments that change nothing when the weights are used; and the only value of others.
 _HARMLESS = ("in_chans", "num_classes", "drop_rate", "drop_path_rate", "zero_init_last")
 _ONLY_VALUES = {"global_pool": "avg", "output_stride": 32, "act_layer": "relu"}
-# What timm takes where the file is silent (`PretrainedCfg`).
+# timm's default values (`PretrainedCfg`).
 _DEFAULTS = {
     "input_size": [3, 224, 224],
     "interpolation": "bicubic",
@@ -51,15 +27,11 @@ _DEFAULTS = {
 
 
 def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> dict[str, Any]:
-    """Name -> content of the JSON files.
-
-    Raises:
-        ConversionError: timm has no such architecture, or nothing is known of the preprocessing.
-    """
+    """Name -> content of the JSON files; timm needs to know the preprocessing."""
     if preprocessing is None:
         raise ConversionError(
-            "timm normalises with ImageNet's mean and standard deviation where a folder is silent, "
-            "and nothing says that these weights were trained so: say their preprocessing"
+            "timm normalises with ImageNet's mean and standard deviation by default, and nothing "
+            "says that these weights were trained so: give their preprocessing"
         )
     spec, num_classes = classifier.network, classifier.num_classes or 0
     size = preprocessing.image_size
@@ -91,16 +63,14 @@ def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> di
 def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing | None:
     """How images are prepared and what the classes are called, from all JSON files by name.
 
-    Raises:
-        ConversionError: the table cannot say it; the differences are listed.
-        ValueError, KeyError, TypeError: the content is not timm's.
+    A ConversionError lists what `Preprocessing` cannot express; other errors are of the content.
     """
     config = files[CONFIG]
     if config.get("model_type") == WRAPPER and "pretrained_cfg" not in config:
-        return None  # where timm is silent it takes its own defaults, transformers the model's
+        return None  # timm would take its own defaults, transformers the model's
     pretrained, channels = _pretrained(config), _channels(config)
     if problems := list(_unprepared(pretrained)):
-        raise ConversionError(f"{CONFIG} prepares images as this table cannot say it:", problems)
+        raise ConversionError(f"{CONFIG} prepares images in a way not supported here:", problems)
     mean, std = pretrained["mean"], pretrained["std"]
     return Preprocessing(
         mean=mean * channels if len(mean) == 1 else mean,  # timm repeats a single number
@@ -113,7 +83,7 @@ def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing | None:
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """In the order of the classes; None where they have none, or are only counted."""
+    """In the order of the classes; None where they have no names, or only numbers."""
     if config.get("architectures") == [_HEADLESS]:
         return None
     labels = config.get("label_names", _pretrained(config).get("label_names"))
@@ -125,14 +95,12 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
     """The description of the model, as `ClassifierSpec.to_json`'s.
 
-    Raises:
-        ConversionError: it is a network that the table has not; the differences are listed.
-        ValueError, KeyError, TypeError: the content is not timm's.
+    A ConversionError lists what is not in the table; other errors are of the content.
     """
     pretrained, arguments = _pretrained(config), _arguments(config)
-    architecture = _plain(config["architecture"])
-    if problems := (*_differences(architecture), *_unsupported(config, arguments)):
-        raise ConversionError(f"{CONFIG} describes a network that this table has not:", problems)
+    architecture = plain_name(config["architecture"])
+    if problems := (*_other_architecture(architecture), *_unsupported(config, arguments)):
+        raise ConversionError(f"{CONFIG} describes a network that is not in this table:", problems)
     spec = dataclasses.replace(find_spec(ARCHITECTURES[architecture]), in_planes=_channels(config))
     num_classes = config.get("num_classes", pretrained["num_classes"])
     num_classes = arguments.get("num_classes", num_classes)
@@ -164,34 +132,7 @@ def _find_architecture(spec: ResNetSpec) -> str:
     )
 
 
-def other_network(architecture: str) -> str | None:
-    """What sets a network of timm's apart from those of the table, where its name says so."""
-    architecture = _plain(architecture).lower()
-    if architecture in ARCHITECTURES or "resnet" not in architecture:
-        return None
-    why = next((text for part, text in _OTHERS if part in architecture), None)
-    return why or (_VARIANTS.get(architecture[-1]) if architecture[:-1] in ARCHITECTURES else None)
-
-
-def architecture_problems(architectures: Iterable[str]) -> list[str]:
-    """A sentence where a training script says that its weights are of a network of another kind."""
-    return [
-        f"another network: it says that it is of {architecture[:100]!r}: {why} (where that is not "
-        "so, re-save its state dict alone)"
-        for architecture in dict.fromkeys(architectures)
-        if (why := other_network(architecture)) is not None
-    ]
-
-
-def _plain(architecture: str) -> str:
-    """Without the tag of its weights, and without what older names said of them."""
-    name = architecture.partition(".")[0]
-    if name.startswith("gluon_"):
-        return name.removeprefix("gluon_").removesuffix("_v1b")
-    return name.removeprefix("tv_").removeprefix("ssl_").removeprefix("swsl_")
-
-
-def _differences(architecture: str) -> Iterator[str]:
+def _other_architecture(architecture: str) -> Iterator[str]:
     if architecture in ARCHITECTURES:
         return
     why = other_network(architecture)

@@ -1,4 +1,4 @@
-"""Hugging Face folders, `config.json` beside `model.safetensors`, as timm and transformers do."""
+"""A Hugging Face folder read and written whole: its weights, and what its JSON files say."""
 
 import contextlib
 import dataclasses
@@ -14,32 +14,32 @@ from convert.arrays import counters_reset
 from convert.atomic import replacing
 from convert.description import parse_description
 from convert.errors import ConversionError
-from convert.files import read_weights, write_weights
-from convert.layouts import read_layout, timm_config, transformers_config, write_layout
+from convert.files import read_file, write_weights
+from convert.folders import timm_config, transformers_config
+from convert.folders.transformers_config import CONFIG
+from convert.layouts import Layout, find_layout, read_layout, write_layout
 from convert.weights import Weights
-from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec
+from resnet_spec import Preprocessing, ResNetSpec
 
 _CONFIGS: dict[str, ModuleType] = {"timm": timm_config, "transformers": transformers_config}
-LAYOUTS = tuple(_CONFIGS)
-# Fields of the spec that no tensor shows, and that a folder's configuration tells.
+PACKAGES = tuple(_CONFIGS)
+# Fields of the spec that no tensor shows, but that the configuration records.
 RECORDED = {"timm": (), "transformers": ("bottleneck_stride",)}
-_CONFIG = transformers_config.CONFIG
-_JSON_FILES = (_CONFIG, transformers_config.PREPROCESSOR)
-# The file of weights, and the form that it is in; the first that is there counts.
+# The file of weights, and the suffix of its form; the first that is there counts.
 _WEIGHTS = {"model.safetensors": ".safetensors", "pytorch_model.bin": ".pt"}
 _INDEX = "*.index.json"  # of weights in several files
 _LARGEST_JSON = 2**23  # bytes; the names of 20,000 classes take one hundredth
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether a path is a folder with weights of its own, and no training run's."""
+    """Whether a path is a folder with weights, but not a training run."""
     has_weights = any((path / name).is_file() for name in _WEIGHTS)
     has_weights |= any(path.glob(_INDEX))  # `read_folder` says that these are not read
     return has_weights and not (path / "checkpoints").is_dir()
 
 
 def write_folder(
-    folder: Path, weights: Weights, layout: str, *, allow_nonfinite: bool = False
+    folder: Path, weights: Weights, layout: Layout, *, allow_nonfinite: bool = False
 ) -> None:
     """Writes a folder that timm or transformers opens.
 
@@ -48,29 +48,32 @@ def write_folder(
 
     Args:
         folder: a new one, or one that is empty; it appears whole or not at all.
-        weights: with their model's description; for timm with their preprocessing, too.
-        layout: one of `LAYOUTS`.
-        allow_nonfinite: write NaN and infinite values, too.
+        weights: with the description of their model; for timm also with their preprocessing.
+        layout: one whose name is in `PACKAGES`.
+        allow_nonfinite: accept NaN, infinite values and negative variances.
 
     Raises:
-        ConversionError: the package has no such model, the folder is not empty, or what was
-            written reads back otherwise.
+        ConversionError: the package has no such model, the folder is not empty, or it reads back
+            otherwise than it was written.
         OSError: the folder cannot be written.
     """
-    if layout not in _CONFIGS:
-        raise ConversionError(f"a folder is in the layout {' or '.join(LAYOUTS)}, not {layout}")
+    if layout.name not in _CONFIGS:
+        raise ConversionError(
+            f"a folder is in the layout {' or '.join(PACKAGES)}, not {layout.name}"
+        )
     if weights.classifier is None:
         raise ConversionError("these weights do not say which model they are")
     weights.check_preprocessing()
     arrays = write_layout(weights.arrays, weights.classifier, layout)
-    contents = _CONFIGS[layout].write(weights.classifier, weights.preprocessing)
+    contents = _CONFIGS[layout.name].write(weights.classifier, weights.preprocessing)
     with _appearing(folder) as temporary:
         file = temporary / next(iter(_WEIGHTS))
         write_weights(file, Weights(arrays, None), allow_nonfinite=allow_nonfinite)
         for name, content in contents.items():
             with replacing(temporary / name) as file:
                 file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        written = _read_description(temporary, Weights(arrays, None))
+        written, _ = _read_description(temporary, Weights(arrays, None))
+        assert written.classifier is not None
         problems = weights.classifier.network.differences(written.classifier.network)
         if written.classifier.num_classes != weights.classifier.num_classes:
             problems.append(f"num_classes: {written.classifier.num_classes}")
@@ -80,24 +83,12 @@ def write_folder(
             raise ConversionError(f"{folder} reads back as another model:", problems)
 
 
-def read_folder(
-    folder: Path,
-    *,
-    reset_counters: bool = False,
-    allow_nonfinite: bool = False,
-    needs_preprocessing: bool = True,
-) -> Weights:
-    """The weights of a folder of timm's, of transformers' or of ours, under our names.
-
-    Args:
-        folder: with `model.safetensors` or `pytorch_model.bin`, and the package's `config.json`.
-        reset_counters: take missing `num_batches_tracked` as zero.
-        allow_nonfinite: take NaN, infinite values and negative variances, too.
-        needs_preprocessing: False leaves out one that the table cannot say, with a note.
+def read_folder(folder: Path, *, reset_counters: bool = False) -> Weights:
+    """The weights of a folder of timm, transformers or ours, under our names, with their faults.
 
     Raises:
-        ConversionError: it is a model, or a preprocessing, that the table has not (the differences
-            are listed), or the folder is damaged.
+        ConversionError: the table does not have the model (the differences are listed), its
+            tensors are not there, or the folder is damaged.
         OSError: a file cannot be read.
     """
     found = [name for name in _WEIGHTS if (folder / name).is_file()]
@@ -105,50 +96,41 @@ def read_folder(
         raise ConversionError(
             f"{folder} holds no {' or '.join(_WEIGHTS)} (weights in several files are not read)"
         )
-    weights = read_weights(
-        folder / found[0], suffix=_WEIGHTS[found[0]], allow_nonfinite=allow_nonfinite
-    )
+    weights = read_file(folder / found[0], suffix=_WEIGHTS[found[0]])
     if weights.classifier is not None:  # ours: the file describes itself
         return weights
-    said = _read_description(folder, weights)
-    layout, classifier, preprocessing = said.layout, said.classifier, said.preprocessing
-    if said.unsaid is not None and needs_preprocessing:
-        raise said.unsaid
-    arrays, with_head = read_layout(
-        weights.arrays,
-        classifier.network,
-        layout,
-        reset_counters=reset_counters,
-        allow_nonfinite=allow_nonfinite,
-    )
-    if with_head.num_classes != classifier.num_classes:
+    said, layout = _read_description(folder, weights)
+    assert said.classifier is not None
+    try:
+        arrays, with_head = read_layout(
+            weights.arrays,
+            said.classifier.network,
+            layout,
+            reset_counters=reset_counters,
+            allow_nonfinite=True,
+        )
+    except ConversionError as error:
+        if said.unsaid is None:
+            raise
+        raise ConversionError(error.what, [*error.problems, str(said.unsaid)]) from error
+    if with_head.num_classes != said.classifier.num_classes:
         raise ConversionError(
-            f"{folder}: {_CONFIG} speaks of a head of {classifier.num_classes} classes, the "
+            f"{folder}: {CONFIG} describes a head of {said.classifier.num_classes} classes, the "
             f"weights have one of {with_head.num_classes}"
         )
-    notes = list(weights.notes)
-    notes += counters_reset(arrays, weights.arrays) if reset_counters else []
-    if said.unsaid is not None:
-        notes.append(f"left out: its preprocessing: {said.unsaid}")
-    elif preprocessing is None and said.has_names:
-        notes.append(
-            f"left out: the names of the classes in {_CONFIG}, which are part of a preprocessing: "
-            "the folder has none"
-        )
-    return Weights(arrays, with_head, preprocessing, notes=tuple(notes))
+    reset = counters_reset(arrays, weights.arrays) if reset_counters else []
+    return dataclasses.replace(
+        said, arrays=arrays, classifier=with_head, notes=(*said.notes, *reset)
+    )
 
 
 def network_beside(file: Path, weights: Weights) -> ResNetSpec | None:
-    """The network that a folder's configuration says its file of weights is of, if it has one.
-
-    Raises:
-        ConversionError: the table has no such network (the differences are listed).
-    """
-    path = file.parent / _CONFIG
+    """The network of a file of weights as the configuration in its folder has it, if any."""
+    path = file.parent / CONFIG
     if file.name not in _WEIGHTS or not path.is_file():
         return None
     config = _read_json(path)
-    if (layout := _layout_of(config)) is None:
+    if (layout := _package_of(config)) is None:
         return None
     with _naming(file.parent, layout, f"move {file.name} away if that is not its configuration"):
         fields = _CONFIGS[layout].read_network(config)
@@ -157,7 +139,7 @@ def network_beside(file: Path, weights: Weights) -> ResNetSpec | None:
 
 @contextlib.contextmanager
 def _naming(folder: Path, layout: str, advice: str = "") -> Iterator[None]:
-    """Whatever hostile JSON brings about, as one error that names the folder."""
+    """Turns every error, as hostile JSON may raise any, into one that names the folder."""
     hint = f" ({advice})" if advice else ""
     try:
         yield
@@ -168,13 +150,14 @@ def _naming(folder: Path, layout: str, advice: str = "") -> Iterator[None]:
         raise ConversionError(f"{folder}{hint}: not as {layout} writes it ({reason})") from error
 
 
-def layout_of(folder: Path) -> str | None:
-    """The layout that a folder's configuration is of; None where there is none, or of no known."""
-    path = folder / _CONFIG
-    return _layout_of(_read_json(path)) if path.is_file() else None
+def layout_of(folder: Path) -> Layout | None:
+    """The layout of a folder's configuration; None where there is none, or of another package."""
+    path = folder / CONFIG
+    name = _package_of(_read_json(path)) if path.is_file() else None
+    return None if name is None else find_layout(name)
 
 
-def _layout_of(config: Mapping[str, Any]) -> str | None:
+def _package_of(config: Mapping[str, Any]) -> str | None:
     if config.get("model_type") == timm_config.WRAPPER and "architecture" in config:
         return "timm"
     if "model_type" in config or "architectures" in config:
@@ -182,47 +165,29 @@ def _layout_of(config: Mapping[str, Any]) -> str | None:
     return "timm" if "architecture" in config else None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Description:
-    """What a folder's JSON files say.
-
-    `unsaid` is why its preprocessing is not one of the table; `has_names` whether its classes are
-    named.
-    """
-
-    layout: str
-    classifier: ClassifierSpec
-    preprocessing: Preprocessing | None
-    unsaid: ConversionError | None
-    has_names: bool
-
-
-def _read_description(folder: Path, weights: Weights) -> _Description:
-    """The description of a folder with these arrays, which bound its size."""
-    if not (folder / _CONFIG).is_file():
+def _read_description(folder: Path, weights: Weights) -> tuple[Weights, Layout]:
+    """What a folder's JSON files say of these arrays, which limit the size of the model."""
+    advice = "name the file of weights in it, with its --layout and --model"
+    if not (folder / CONFIG).is_file():
         raise ConversionError(
-            f"{folder} has no {_CONFIG}, and its weights do not describe a model: name the file of "
-            "weights in it, with its --layout and --model"
+            f"{folder} has no {CONFIG}, and its weights do not describe a model: {advice}"
         )
-    config = _read_json(folder / _CONFIG)
-    layout = _layout_of(config)
-    if layout is None:
-        raise ConversionError(
-            f"{folder / _CONFIG} is neither of timm nor of transformers: name the file of weights "
-            "in it, with its --layout and --model"
-        )
-    module, classifier, preprocessing = _CONFIGS[layout], None, None
+    config = _read_json(folder / CONFIG)
+    package = _package_of(config)
+    if package is None:
+        raise ConversionError(f"{folder / CONFIG} is not of {' or '.join(PACKAGES)}: {advice}")
+    module, classifier, preprocessing = _CONFIGS[package], None, None
     errors: list[ConversionError] = []
     try:
-        with _naming(folder, layout):
-            fields = module.read_network(config)
-            classifier = parse_description(fields, len(weights.arrays))
+        with _naming(folder, package):
+            classifier = parse_description(module.read_network(config), len(weights.arrays))
     except ConversionError as error:
         errors.append(error)
     try:
-        others = [name for name in _JSON_FILES if name != _CONFIG and (folder / name).is_file()]
-        files = {_CONFIG: config, **{name: _read_json(folder / name) for name in others}}
-        with _naming(folder, layout):
+        files, processor = {CONFIG: config}, folder / transformers_config.PREPROCESSOR
+        if processor.is_file():
+            files[processor.name] = _read_json(processor)
+        with _naming(folder, package):
             preprocessing = module.read_preprocessing(files)
             if preprocessing is not None and classifier is not None:
                 preprocessing.check(classifier)
@@ -232,10 +197,21 @@ def _read_description(folder: Path, weights: Weights) -> _Description:
         raise ConversionError(f"{folder} is not of this table:", list(map(str, errors)))
     if classifier is None:
         raise errors[0]
-    with _naming(folder, layout):
-        has_names = module.class_names(config) is not None
-    unsaid = errors[0] if errors else None
-    return _Description(layout, classifier, None if errors else preprocessing, unsaid, has_names)
+    notes = list(weights.notes)
+    with _naming(folder, package):
+        if module.class_names(config) is not None and preprocessing is None and not errors:
+            notes.append(
+                f"left out: the names of the classes in {CONFIG}, which are part of a "
+                "preprocessing: the folder has none"
+            )
+    described = dataclasses.replace(
+        weights,
+        classifier=classifier,
+        preprocessing=None if errors else preprocessing,
+        notes=tuple(notes),
+        unsaid=errors[0] if errors else None,
+    )
+    return described, find_layout(package)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -251,7 +227,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _without_numbers(preprocessing: Preprocessing | None) -> Preprocessing | None:
-    """Without class names that only count: they are read as none."""
+    """Without class names that are only numbers: they are read as none."""
     names = None if preprocessing is None else preprocessing.class_names
     if preprocessing is None or names is None or not transformers_config.only_count(names):
         return preprocessing
@@ -269,7 +245,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         temporary.replace(folder)
-    except OSError as error:  # which may be of a name that nobody has asked for
+    except OSError as error:  # which may show the temporary name
         if error.errno is None:
             raise OSError(str(error).replace(str(temporary), str(folder))) from error
         name = str(error.filename or folder).replace(str(temporary), str(folder))

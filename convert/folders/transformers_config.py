@@ -9,13 +9,13 @@ from resnet_spec.blocks import BOTTLENECK_EXPANSION
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-# ConvNeXT's processor is the one that ResNets have there; from this size on it squeezes a whole
-# picture instead of cutting out its middle, which BiT's never does.
+# ResNets have ConvNeXT's processor there. From this size on it squeezes a whole picture instead of
+# cutting out its middle; BiT's processor never does.
 _SQUEEZED_FROM = 384
 _RESAMPLE: dict[int, str] = dict(  # Pillow's numbers
     enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"))
 )
-# What transformers takes where a file is silent (`ResNetConfig`, `ConvNextImageProcessor`).
+# transformers' default values (`ResNetConfig`, `ConvNextImageProcessor`).
 _DEFAULTS: dict[str, Any] = {
     "num_channels": 3,
     "embedding_size": 64,
@@ -58,9 +58,7 @@ def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> di
 def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing | None:
     """How images are prepared and what the classes are called, from all JSON files by name.
 
-    Raises:
-        ConversionError: the table cannot say it; the differences are listed.
-        ValueError, KeyError, TypeError: the content is not transformers'.
+    A ConversionError lists what `Preprocessing` cannot express; other errors are of the content.
     """
     processor = files.get(PREPROCESSOR)
     return None if processor is None else _read_processor(processor, class_names(files[CONFIG]))
@@ -69,9 +67,7 @@ def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing | None:
 def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
     """The description of the model, as `ClassifierSpec.to_json`'s.
 
-    Raises:
-        ConversionError: it is a network that the table has not; the differences are listed.
-        ValueError, KeyError, TypeError: the content is not transformers'.
+    A ConversionError lists what is not in the table; other errors are of the content.
     """
     config = {**_DEFAULTS, **config}
     expansion = BOTTLENECK_EXPANSION if config["layer_type"] == "bottleneck" else 1
@@ -79,7 +75,7 @@ def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
     if any(size % expansion for size in config["hidden_sizes"]):
         problems.append(f"hidden_sizes {config['hidden_sizes']} do not divide by {expansion}")
     if problems:
-        raise ConversionError(f"{CONFIG} describes a network that this table has not:", problems)
+        raise ConversionError(f"{CONFIG} describes a network that is not in this table:", problems)
     network = {
         "block": config["layer_type"],
         "stage_depths": config["depths"],
@@ -93,13 +89,13 @@ def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """In the order of the classes; None where they are only counted."""
+    """In the order of the classes; None where they have only numbers."""
     labels = _labels(config)
     return None if only_count(labels) else tuple(labels)
 
 
 def only_count(labels: Sequence[str]) -> bool:
-    """Whether these are what transformers calls classes without names: `LABEL_0`, `LABEL_1`, ..."""
+    """Whether these are transformers' labels of classes without names: `LABEL_0`, `LABEL_1`, ..."""
     return all(label == f"LABEL_{number}" for number, label in enumerate(labels))
 
 
@@ -167,7 +163,7 @@ def _read_processor(
         problems.append("do_center_crop is false")
     if problems:
         raise ConversionError(
-            f"{PREPROCESSOR} prepares images as this table cannot say it; without that file the "
+            f"{PREPROCESSOR} prepares images in a way not supported here; without that file the "
             "weights alone are imported:",
             problems,
         )

@@ -1,0 +1,257 @@
+"""Weights of any source under our names, with the head and preprocessing that the user asks for."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from convert.arrays import counters_reset
+from convert.errors import ConversionError
+from convert.guess import as_options, undecided
+from convert.layouts import OURS, Layout, read_layout
+from convert.layouts.translate import HEAD_ALONE
+from convert.sources import Source
+from convert.weights import Weights
+from convert.wrappers import name_some, without_training_state
+from resnet_spec import DIALECT, PREPROCESSINGS, RATES, ResNetSpec
+
+_MOST_CLASSES = 10**6
+_SEED = 0  # a new head is the same each time
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What the user says of weights.
+
+    Attributes:
+        layout: whose names they have.
+        model: the name in our table, None where the source says it.
+        fields: fields of the spec that neither names nor shapes show.
+        statistics_batch_size: that the running variances were taken over, None as the source says.
+        reset_counters: take missing `num_batches_tracked` as zero.
+        allow_nonfinite: accept NaN, infinite values and negative variances.
+    """
+
+    layout: Layout = OURS
+    model: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    statistics_batch_size: int | None = None
+    reset_counters: bool = False
+    allow_nonfinite: bool = False
+
+
+def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
+    """The source's weights under our names, with notes on what was left out or is not certain.
+
+    Args:
+        source: an accepted one.
+        stated: what the user says of it.
+        head: as for `change_head`; an old head that is not kept need not fit.
+
+    Raises:
+        ConversionError: nothing says which model they are, the source and the user disagree, or
+            the tensors are not those of the model.
+    """
+    weights, described = source.weights, source.weights.classifier
+    layout = OURS if stated.layout == source.layout else stated.layout  # translated already
+    spec, notes = _find_network(source, layout, stated), list(weights.notes)
+    if described is None and source.beside is None:
+        taken = ", ".join(undecided(spec, stated.fields))
+        notes.append(f"tensors do not show this, taken as {taken}")
+    arrays = weights.arrays
+    if layout.spelling.has_collections:
+        arrays, left_out = without_training_state(arrays)
+        notes += left_out
+    if head != "keep":
+        arrays, left_out = _without_head(arrays, spec, layout)
+        if left_out:
+            notes.append(f"left out: {name_some(left_out)}, the head")
+        elif head == "drop":
+            raise ConversionError(f"--head drop: {source.path} has no head")
+    _check_stated(spec, layout, stated)
+    faults = list(weights.faults)
+    if head == "keep" and layout == OURS:
+        faults += _missing_head(weights)
+    given = arrays
+    try:
+        arrays, classifier = read_layout(
+            given,
+            spec,
+            layout,
+            reset_counters=stated.reset_counters,
+            allow_nonfinite=stated.allow_nonfinite,
+        )
+    except ConversionError as error:
+        problems = [*faults, *error.problems]
+        if head == "keep" and HEAD_ALONE in problems:
+            problems.append("--head drop leaves it out, --head new:N makes another")
+        raise ConversionError(error.what, problems) from error
+    if faults:
+        raise ConversionError(f"{source.path} holds what no weights should:", faults)
+    notes += counters_reset(arrays, given) if stated.reset_counters else []
+    batch_size = stated.statistics_batch_size
+    if described is not None:
+        notes += _replaced(described.network, layout, stated)
+        batch_size = described.statistics_batch_size if batch_size is None else batch_size
+    classifier = dataclasses.replace(classifier, statistics_batch_size=batch_size)
+    return dataclasses.replace(weights, arrays=arrays, classifier=classifier, notes=tuple(notes))
+
+
+def change_head(weights: Weights, choice: str, *, is_headless: bool = False) -> Weights:
+    """Weights with the head that `choice` says.
+
+    Args:
+        weights: of a described model.
+        choice: `keep`; `drop`, which leaves the pooled features; or `new:N`, a linear layer of N
+            classes, both parameters uniform as torch draws them, in the dtype of the convolutions.
+        is_headless: the old head has been left out already.
+
+    Raises:
+        ConversionError: `choice` is none of these, or there is no head to drop.
+    """
+    if choice == "keep":
+        return weights
+    classifier, preprocessing = weights.classifier, weights.preprocessing
+    assert classifier is not None
+    body = {name: array for name, array in weights.arrays.items() if not name.startswith("head.")}
+    if preprocessing is not None:  # class names are those of the old head
+        preprocessing = dataclasses.replace(preprocessing, class_names=None)
+    kind, _, number = choice.partition(":")
+    num_classes, head = None, {}
+    if choice == "drop":
+        if classifier.num_classes is None and not is_headless:
+            raise ConversionError("--head drop: these weights have no head")
+    elif kind == "new" and number.isdecimal() and 0 < int(number) <= _MOST_CLASSES:
+        num_classes, in_planes = int(number), classifier.network.out_planes
+        generator, bound = np.random.default_rng(_SEED), in_planes**-0.5
+        dtype = weights.arrays["stem.conv.weight"].dtype
+        shapes = {"head.weight": (num_classes, in_planes), "head.bias": (num_classes,)}
+        head = {n: generator.uniform(-bound, bound, s).astype(dtype) for n, s in shapes.items()}
+    else:
+        raise ConversionError(f"--head is keep, drop or new:N with N classes, not {choice!r}")
+    return dataclasses.replace(
+        weights,
+        arrays={**body, **head},
+        classifier=dataclasses.replace(classifier, num_classes=num_classes, head_bias=True),
+        preprocessing=preprocessing,
+    )
+
+
+def change_as_asked(
+    weights: Weights, head: str, preprocessing: str | None, *, is_headless: bool = False
+) -> Weights:
+    """Weights with another head, as `change_head` makes it, and another preprocessing.
+
+    `preprocessing` is a name in `PREPROCESSINGS`, `none`, or None for that of the source. The names
+    of the classes stay with the head.
+    """
+    weights = change_head(weights, head, is_headless=is_headless)
+    if preprocessing is None:
+        return weights
+    if (before := weights.preprocessing) is not None:
+        note = f"instead of the source's preprocessing, {before}"
+        weights = dataclasses.replace(weights, notes=(*weights.notes, note))
+    if preprocessing == "none":
+        return dataclasses.replace(weights, preprocessing=None)
+    assert weights.classifier is not None
+    known = PREPROCESSINGS[preprocessing]
+    names = known.class_names
+    if head != "keep" or (names is not None and len(names) != weights.classifier.num_classes):
+        names = None  # nobody has trained a new head yet
+    if head == "keep" and before is not None and before.class_names is not None:
+        names = before.class_names
+    known = dataclasses.replace(known, class_names=names)
+    return dataclasses.replace(weights, preprocessing=known)
+
+
+def _find_network(source: Source, layout: Layout, stated: Statement) -> ResNetSpec:
+    """The network, on which the source and the user must agree."""
+    weights, described = source.weights, source.weights.classifier
+    has_our_names = described and described.tensors().keys() <= weights.arrays.keys()
+    if has_our_names and layout != OURS:
+        raise ConversionError(
+            f"{source.path} says itself which model it is, and has the names of the layout "
+            f"{OURS.name}: leave out --layout {layout.name}, --model is not needed"
+        )
+    if described is not None and (layout == OURS or stated.model is not None):
+        spec = asked = dataclasses.replace(described.network, **stated.fields)
+        if stated.model is not None:
+            asked = layout.network(stated.model, weights.arrays, **stated.fields)
+        differences = asked.differences(described.network)
+        if problems := [d for d in differences if d.partition(":")[0] not in stated.fields]:
+            raise ConversionError(f"{source.path} says that it is of another network:", problems)
+        return spec
+    if stated.model is None and source.beside is not None:
+        raise ConversionError(
+            f"give the folder, {source.path.parent}, whose config.json says what it holds, or "
+            "--model and --layout"
+        )
+    if stated.model is None:
+        raise ConversionError(
+            f"give --model, the name in our table of what {source.path} holds, and --layout "
+            "where its names are not ours: `resnet-convert inspect` guesses both"
+        )
+    spec = layout.network(stated.model, weights.arrays, **stated.fields)
+    source.check_beside(spec)
+    return spec
+
+
+def _without_head(
+    arrays: Mapping[str, np.ndarray], spec: ResNetSpec, layout: Layout
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Tensors without all that is under the head's name, `fc.1.weight` too, and these names."""
+    layout.check(spec)
+    arrays, path = layout.whole_names(arrays), layout.head_path(spec)
+    left_out = [name for name in arrays if name.startswith(path)]
+    return {name: array for name, array in arrays.items() if name not in left_out}, left_out
+
+
+def _missing_head(weights: Weights) -> list[str]:
+    """The tensors of the head that a source says it has, and lacks, if its network is there."""
+    expected = {} if weights.classifier is None else weights.classifier.tensors()
+    if not expected.keys() & weights.arrays.keys():
+        return []
+    return [
+        f"missing: {name} {shape}, which it says it has (--head new:{shape[0]} makes a new head)"
+        for name, shape in expected.items()
+        if name.startswith("head.") and name not in weights.arrays
+    ]
+
+
+def _check_stated(spec: ResNetSpec, layout: Layout, stated: Statement) -> None:
+    """As `Layout.check`, with the way in for what a user states and the package does not have."""
+    try:
+        layout.check(spec)
+    except ConversionError as error:
+        foreign = {
+            name: value
+            for name, value in stated.fields.items()
+            if name in (*DIALECT, *RATES) and any(p.startswith(f"{name}=") for p in error.problems)
+        }
+        if not foreign:
+            raise
+        said = as_options(foreign)
+        way = (
+            f"a file that has these names all the same is imported in two steps: without {said}, "
+            f"then, from the file that this makes: resnet-convert import THAT {said} -o OUTPUT"
+        )
+        raise ConversionError(error.what, [*error.problems, way]) from error
+
+
+def _replaced(described: ResNetSpec, layout: Layout, stated: Statement) -> list[str]:
+    """Notes on where the source's own description differs from the model's name, or is replaced."""
+    notes = []
+    if stated.model is not None:
+        asked = layout.network(stated.model, **stated.fields)
+        notes = [
+            f"not as {stated.model}: {difference} (--{name.replace('_', '-')} changes it)"
+            for difference in asked.training_differences(described)
+            if (name := difference.partition(":")[0]) not in stated.fields
+        ]
+    return notes + [
+        f"instead of the source's {name}, {value}: {stated.fields[name]}"
+        for name, value in described.to_json().items()
+        if stated.fields.get(name, value) != value
+    ]
