@@ -1,6 +1,7 @@
 """What options on the command line make of a recipe, and of the configuration of a resumed run."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from train.config import Config
 from train.config.recipes import RECIPES
 from train.config.unused import unused_fields
 from train.errors import UserError
-from train.run.folder import begin_folder
+from train.run.folder import begin_folder, note_start
 
 _IMAGES = 50_000
 
@@ -143,6 +144,21 @@ def test_a_command_that_began_a_run_far_from_its_recipe_goes_on_with_it(tmp_path
     assert parse(["cifar10", "--run-dir", f"{tmp_path}", "--resume"]).epochs == 200
     with pytest.raises(UserError, match="began with the recipe cifar10, not cifar10-wide: leave"):
         parse(["cifar10-wide", "--run-dir", f"{tmp_path}", "--resume"])
+
+
+def test_a_resumed_run_keeps_the_record_of_what_it_began_with(tmp_path: Path):
+    path, asked = tmp_path / "config.json", {"protocol": "V"}
+    config = Config(run_dir=tmp_path, resume=True)
+    began = dataclasses.replace(config, resume=False)
+    begin_folder(tmp_path, began, train_images=9, total_steps=9, recipe="cifar10", asked=asked)
+    note_start(tmp_path, config, config.seed_list, 5, recipe="digits", asked=None)
+    content = json.loads(path.read_text())
+    assert (content["recipe"], content["asked"]) == ("cifar10", asked)
+    del content["recipe"], content["asked"]  # as of an older version
+    path.write_text(json.dumps(content))
+    note_start(tmp_path, config, config.seed_list, 7, recipe="digits", asked=asked)
+    content = json.loads(path.read_text())
+    assert (content["recipe"], content["asked"]) == (None, None)
 
 
 def test_a_run_of_an_older_version_goes_on_with_any_recipe_for_its_data(tmp_path: Path):

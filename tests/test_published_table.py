@@ -155,6 +155,31 @@ def test_a_run_that_no_recipe_makes_is_a_row_without_a_recipe(made, table):
     assert "```console" not in content["page"]
 
 
+_HE = Asked("cifar10", "full", "cifar10-he2015", max_steps=3_200)
+
+
+@pytest.mark.parametrize(
+    ("record", "recipe"),
+    [
+        ({"recipe": "cifar10-he2015", "asked": dataclasses.asdict(_HE)}, "cifar10-he2015"),
+        ({"recipe": "cifar10-he2015"}, "cifar10-he2015"),
+        ({"recipe": "cifar10-wide"}, None),
+        ({"recipe": "of a newer version"}, None),
+        ({}, None),
+    ],
+    ids=["of a table", "by hand", "with other fields", "newer", "older"],
+)
+def test_the_recipe_of_a_row_is_the_one_that_its_run_records(record, recipe, made, table):
+    config = configure("ResNet20", _HE)
+    pretend_cifar(made / "runs" / "seed-111", config, "test", 10_000, 50_000, **record)
+    content = table(data="cifar10")
+    row = row_of(content, "ResNet20")
+    assert (row["recipe"], row["schedule"]) == (recipe, recipe and "scaled")
+    command = "table --protocol full --recipe cifar10-he2015 --max-steps 3200 --seed 111"
+    assert (command in content["page"]) == (recipe is not None)
+    assert table_page(from_json(content)) == content["page"].partition("\n![")[0]
+
+
 def test_rows_of_an_older_table_stay_without_their_runs(made, table):
     before = table()
     files = {path: path.read_bytes() for path in (made / "results").rglob("*.s*")}

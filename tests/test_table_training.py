@@ -184,7 +184,11 @@ def test_an_interrupted_table_is_a_table_and_goes_on(tmp_path):
     again = run("train", *command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resumed at" in again.stdout
+    began = json.loads((place / "seed-222" / "config.json").read_text())
+    asked = {"data": "digits", "protocol": "V", "recipe": None, "epochs": None, "max_steps": 24}
+    assert (began["recipe"], began["asked"]) == ("digits", asked)
     row = row_of(json.loads(path.read_text()), protocol="V")
+    assert [r["asked"] for r in row["runs"]] == [asked] * 2
     assert [r["finished"] for r in row["runs"]] == [True, True]
     assert row["test_images"] == 143  # a tenth of the training images
     assert row["different_predictions"] == 0

@@ -67,10 +67,10 @@ class RecordedRun:
     test_name: str
     test_images: int | None
     devices: str
-    step: int
     total_steps: int
-    metrics: list[dict[str, Any]]
-    outcome: Outcome | None
+    step: int = 0
+    metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    outcome: Outcome | None = None
     recipe: str | None = None
     asked: Asked | None = None
     changes: tuple[str, ...] = ()
@@ -148,40 +148,31 @@ def _read_run(folder: Path) -> RecordedRun:
     with _naming(_CONFIG):
         content = read_own_json(folder / _CONFIG)
         config = Config.from_json(content["config"])
-        train_images, total_steps = _count(content["train_images"]), _count(content["total_steps"])
-        held_out = config.validation_size is not None
-        test_name = _text(
-            content.get("test_name", f"train[{train_images}:]" if held_out else "test")
+        train_images, starts = _count(content["train_images"]), content.get("starts", [])
+        held_out = f"train[{train_images}:]"  # of versions that did not record the name
+        test_name = "test" if config.validation_size is None else held_out
+        run = RecordedRun(
+            folder=folder,
+            config=dataclasses.replace(config, overwrite=False),
+            train_images=train_images,
+            test_name=_text(content.get("test_name", test_name)),
+            test_images=_optional(_count, content.get("test_images")),
+            devices=str(content["devices"]),
+            total_steps=_count(content["total_steps"]),
+            recipe=_optional(_text, content.get("recipe")),
+            asked=_optional(read_asked, content.get("asked")),
+            changes=tuple(find_changes(starts, config)),
+            weights=next((str(s["weights"]) for s in starts if s.get("weights")), None),
         )
-        tested = _optional(_count, content.get("test_images"))
-        recipe = _optional(_text, content.get("recipe"))
-        asked = _optional(read_asked, content.get("asked"))
-        devices, starts = str(content["devices"]), content.get("starts", [])
-        changes = find_changes(starts, config)
-        weights = next((str(s["weights"]) for s in starts if s.get("weights")), None)
     with _naming(METRICS):
         metrics = read_metrics(folder / METRICS)
     step = max((line["step"] for line in metrics), default=0)
+    run = dataclasses.replace(run, metrics=metrics, step=step)
     with _naming(_RESULT):
         result = read_json(folder / _RESULT) if (folder / _RESULT).exists() else {}
-        outcome = _outcome(result, metrics, step, total_steps) if result else None
-        test_images = _count_test_images(tested, config, result)
-    return RecordedRun(
-        folder=folder,
-        config=dataclasses.replace(config, overwrite=False),
-        train_images=train_images,
-        test_name=test_name,
-        test_images=test_images,
-        devices=devices,
-        step=step,
-        total_steps=total_steps,
-        metrics=metrics,
-        outcome=outcome,
-        recipe=recipe,
-        asked=asked,
-        changes=tuple(changes),
-        weights=weights,
-    )
+        outcome = _outcome(result, run) if result else None
+        test_images = _count_test_images(run, result)
+    return dataclasses.replace(run, test_images=test_images, outcome=outcome)
 
 
 @contextlib.contextmanager
@@ -205,26 +196,25 @@ def read_asked(fields: dict[str, Any]) -> Asked:
     )
 
 
-def _count_test_images(tested: int | None, config: Config, result: dict[str, Any]) -> int | None:
-    parity = result.get("parity") or {}
+def _count_test_images(run: RecordedRun, result: dict[str, Any]) -> int | None:
+    parity, config = result.get("parity") or {}, run.config
     whole = DATA[config.data].test_images if config.data == "digits" else None
     # The result comes first: it does not count damaged images.
-    known = (result.get("images"), tested, parity.get("images"), config.validation_size, whole)
+    known = (result.get("images"), run.test_images, parity.get("images"))
+    known = (*known, config.validation_size, whole)
     return next((_count(count) for count in known if count is not None), None)
 
 
-def _outcome(
-    result: dict[str, Any], metrics: list[dict[str, Any]], step: int, total_steps: int
-) -> Outcome | None:
+def _outcome(result: dict[str, Any], run: RecordedRun) -> Outcome | None:
     """The content of `result.json`; None if the run was continued beyond it."""
-    if int(result.get("step", step)) < total_steps:
+    if int(result.get("step", run.step)) < run.total_steps:
         return None
     error, seconds = _fraction(result["error"]), float(result["seconds"])
     if not 0 <= seconds < math.inf:  # NaN fails, too
         raise ValueError(f"a time of {seconds}")
     best_error, best_step = result.get("best_error"), result.get("best_step")
     if best_error is None or best_step is None:
-        best_error, best_step = _best(result, metrics)
+        best_error, best_step = _best(result, run.metrics)
     parity = result.get("parity") or {}
     return Outcome(
         error=error,

@@ -13,8 +13,8 @@ import numpy as np
 from resnet_spec import list_models
 from train.config import Config
 from train.config.resume import computed_fields
-from train.results.collect import Outcome, RecordedRun
-from train.results.plan import Asked, Origin, find_origin
+from train.results.collect import RecordedRun
+from train.results.plan import Asked, confirm
 from train.results.protocol import HELD_OUT, PART
 from train.results.published import DATA, Published, published
 
@@ -63,10 +63,6 @@ class Group:
     def unfinished(self) -> list[RecordedRun]:
         return [run for run in self.runs if run.outcome is None]
 
-    @property
-    def outcomes(self) -> list[Outcome]:
-        return [run.outcome for run in self.runs if run.outcome is not None]
-
     @cached_property
     def parameters(self) -> int | None:
         return count_parameters(self.first.config)
@@ -92,19 +88,12 @@ class Group:
     def published(self) -> list[Published]:
         return published(self.first.config.data, self.first.config.model)
 
-    @property
-    def different_predictions(self) -> int | None:
-        """The sum over the runs; None if none was checked."""
-        counts = [outcome.different_predictions for outcome in self.outcomes]
-        known = [count for count in counts if count is not None]
-        return sum(known) if known else None
-
     @cached_property
-    def origin(self) -> Origin | None:
-        """The recipe and the options that make its configuration; None if they are not known.
+    def asked(self) -> Asked | None:
+        """The options of `resnet-train table` that make it; None if they are not known.
 
         The runs of a table record them. Other runs record their recipe at most, and runs of older
-        versions nothing: then they are asked for by their length, from the data set's own recipe.
+        versions nothing: for these it is the length of the run, by the data set's own recipe.
         """
         config = self.first.config
         if config.data not in DATA:
@@ -115,27 +104,36 @@ class Group:
             recipe = next((run.recipe for run in self.runs if run.recipe is not None), None)
             epochs = config.epochs if config.max_steps is None else None
             asked = Asked(config.data, protocol, recipe, epochs, config.max_steps)
-        return find_origin(config, asked)
+        return confirm(asked, config)
 
     @property
-    def is_whole_schedule(self) -> bool:
-        """Whether the runs follow a recipe to its end, not a longer or shorter one."""
-        return self.origin is not None and abs(self.epochs - self.origin.epochs) < 1
+    def recipe_epochs(self) -> float | None:
+        """Those of the recipe's whole schedule."""
+        return self.asked and self.asked.epochs_of(self.first.config.model)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the runs follow a recipe with a longer or shorter schedule than its own."""
+        return self.recipe_epochs is not None and abs(self.epochs - self.recipe_epochs) >= 1
 
     @property
     def is_above_published(self) -> bool:
         """Whether a whole schedule ends more than two published deviations above the mean."""
         error = self.statistics("error")
-        if error is None or not self.is_whole_schedule:
+        if error is None or self.asked is None or self.is_scaled:
             return False
         limits = [f.error + _DEVIATIONS * f.std for f in self.published if f.std is not None]
         return any(100 * error.mean > limit for limit in limits)
 
+    def values(self, name: str) -> list[Any]:
+        """Of a field of the outcomes, without None."""
+        values = [getattr(run.outcome, name) for run in self.finished]
+        return [value for value in values if value is not None]
+
     def statistics(self, name: str) -> Statistics | None:
-        """Of one field of the outcomes; None if no run has it."""
-        values = [getattr(outcome, name) for outcome in self.outcomes]
-        known = [value for value in values if value is not None]
-        return Statistics.of(known) if known else None
+        """The same over all runs; None if no run has a value."""
+        values = self.values(name)
+        return Statistics.of(values) if values else None
 
     def standard_error(self) -> float | None:
         """Of the mean error, which is measured on a sample of n images: sqrt(p (1 - p) / n).

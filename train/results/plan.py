@@ -1,8 +1,6 @@
-"""The configuration of a row of the table: a recipe as it is, or with its schedule scaled.
+"""The configuration of a row of the table: a recipe as it is, or with its schedule scaled."""
 
-And the way back: which recipe and options made the configuration of a run.
-"""
-
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from train.results.protocol import HELD_OUT, train_images, validation_size
 from train.results.published import DATA
 
 # How a run is computed and how often it is tested is not part of a recipe.
-_NOT_OF_A_RECIPE = ("parallel", "scan_blocks", "remat", "eval_every_epochs")
+_NOT_OF_A_RECIPE = ("precision", "parallel", "scan_blocks", "remat", "eval_every_epochs")
 
 
 @dataclass(frozen=True)
@@ -95,37 +93,24 @@ def _scaled(config: Config, model: str, asked: Asked) -> Config:
     return dataclasses.replace(config, **changes)
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What made a configuration.
-
-    Attributes:
-        asked: in as few options as possible. recipe: its name. epochs: of its whole schedule.
-        is_usual: whether no further option is needed, except the precision.
-    """
-
-    asked: Asked
-    recipe: str
-    epochs: float
-    is_usual: bool
-
-
-def find_origin(config: Config, asked: Asked) -> Origin | None:
-    """What made a configuration, given what was asked for; None if something was changed since."""
+def confirm(asked: Asked, config: Config) -> Asked | None:
+    """The same in as few options as possible, if a configuration was really made by that."""
     usual = dataclasses.replace(asked, recipe=None)
     if usual.recipe_of(config.model) == asked.recipe_of(config.model):
         asked = usual
     fields = {name: getattr(config, name) for name in _NOT_OF_A_RECIPE}
     for known in (dataclasses.replace(asked, epochs=None, max_steps=None), asked):
-        try:
-            made = configure(config.model, known, precision=config.precision, **fields)
-        except (UserError, KeyError):  # too short for the recipe; a recipe of another version
-            continue
-        if computed_fields(made) == computed_fields(config):
-            is_usual = known.recipe is None and fields.items() <= vars(Config()).items()
-            recipe, epochs = known.recipe_of(config.model), known.epochs_of(config.model)
-            return Origin(known, recipe, epochs, is_usual)
+        # An error: too short for the drops of the recipe, or a recipe of another version.
+        with contextlib.suppress(UserError, KeyError):
+            if computed_fields(configure(config.model, known, **fields)) == computed_fields(config):
+                return known
     return None
+
+
+def is_usual(asked: Asked, config: Config) -> bool:
+    """Whether it takes no other options to make a configuration than those in `row_name`."""
+    fields = ((name, getattr(config, name)) for name in _NOT_OF_A_RECIPE if name != "precision")
+    return asked.recipe is None and all(getattr(Config, name) == value for name, value in fields)
 
 
 def row_name(config: Config, protocol: str) -> str:

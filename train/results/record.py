@@ -24,16 +24,17 @@ def to_record(group: Group, place: Callable[[Path], str]) -> dict[str, Any]:
 
     `place` returns the name to be written for a folder.
     """
-    run, origin = group.first, group.origin
+    run, asked = group.first, group.asked
     has_protocol = run.config.data in DATA and run.test_images is not None
-    default, seconds = Config().to_json(), group.statistics("seconds")
+    different, seconds = group.values("different_predictions"), group.statistics("seconds")
+    default = Config().to_json()
     fields = computed_fields(run.config)
     return {
         "protocol": run.protocol if has_protocol else None,
         "status": "measured" if group.finished else "unfinished",
-        "recipe": origin and origin.recipe,
-        "recipe_epochs": origin and round(origin.epochs, 3),
-        "schedule": origin and ("whole" if group.is_whole_schedule else "scaled"),
+        "recipe": asked and asked.recipe_of(run.config.model),
+        "recipe_epochs": _round(group.recipe_epochs, 3),
+        "schedule": asked and ("scaled" if group.is_scaled else "whole"),
         "precision": run.config.precision,
         "model": run.config.model,
         "options": group.options,
@@ -52,8 +53,8 @@ def to_record(group: Group, place: Callable[[Path], str]) -> dict[str, Any]:
         "best_error": _rounded(group.statistics("best_error")),
         "torch_error": _rounded(group.statistics("torch_error")),
         "published_percent": [vars(figure) for figure in group.published],
-        "different_predictions": group.different_predictions,
-        "seconds": seconds and round(seconds.mean, 1),
+        "different_predictions": sum(different) if different else None,
+        "seconds": seconds and _round(seconds.mean, 1),
         "above_published": group.is_above_published,
         "configuration": {k: v for k, v in fields.items() if k in _ALWAYS or v != default[k]},
     }
@@ -76,8 +77,8 @@ def _rounded(statistics: Statistics | None) -> dict[str, Any] | None:
     return statistics and {name: _round(value) for name, value in vars(statistics).items()}
 
 
-def _round(value: Any) -> Any:
-    return round(value, _DIGITS) if isinstance(value, float) else value
+def _round(value: Any, digits: int = _DIGITS) -> Any:
+    return round(value, digits) if isinstance(value, float) else value
 
 
 def from_record(row: dict[str, Any]) -> list[RecordedRun]:
@@ -107,7 +108,6 @@ def _restore(row: dict[str, Any], fields: dict[str, Any]) -> RecordedRun:
         devices=fields["devices"],
         step=fields["step"],
         total_steps=row["steps"],
-        metrics=[],
         outcome=outcome,
         recipe=fields.get("recipe", row["recipe"]),
         asked=asked and read_asked(asked),

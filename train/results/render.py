@@ -131,9 +131,9 @@ def commands(groups: Iterable[Group]) -> list[str]:
     """The commands that make the rows again, one for all models with the same options."""
     models: dict[str, list[str]] = defaultdict(list)
     for group in groups:
-        if group.origin is None or not group.finished:
+        asked, config = group.asked, group.first.config
+        if asked is None or not group.finished:
             continue
-        asked, config = group.origin.asked, group.first.config
         options = {
             "data": None if config.data == "cifar10" else config.data,
             "protocol": WHOLE if group.first.protocol == WHOLE else asked.protocol,
@@ -184,7 +184,8 @@ def _results_rows(groups: Iterable[Group]) -> list[Row]:
 
 def _cells(group: Group) -> Row:
     run, error, seconds = group.first, group.statistics("error"), group.statistics("seconds")
-    finished, count, differ = len(group.finished), len(group.runs), group.different_predictions
+    finished, count = len(group.finished), len(group.runs)
+    different = group.values("different_predictions")
     return {
         "model": run.config.model,
         "with": _options(group.options),
@@ -200,7 +201,7 @@ def _cells(group: Group) -> Row:
         "max": _NONE if error is None else _percent(error.max),
         "best %": _mean(group.statistics("best_error")),
         "torch twin %": _mean(group.statistics("torch_error")),
-        "differ": _NONE if differ is None else str(differ),
+        "differ": str(sum(different)) if different else _NONE,
         "published %": _published(group.published),
         "time": _NONE if seconds is None else duration(seconds.mean),
         "device": ", ".join(sorted({run.devices for run in group.runs})),
@@ -211,8 +212,8 @@ def _table_cells(group: Group) -> Row:
     """The cells in which `resnet-train table` differs from `resnet-train results`."""
     run, error, in_torch = group.first, group.statistics("error"), group.statistics("torch_error")
     epochs = f"{group.epochs:.4g}"
-    if group.origin is not None and not group.is_whole_schedule:
-        epochs += f" of {group.origin.epochs:.4g}"
+    if group.is_scaled:
+        epochs += f" of {group.recipe_epochs:.4g}"
     if error is None:
         shown = f"unfinished, step {run.step:,} of {run.total_steps:,}"
     else:

@@ -15,7 +15,7 @@ from train.config.recipes import RECIPES
 from train.errors import UserError
 from train.results.collect import find_runs
 from train.results.groups import Group, group_key
-from train.results.plan import Asked, configure, row_name
+from train.results.plan import Asked, configure, is_usual, row_name
 from train.results.protocol import PROTOCOLS
 from train.results.published import DATA, published_models
 from train.results.record import encode, write_files
@@ -193,6 +193,6 @@ def _file_stem(group: Group) -> str:
     """The name of a row's files: that of its folder, with a hash if an option is not in it."""
     run = group.first
     name = f"{run.config.data}-{row_name(run.config, run.protocol)}"
-    if group.origin is not None and group.origin.is_usual:
+    if group.asked is not None and is_usual(group.asked, run.config):
         return name
     return f"{name}-{hashlib.sha256(group_key(run).encode()).hexdigest()[:_DIGITS]}"
