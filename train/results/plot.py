@@ -72,8 +72,8 @@ def _points(run: RecordedRun, kind: str, name: str, is_averaged: bool) -> dict[i
     members: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for step, value in lines.items():
         key = math.ceil(run.epoch(step)) if is_averaged else step
-        is_finite = value is not None and math.isfinite(value)  # JSON has no NaN
-        members[key].append((run.epoch(step), float(value) if is_finite else math.nan))
+        is_number = value is not None and math.isfinite(value)  # NaN is null in JSON
+        members[key].append((run.epoch(step), value if is_number else math.nan))
     return {key: np.mean(pairs, axis=0) for key, pairs in members.items()}
 
 
