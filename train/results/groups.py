@@ -14,8 +14,7 @@ from resnet_spec import list_models
 from train.config import Config
 from train.config.resume import computed_fields
 from train.results.collect import RecordedRun
-from train.results.plan import Asked, confirm
-from train.results.protocol import HELD_OUT, PART
+from train.results.plan import Asked, asked_by_length, confirm
 from train.results.published import DATA, Published, published
 
 _DEVIATIONS = 2
@@ -99,12 +98,8 @@ class Group:
         if config.data not in DATA:
             return None
         asked = next((run.asked for run in self.runs if run.asked is not None), None)
-        if asked is None:
-            protocol = PART if self.first.test_name == "test" else HELD_OUT
-            recipe = next((run.recipe for run in self.runs if run.recipe is not None), None)
-            epochs = config.epochs if config.max_steps is None else None
-            asked = Asked(config.data, protocol, recipe, epochs, config.max_steps)
-        return confirm(asked, config)
+        recipe = next((run.recipe for run in self.runs if run.recipe is not None), None)
+        return confirm(asked or asked_by_length(config, recipe), config)
 
     @property
     def recipe_epochs(self) -> float | None:

@@ -11,7 +11,7 @@ from train.config import Config
 from train.config.recipes import RECIPES
 from train.config.resume import computed_fields
 from train.errors import UserError
-from train.results.protocol import HELD_OUT, train_images, validation_size
+from train.results.protocol import HELD_OUT, PART, train_images, validation_size
 from train.results.published import DATA
 
 # How a run is computed and how often it is tested is not part of a recipe.
@@ -94,7 +94,7 @@ def _scaled(config: Config, model: str, asked: Asked) -> Config:
 
 
 def confirm(asked: Asked, config: Config) -> Asked | None:
-    """The same in as few options as possible, if a configuration was really made by that."""
+    """The same in as few options as possible; None if it does not make a configuration."""
     usual = dataclasses.replace(asked, recipe=None)
     if usual.recipe_of(config.model) == asked.recipe_of(config.model):
         asked = usual
@@ -107,10 +107,18 @@ def confirm(asked: Asked, config: Config) -> Asked | None:
     return None
 
 
-def is_usual(asked: Asked, config: Config) -> bool:
-    """Whether it takes no other options to make a configuration than those in `row_name`."""
-    fields = ((name, getattr(config, name)) for name in _NOT_OF_A_RECIPE if name != "precision")
-    return asked.recipe is None and all(getattr(Config, name) == value for name, value in fields)
+def asked_by_length(config: Config, recipe: str | None = None) -> Asked:
+    """What makes a configuration if it is a recipe, perhaps of another length."""
+    protocol = PART if config.validation_size is None else HELD_OUT
+    epochs = config.epochs if config.max_steps is None else None
+    return Asked(config.data, protocol, recipe, epochs, config.max_steps)
+
+
+def is_usual(config: Config) -> bool:
+    """Whether no option makes a configuration but those that `row_name` shows."""
+    options = (name for name in _NOT_OF_A_RECIPE if name != "precision")
+    has_defaults = all(getattr(config, name) == getattr(Config, name) for name in options)
+    return has_defaults and confirm(asked_by_length(config), config) is not None
 
 
 def row_name(config: Config, protocol: str) -> str:

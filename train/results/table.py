@@ -63,7 +63,7 @@ def make_table(
     present = {(find_spec(g.first.config.model), g.first.protocol) for g in groups}
     asked = [Missing(name, protocol) for name in [*models, *published_models(data)]]
     rows = {(find_spec(row.model), row.protocol): row for row in [*before.missing, *asked]}
-    # A run that tested what is there is no missing row of that kind, however much was there.
+    # T1k asks for the test images that are there, which can be all, or another part.
     present |= {(spec, PART) for spec, label in present if not label.startswith(HELD_OUT)}
     missing = [row for key, row in rows.items() if key not in present]
     missing.sort(key=lambda row: (row.protocol, image_cost(row.model, data)))

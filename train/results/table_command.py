@@ -190,9 +190,9 @@ def _curves(table: Table, out: Path) -> dict[str, bytes]:
 
 
 def _file_stem(group: Group) -> str:
-    """The name of a row's files: that of its folder, with a hash if an option is not in it."""
+    """The name of a row's files: that of its folder, with a hash if it does not say everything."""
     run = group.first
     name = f"{run.config.data}-{row_name(run.config, run.protocol)}"
-    if group.asked is not None and is_usual(group.asked, run.config):
+    if is_usual(run.config):
         return name
     return f"{name}-{hashlib.sha256(group_key(run).encode()).hexdigest()[:_DIGITS]}"
