@@ -81,20 +81,16 @@ def _round(value: Any, digits: int = _DIGITS) -> Any:
     return round(value, digits) if isinstance(value, float) else value
 
 
-def from_record(row: dict[str, Any]) -> list[RecordedRun]:
-    """The runs of a group that `to_record` wrote, without their metrics.
+def from_record(row: dict[str, Any], fields: dict[str, Any]) -> RecordedRun:
+    """A run of a row that `to_record` wrote, without its metrics; `fields` are its own.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is damaged.
     """
-    return [_restore(row, fields) for fields in row["runs"]]
-
-
-def _restore(row: dict[str, Any], fields: dict[str, Any]) -> RecordedRun:
     outcome = None
     if fields["finished"]:
         known = {field.name: fields[field.name] for field in dataclasses.fields(Outcome)}
-        for name in _FRACTIONS:  # of so many images: undo the rounding
+        for name in _FRACTIONS:  # undoes the rounding
             if known[name] is not None:
                 known[name] = round(known[name] * row["test_images"]) / row["test_images"]
         outcome = Outcome(**known)

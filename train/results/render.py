@@ -100,11 +100,8 @@ def table_page(table: Table) -> str:
     parts = [f"# {table.data}", "Made by `resnet-train table`; errors in percent."]
     for heading, rows in shown.items():
         parts += [f"## {heading}", markdown(rows).rstrip("\n")]
-    parts.append(
-        "\n".join(
-            f"- {line}" for line in _explain([row for rows in shown.values() for row in rows])
-        )
-    )
+    remarks = _explain([row for rows in shown.values() for row in rows])
+    parts.append("\n".join(f"- {line}" for line in remarks))
     if made := commands(table.groups):
         parts.append("\n".join(["```console", *made, "```"]))
     return "\n\n".join(parts) + "\n"

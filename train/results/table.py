@@ -99,7 +99,7 @@ def from_json(content: dict[str, Any]) -> Table:
     try:
         rows = [row for row in content["rows"] if row["status"] != _NOT_RUN]
         absent = [row for row in content["rows"] if row["status"] == _NOT_RUN]
-        runs = [from_record(row) for row in rows]
+        runs = [[from_record(row, fields) for fields in row["runs"]] for row in rows]
         kept = [(group_key(r[0]), row["weights"]) for r, row in zip(runs, rows, strict=True)]
         return Table(
             content["data"],

@@ -96,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--remat", action="store_true", help="use less memory and more time")
     add("--parallel", choices=("pmap", "jit"), default="pmap", help="default: pmap")
     add("--data-dir", type=Path, help="folder of tensorflow-datasets; default: TFDS_DATA_DIR")
-    add("--runs", type=Path, default=Path("runs/table"), help="default: runs/table")
-    add("--out", type=Path, default=Path("results"), help="default: results")
+    add("--runs", type=Path, default=Path("runs/table"), help="folder of the runs, at any depth; default: runs/table")
+    add("--out", type=Path, default=Path("results"), help="folder to write to; default: results")
     add("--only-write", action="store_true", help="train nothing, write the table of what is there")
     return parser
 
