@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--remat", action="store_true", help="use less memory and more time")
     add("--parallel", choices=("pmap", "jit"), default="pmap", help="default: pmap")
     add("--data-dir", type=Path, help="folder of tensorflow-datasets; default: TFDS_DATA_DIR")
-    add("--runs", type=Path, default=Path("runs/table"), help="folder of the runs, at any depth; default: runs/table")
+    add("--runs", type=Path, default=Path("runs/table"), help="folder of runs; default: runs/table")
     add("--out", type=Path, default=Path("results"), help="folder to write to; default: results")
     add("--only-write", action="store_true", help="train nothing, write the table of what is there")
     return parser
