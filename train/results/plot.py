@@ -69,7 +69,7 @@ def curve(group: Group, kind: str, name: str, *, is_exact: bool = False) -> Curv
 def _points(run: RecordedRun, kind: str, name: str, is_averaged: bool) -> dict[int, Any]:
     """Step, or number of an averaged epoch -> (epoch, value)."""
     lines = {v["step"]: v[name] for v in run.metrics if v["kind"] == kind and name in v}
-    members: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    members: dict[int, list[tuple[float, Any]]] = defaultdict(list)
     for step, value in lines.items():
         key = math.ceil(run.epoch(step)) if is_averaged else step
         is_number = value is not None and math.isfinite(value)  # NaN is null in JSON
