@@ -26,11 +26,17 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.rglob("result.json"))]
 
 
-def pretend_cifar(folder: Path, config: Config, name: str, images: int, trained_on: int) -> None:
-    """Makes of a real run one that says it is of another configuration and test set."""
+def pretend_cifar(
+    folder: Path, config: Config, name: str, images: int, trained_on: int, **record: Any
+) -> None:
+    """Makes of a real run one that says it is of another configuration and test set.
+
+    Its `recipe` and what was `asked` are those of `record`; without it, as of an older version.
+    """
     fields = {k: v for k, v in config.to_json().items() if k not in ("seed", "run_dir")}
     change_config(folder, **fields)
     facts = {"test_name": name, "test_images": images, "train_images": trained_on}
+    facts |= {"recipe": None, "asked": None, **record}
     steps = count_steps(config, trained_on)
     change(folder / "config.json", **facts, total_steps=steps)
     change(folder / "result.json", step=steps, images=images)

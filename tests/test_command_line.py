@@ -1,6 +1,7 @@
 """What options on the command line make of a recipe, and of the configuration of a resumed run."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from train.config import Config
 from train.config.recipes import RECIPES
 from train.config.unused import unused_fields
 from train.errors import UserError
-from train.run.folder import begin_folder
+from train.run.folder import begin_folder, note_start
 
 _IMAGES = 50_000
 
@@ -119,12 +120,13 @@ def test_a_recipe_has_nothing_that_is_not_used_and_is_taken_with_any_switch_of_i
 def test_a_recipe_named_beside_a_run_is_that_of_the_run(tmp_path: Path):
     began = ["cifar10", "--model", "ResNet110", "--nesterov", "--epochs", "200", "--seed", "7"]
     folder = ["--run-dir", f"{tmp_path}"]
-    begin_folder(tmp_path, parse([*began, *folder]), train_images=9, total_steps=9)
+    facts = {"train_images": 9, "total_steps": 9, "recipe": "cifar10"}
+    begin_folder(tmp_path, parse([*began, *folder]), **facts)
     resume = [*folder, "--resume"]
     for command in ([*began, *resume], [*began, "--epochs", "3", *resume], ["cifar10", *resume]):
         assert parse(command).model == "ResNet110"
     for other in ("cifar10-wide", "cifar10-he2015-110", "cifar10-small"):
-        said = f"{tmp_path} is nearer to the recipe cifar10 than to {other}: leave the recipe out"
+        said = f"{tmp_path} began with the recipe cifar10, not {other}: leave the recipe out"
         with pytest.raises(UserError, match=re.escape(said)):
             parse([other, *resume])
     with pytest.raises(UserError, match="is a run on cifar10, not cifar100: leave the recipe out"):
@@ -137,10 +139,35 @@ def test_a_command_that_began_a_run_far_from_its_recipe_goes_on_with_it(tmp_path
     fields = [(f"--{name.replace('_', '-')}", f"{getattr(wide, name)}") for name in by_hand]
     drops = ["--nesterov", "--drop-epochs", "60", "120", "160"]
     command = ["cifar10", *sum(fields, ()), *drops, "--run-dir", f"{tmp_path}"]
-    begin_folder(tmp_path, parse(command), train_images=9, total_steps=9)
+    begin_folder(tmp_path, parse(command), train_images=9, total_steps=9, recipe="cifar10")
     assert parse([*command, "--resume"]).epochs == 200
-    with pytest.raises(UserError, match="is nearer to the recipe cifar10-wide than to cifar10:"):
-        parse(["cifar10", "--run-dir", f"{tmp_path}", "--resume"])
+    assert parse(["cifar10", "--run-dir", f"{tmp_path}", "--resume"]).epochs == 200
+    with pytest.raises(UserError, match="began with the recipe cifar10, not cifar10-wide: leave"):
+        parse(["cifar10-wide", "--run-dir", f"{tmp_path}", "--resume"])
+
+
+def test_a_resumed_run_keeps_the_record_of_what_it_began_with(tmp_path: Path):
+    path, asked = tmp_path / "config.json", {"protocol": "V"}
+    config = Config(run_dir=tmp_path, resume=True)
+    began = dataclasses.replace(config, resume=False)
+    begin_folder(tmp_path, began, train_images=9, total_steps=9, recipe="cifar10", asked=asked)
+    note_start(tmp_path, config, config.seed_list, 5, recipe="digits", asked=None)
+    content = json.loads(path.read_text())
+    assert (content["recipe"], content["asked"]) == ("cifar10", asked)
+    del content["recipe"], content["asked"]  # as of an older version
+    path.write_text(json.dumps(content))
+    note_start(tmp_path, config, config.seed_list, 7, recipe="digits", asked=asked)
+    content = json.loads(path.read_text())
+    assert (content["recipe"], content["asked"]) == (None, None)
+
+
+def test_a_run_of_an_older_version_goes_on_with_any_recipe_for_its_data(tmp_path: Path):
+    began = ["cifar10", "--model", "ResNet110", "--run-dir", f"{tmp_path}"]
+    begin_folder(tmp_path, parse(began), train_images=9, total_steps=9)
+    resume = ["--run-dir", f"{tmp_path}", "--resume"]
+    assert parse(["cifar10-wide", *resume]).model == "ResNet110"
+    with pytest.raises(UserError, match="is a run on cifar10, not cifar100: leave the recipe out"):
+        parse(["cifar100", *resume])
 
 
 def test_weights_that_a_run_began_with_do_not_keep_it_from_being_tested(tmp_path: Path):

@@ -12,7 +12,7 @@ from tests.kept_networks import errors_in_both
 from tests.measured_results import DATA, RESULTS, ROOT, lines, results
 from tests.test_data import CIFAR10, needs_cifar10
 from train.data.sources import open_tfds
-from train.results.page import as_markdown
+from train.results.render import table_page
 
 RECORD = RESULTS / f"{DATA}.json"
 ROWS: list[dict[str, Any]] = json.loads(RECORD.read_text())["rows"]
@@ -22,7 +22,7 @@ FLIPS = 2  # images on the edge between two classes, which another processor's r
 
 def test_the_page_shows_what_the_record_says():
     page = (RESULTS / f"{DATA}.md").read_text()
-    assert page.partition("\n![")[0] == as_markdown(results())
+    assert page.partition("\n![")[0] == table_page(results())
     for line in page.splitlines():
         if line.startswith("!["):
             assert (RESULTS / line.rpartition("(")[2].rstrip(")")).is_file()

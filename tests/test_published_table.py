@@ -24,10 +24,10 @@ from tests.published_tables import (
 from tests.test_results import change, change_config
 from train.__main__ import main
 from train.data.dataset import load_dataset, normalise
-from train.results.content import from_json
-from train.results.page import as_markdown
-from train.results.plan import Wish, configure
+from train.results.plan import Asked, configure
 from train.results.published import published_models
+from train.results.render import table_page
+from train.results.table import from_json
 from train.results.training import find_below, is_run_of
 
 pytestmark = pytest.mark.xdist_group("results")  # one worker trains for all
@@ -80,7 +80,7 @@ def test_the_table_says_what_the_runs_reached(made, table):
 )
 def test_a_run_that_its_configuration_alone_did_not_make_is_no_rows(starts, made, table):
     change(made / "runs" / "seed-111" / "config.json", starts=starts)
-    config = configure(MODEL, Wish("digits", "full", max_steps=STEPS))
+    config = configure(MODEL, Asked("digits", "full", max_steps=STEPS))
     done = [run.seed for run in find_below(made / "runs") if is_run_of(run, config, "full")]
     assert done == [222]
     assert [run["seed"] for run in row_of(table())["runs"]] == [222]
@@ -92,7 +92,7 @@ def test_protocols_are_never_mixed(made, table):
     sets = {"V": ("train[45000:]", 5_000), "T1k": ("test", 1_000), "full": ("test", 10_000)}
     for protocol, (name, images) in sets.items():
         place = shutil.copytree(source, folder / protocol / "seed-111")
-        config = configure("ResNet20", Wish("cifar10", protocol))
+        config = configure("ResNet20", Asked("cifar10", protocol))
         pretend_cifar(place, config, name, images, 45_000 if protocol == "V" else 50_000)
     content = table("--models", "ResNet20", data="cifar10")
     rows = [row for row in content["rows"] if row["status"] == "measured"]
@@ -133,7 +133,7 @@ def test_only_a_whole_schedule_above_two_published_deviations_is_marked(
     source = made / "runs" / "seed-111"
     pretend_cifar(
         source,
-        configure("ResNet20", Wish("cifar10", "V", epochs=epochs)),
+        configure("ResNet20", Asked("cifar10", "V", epochs=epochs)),
         *("train[45000:]", 5_000, 45_000),
     )
     change(source / "result.json", error=error)
@@ -145,7 +145,7 @@ def test_only_a_whole_schedule_above_two_published_deviations_is_marked(
 
 
 def test_a_run_that_no_recipe_makes_is_a_row_without_a_recipe(made, table):
-    config = dataclasses.replace(configure("ResNet20", Wish("cifar10", "V")), weight_decay=0.3)
+    config = dataclasses.replace(configure("ResNet20", Asked("cifar10", "V")), weight_decay=0.3)
     config = dataclasses.replace(config, max_steps=1)  # where the recipes' drops would meet
     pretend_cifar(made / "runs" / "seed-111", config, "train[45000:]", 5_000, 45_000)
     content = table(data="cifar10")
@@ -153,6 +153,31 @@ def test_a_run_that_no_recipe_makes_is_a_row_without_a_recipe(made, table):
     assert (row["status"], row["recipe"], row["above_published"]) == ("measured", None, False)
     assert row["configuration"]["weight_decay"] == 0.3
     assert "```console" not in content["page"]
+
+
+_HE = Asked("cifar10", "full", "cifar10-he2015", max_steps=3_200)
+
+
+@pytest.mark.parametrize(
+    ("record", "recipe"),
+    [
+        ({"recipe": "cifar10-he2015", "asked": dataclasses.asdict(_HE)}, "cifar10-he2015"),
+        ({"recipe": "cifar10-he2015"}, "cifar10-he2015"),
+        ({"recipe": "cifar10-wide"}, None),
+        ({"recipe": "of a newer version"}, None),
+        ({}, None),
+    ],
+    ids=["of a table", "by hand", "with other fields", "newer", "older"],
+)
+def test_the_recipe_of_a_row_is_the_one_that_its_run_records(record, recipe, made, table):
+    config = configure("ResNet20", _HE)
+    pretend_cifar(made / "runs" / "seed-111", config, "test", 10_000, 50_000, **record)
+    content = table(data="cifar10")
+    row = row_of(content, "ResNet20")
+    assert (row["recipe"], row["schedule"]) == (recipe, recipe and "scaled")
+    command = "table --protocol full --recipe cifar10-he2015 --max-steps 3200 --seed 111"
+    assert (command in content["page"]) == (recipe is not None)
+    assert table_page(from_json(content)) == content["page"].partition("\n![")[0]
 
 
 def test_rows_of_an_older_table_stay_without_their_runs(made, table):
@@ -217,13 +242,13 @@ def test_a_run_that_is_made_again_takes_its_place_in_an_older_table(made, table)
 def test_the_page_is_that_of_the_json(table):
     content = table()
     page = content["page"].partition("\n![")[0]
-    assert as_markdown(from_json(content)) == page
+    assert table_page(from_json(content)) == page
 
 
 def test_the_error_of_a_network_that_is_kept_is_found_again(made, table):
     entry = row_of(table())["weights"]
     assert entry["seed"] == 111
-    dataset = load_dataset(configure(MODEL, Wish("digits", "full")))
+    dataset = load_dataset(configure(MODEL, Asked("digits", "full")))
     assert len(dataset.test) == entry["test_images"] == IMAGES
     images = normalise(dataset.test.images, dataset)
     errors = errors_in_both(made / "results" / entry["file"], images, dataset.test.labels)

@@ -95,6 +95,15 @@ def test_the_table_says_what_numpy_says_of_the_runs(runs, results):
     assert cells((runs / "results.md").read_text()) == row
 
 
+def test_a_run_records_the_recipe_that_it_began_with(runs, results):
+    for seed in SEEDS:
+        content = json.loads((runs / f"seed-{seed}" / "config.json").read_text())
+        assert (content["recipe"], content["asked"]) == ("digits", None)
+    (group,) = results()["results"]
+    assert (group["recipe"], group["schedule"]) == ("digits", "scaled")
+    assert [entry["recipe"] for entry in group["runs"]] == ["digits"] * 2
+
+
 def test_the_best_error_is_that_of_the_tests_on_the_way(runs, results):
     best = []
     for seed in SEEDS:
@@ -234,6 +243,8 @@ _DAMAGES: dict[str, dict[str, Any]] = {  # fields that are others; or a text in 
         **{f"steps-{v}": {"total_steps": v} for v in (0, [1], float("nan"))},
         **{f"test-{v}": {"test_images": v} for v in ("x", 0, [3])},
         "test-name": {"test_name": 5},
+        "recipe": {"recipe": 5},
+        **{f"asked-{type(v).__name__}": {"asked": v} for v in (5, {"protocol": "V"}, ["V"])},
         "fields": {"config": [1]},
         "deep": _DEEP,
     },
@@ -386,7 +397,7 @@ def test_equal_runs_give_equal_bytes(runs, results, pictures):
 
 
 def test_a_curve_is_the_mean_and_the_range_over_the_seeds(runs):
-    from train.results.curves import curve
+    from train.results.plot import curve
 
     (group,) = group_runs(find_runs([runs])[0])
     tests = curve(group, "test", "loss")

@@ -24,7 +24,7 @@ from tests.test_results import change, change_config
 from tests.test_stopping import start
 from train.__main__ import main, parse
 from train.config.resume import computed_fields
-from train.results.plan import Wish, cheapest_first, configure
+from train.results.plan import Asked, configure, image_cost
 from train.results.published import published_models
 from train.results.training import Plan, find_below, starts
 
@@ -58,10 +58,10 @@ def test_a_changed_configuration_has_a_folder_of_its_own(made):
         (made / "runs" / f"seed-{seed}").rename(made / "runs" / place / f"seed-{seed}")
 
     def folders(seeds: tuple[int, ...] = SEEDS, mode: str = "turns", **changes: Any) -> list[Any]:
-        wish = Wish("digits", "full", max_steps=STEPS)
-        config = dataclasses.replace(configure(MODEL, wish), **changes)
+        asked = Asked("digits", "full", max_steps=STEPS)
+        config = dataclasses.replace(configure(MODEL, asked), **changes)
         found = [r for r in find_below(runs) if r.config.weight_decay == config.weight_decay]
-        plan = Plan(wish, [MODEL], seeds, mode, runs)
+        plan = Plan(asked, [MODEL], seeds, mode, runs)
         return [start.run_dir for start in starts(plan, config, found, "full")]
 
     assert folders() == []
@@ -76,9 +76,9 @@ def test_a_half_done_run_of_a_cluster_goes_on_by_itself(made):
     (folder / "result.json").unlink()
     cluster = {"distributed": True, "coordinator": "gone:1", "process_id": 1, "num_processes": 2}
     change_config(folder, **cluster, profile=True, overwrite=True)
-    wish = Wish("digits", "full", max_steps=STEPS)
-    config = configure(MODEL, wish)
-    plan = Plan(wish, [MODEL], [111], "turns", made / "runs")
+    asked = Asked("digits", "full", max_steps=STEPS)
+    config = configure(MODEL, asked)
+    plan = Plan(asked, [MODEL], [111], "turns", made / "runs")
     (start,) = starts(plan, config, find_below(folder), "full")
     assert start.resume
     assert start.run_dir == folder
@@ -92,22 +92,22 @@ def test_a_run_by_hand_can_be_a_row(epochs):
     if epochs == 20:  # of 178: 400, 32,000 and 48,000 steps in proportion
         drops = ("--warmup-steps", "45", "--drop-steps", "3596", "5393")
         arguments = (*arguments, "--epochs", "20", *drops)
-    wish = Wish("cifar10", "V", epochs=epochs)
-    assert computed_fields(parse([*arguments])) == computed_fields(configure("ResNet20", wish))
+    asked = Asked("cifar10", "V", epochs=epochs)
+    assert computed_fields(parse([*arguments])) == computed_fields(configure("ResNet20", asked))
 
 
 def test_the_cheapest_model_comes_first():
-    order = cheapest_first(published_models("cifar10"), "cifar10")
+    order = sorted(published_models("cifar10"), key=lambda model: image_cost(model, "cifar10"))
     assert order[0] == "ResNet20"
     assert order[-1].startswith("PreActWideResNet28-10")
     assert order.index("ResNet110") < order.index("ResNet18-small") < order.index("ResNet1001")
 
 
 def test_wide_resnets_follow_their_own_paper():
-    config = configure("PreActWideResNet16-8-0.0", Wish("cifar10", "T1k", epochs=20))
+    config = configure("PreActWideResNet16-8-0.0", Asked("cifar10", "T1k", epochs=20))
     assert config.nesterov
     assert config.drop_epochs == pytest.approx((6, 12, 16))  # of 60, 120, 160 of 200
-    assert configure("PreActWideResNet16-8-0.0", Wish("cifar10", "V", "cifar10")).epochs == 178
+    assert configure("PreActWideResNet16-8-0.0", Asked("cifar10", "V", "cifar10")).epochs == 178
 
 
 def test_a_finished_run_without_checkpoints_is_not_trained_again_to_be_measured(made, capsys):
@@ -184,7 +184,11 @@ def test_an_interrupted_table_is_a_table_and_goes_on(tmp_path):
     again = run("train", *command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resumed at" in again.stdout
+    began = json.loads((place / "seed-222" / "config.json").read_text())
+    asked = {"data": "digits", "protocol": "V", "recipe": None, "epochs": None, "max_steps": 24}
+    assert (began["recipe"], began["asked"]) == ("digits", asked)
     row = row_of(json.loads(path.read_text()), protocol="V")
+    assert [r["asked"] for r in row["runs"]] == [asked] * 2
     assert [r["finished"] for r in row["runs"]] == [True, True]
     assert row["test_images"] == 143  # a tenth of the training images
     assert row["different_predictions"] == 0

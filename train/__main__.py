@@ -21,7 +21,7 @@ from train.errors import (
     device_errors,
     exit_code,
 )
-from train.run.folder import saved_config
+from train.run.folder import saved_config, saved_origin
 
 _PRINT = "--print-config"
 _USAGE = f"usage: resnet-train [RECIPE] [--field value ...] [{_PRINT}]"
@@ -75,7 +75,7 @@ def _carry_out(arguments: list[str]) -> int:
         config = parse([argument for argument in arguments if argument != _PRINT])
         print(json.dumps(config.to_json(), indent=2))
     else:
-        _run(parse(arguments))
+        _run(parse(arguments), _recipe_name(arguments))
     return 0
 
 
@@ -86,7 +86,7 @@ def _say_any_name() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _run(config: Config) -> None:
+def _run(config: Config, recipe: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from train.run.loop import evaluate, train  # JAX starts here: help and mistakes need not wait
     from train.step.parallel import enable_float64
@@ -94,7 +94,10 @@ def _run(config: Config) -> None:
     if config.precision == "f64":
         enable_float64()
     with device_errors():
-        (evaluate if config.eval_only else train)(config)
+        if config.eval_only:
+            evaluate(config)
+        else:
+            train(config, recipe=recipe)
 
 
 def _fail(error: BaseException, sentence: str) -> int:
@@ -111,8 +114,9 @@ def parse(arguments: list[str]) -> Config:
         ValueError: there is no such recipe, or a field is out of its range or of no use.
         SystemExit: help was asked for (0), or an option is unknown or of the wrong type (2).
     """
-    has_recipe = bool(arguments) and not arguments[0].startswith("-")
-    name, fields = (arguments[0], arguments[1:]) if has_recipe else (DEFAULT, arguments)
+    name = _recipe_name(arguments)
+    has_recipe = arguments[:1] == [name]
+    fields = arguments[1:] if has_recipe else arguments
     if name not in RECIPES:
         raise UnknownNameError("recipe", name, RECIPES)
     default = RECIPES[name].config
@@ -121,7 +125,7 @@ def parse(arguments: list[str]) -> Config:
         saved = saved_config(config.run_dir)
         if saved is not None:
             if has_recipe:
-                _check_recipe(name, config, saved)
+                _check_recipe(name, config, saved, saved_origin(config.run_dir)["recipe"])
             default = dataclasses.replace(saved, **OF_ONE_START)
             config = _parse_fields(name, default, fields)
     if problems := [*unused_fields(config, default), *_too_warm(config, default)]:
@@ -129,31 +133,19 @@ def parse(arguments: list[str]) -> Config:
     return config
 
 
-def _check_recipe(name: str, config: Config, saved: Config) -> None:
-    """A recipe that is named beside a run must be that of the run."""
-    nearest = _nearest_recipe(name, config, saved)
+def _recipe_name(arguments: list[str]) -> str:
+    return arguments[0] if arguments and not arguments[0].startswith("-") else DEFAULT
+
+
+def _check_recipe(name: str, config: Config, saved: Config, recorded: str | None) -> None:
+    """Refuses a recipe that is not the one that a run began with."""
     if _kind(config.data) != _kind(saved.data):
         reason = f"is a run on {saved.data}, not {name}"
-    elif nearest != name:
-        reason = f"is nearer to the recipe {nearest} than to {name}"
+    elif recorded not in (None, name):  # None: by an older version, or not by a recipe
+        reason = f"began with the recipe {recorded}, not {name}"
     else:
         return
     raise UserError(f"--run-dir {config.run_dir} {reason}: leave the recipe out to go on with it")
-
-
-def _nearest_recipe(name: str, config: Config, saved: Config) -> str:
-    """The recipe with the fewest fields unlike a run's; of several the one that is named.
-
-    A field that the command changes as it did when the run began is none of them.
-    """
-    own, now, then = (vars(c) for c in (RECIPES[name].config, config, saved))
-    compared = [field for field in then if own[field] == then[field] or now[field] != then[field]]
-
-    def distance(other: str) -> tuple[int, bool]:
-        fields = vars(RECIPES[other].config)
-        return sum(fields[field] != then[field] for field in compared), other != name
-
-    return min(RECIPES, key=distance)
 
 
 def _too_warm(config: Config, usual: Config) -> list[str]:

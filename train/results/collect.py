@@ -1,4 +1,4 @@
-"""The runs that lie below some folders, as their files tell of them."""
+"""Collects runs: finds their folders and reads what the files in them say."""
 
 import contextlib
 import dataclasses
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Config
+from train.results.plan import Asked
+from train.results.protocol import find_protocol
 from train.results.published import DATA
 from train.run.json_files import read_json, read_own_json
 from train.run.metrics import FILE as METRICS
@@ -17,22 +19,22 @@ from train.run.metrics import read_metrics
 from train.run.starts import find_changes
 
 _CONFIG, _RESULT = "config.json", "result.json"
-_NOT_RUNS = ("checkpoints", "tensorboard", "wandb", "profile")  # in the folder of a run
+_NOT_RUNS = ("checkpoints", "tensorboard", "wandb", "profile")  # inside a run's folder
 
 
 class UnreadableError(ValueError):
-    """A file that is damaged or not ours: which, and why."""
+    """A file is damaged or was not written by this trainer; the message names it and says why."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run reached; errors are fractions of the test images.
+    """What a finished run reached. Errors are fractions of the test images.
 
     Attributes:
-        error: of the exported weights. best_error, best_step: the least error of any test, and
-            after which step.
-        torch_error, different_predictions: of the export in the torch twin, and how many images it
-            puts in another class; None where it was not checked.
+        error: of the exported weights. best_error, best_step: the lowest error of any test, and
+            the step of that test.
+        torch_error, different_predictions: the error of the export in the torch twin, and the
+            number of images that the twin puts into another class; None if not checked.
         seconds: wall time of all starts.
     """
 
@@ -45,16 +47,18 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run's folder.
+class RecordedRun:
+    """A training run as its folder records it.
 
     Attributes:
-        test_images: how many it was tested on, None where no file says so.
-        step: the last one that its metrics tell of. total_steps: where it ends.
+        test_images: how many it was tested on; None if no file says.
+        step: the last step in its metrics. total_steps: the step at which it ends.
         metrics: the lines of `metrics.jsonl`.
-        outcome: None until it is finished.
-        changes: of its configuration between two of its steps, one text each.
-        weights: that it began with, where a file's were imported into its folder.
+        outcome: None until the run is finished.
+        recipe: the name of the recipe that it began with; asked: the options of its row in
+            `resnet-train table`. None if none was named, and in runs of older versions.
+        changes: changes of its configuration between two of its steps, one text each.
+        weights: the weights that it began with, if they were imported into its folder.
     """
 
     folder: Path
@@ -63,34 +67,44 @@ class Run:
     test_name: str
     test_images: int | None
     devices: str
-    step: int
     total_steps: int
-    metrics: list[dict[str, Any]]
-    outcome: Outcome | None
+    step: int = 0
+    metrics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    outcome: Outcome | None = None
+    recipe: str | None = None
+    asked: Asked | None = None
     changes: tuple[str, ...] = ()
     weights: str | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Whether its configuration alone made it, from random weights."""
+        """Whether it was trained from random weights by one configuration throughout."""
         return not self.changes and self.weights is None and self.config.init_from is None
 
     @property
     def seed(self) -> int:
         return self.config.seed
 
+    @property
+    def protocol(self) -> str:
+        """The protocol that it followed; only for the data sets of the table."""
+        return find_protocol(self.config.data, self.test_name, self.test_images)
+
     def epoch(self, step: int) -> float:
-        """Passes over the training set after so many steps."""
+        """How often it had seen the training set after a step."""
         return step * self.config.global_batch_size / self.train_images
 
 
-def find_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
-    """All runs in and below the folders, each once, in the order of their paths; what is skipped.
+def find_runs(folders: Iterable[Path]) -> tuple[list[RecordedRun], dict[Path, str]]:
+    """Finds all runs in and below the folders.
 
-    A run's folder is one with a `config.json`. Files that are damaged or not of this trainer are
-    skipped, with the reason.
+    A run's folder is one with a `config.json`.
+
+    Returns:
+        The runs, each once, sorted by path; and what was skipped, with the reason: files that are
+        damaged, unreadable or not of this trainer.
     """
-    runs: dict[Path, Run] = {}
+    runs: dict[Path, RecordedRun] = {}
     skipped: dict[Path, str] = {}
 
     def skip(error: OSError) -> None:
@@ -109,7 +123,7 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
 
 
 def _folders_with_config(top: Path, skip: Callable[[OSError], None]) -> list[Path]:
-    """In the order of their paths; what a link leads to only where no other path does."""
+    """Sorted by path. A folder that has a path without links is listed by that path only."""
     found: list[Path] = []
     seen: set[Path] = set()
     tops = [top]
@@ -118,7 +132,7 @@ def _folders_with_config(top: Path, skip: Callable[[OSError], None]) -> list[Pat
         for start in tops:
             for name, names, files in os.walk(start, onerror=skip):
                 path = Path(name)
-                if path.resolve() in seen:  # been there, as in a circle of links
+                if path.resolve() in seen:  # links can form a circle
                     names.clear()
                     continue
                 seen.add(path.resolve())
@@ -130,86 +144,96 @@ def _folders_with_config(top: Path, skip: Callable[[OSError], None]) -> list[Pat
     return sorted(found)
 
 
-def _read_run(folder: Path) -> Run:
+def _read_run(folder: Path) -> RecordedRun:
     with _naming(_CONFIG):
         content = read_own_json(folder / _CONFIG)
         config = Config.from_json(content["config"])
-        train_images, total_steps = _count(content["train_images"]), _count(content["total_steps"])
-        devices = str(content["devices"])
-        held_out = config.validation_size is not None
-        test_name = content.get("test_name", f"train[{train_images}:]" if held_out else "test")
-        if not isinstance(test_name, str):
-            raise TypeError(f"a test set called {test_name}")
-        tested = None if content.get("test_images") is None else _count(content["test_images"])
-        starts = content.get("starts", [])
-        changes = find_changes(starts, config)
-        weights = next((str(s["weights"]) for s in starts if s.get("weights")), None)
+        train_images, starts = _count(content["train_images"]), content.get("starts", [])
+        held_out = f"train[{train_images}:]"  # of versions that did not record the name
+        test_name = "test" if config.validation_size is None else held_out
+        run = RecordedRun(
+            folder=folder,
+            config=dataclasses.replace(config, overwrite=False),
+            train_images=train_images,
+            test_name=_text(content.get("test_name", test_name)),
+            test_images=_optional(_count, content.get("test_images")),
+            devices=str(content["devices"]),
+            total_steps=_count(content["total_steps"]),
+            recipe=_optional(_text, content.get("recipe")),
+            asked=_optional(read_asked, content.get("asked")),
+            changes=tuple(find_changes(starts, config)),
+            weights=next((str(s["weights"]) for s in starts if s.get("weights")), None),
+        )
     with _naming(METRICS):
         metrics = read_metrics(folder / METRICS)
     step = max((line["step"] for line in metrics), default=0)
+    run = dataclasses.replace(run, metrics=metrics, step=step)
     with _naming(_RESULT):
         result = read_json(folder / _RESULT) if (folder / _RESULT).exists() else {}
-        outcome = _outcome(result, metrics, step, total_steps) if result else None
-        test_images = _count_test_images(tested, config, result)
-    return Run(
-        folder=folder,
-        config=dataclasses.replace(config, overwrite=False),
-        train_images=train_images,
-        test_name=test_name,
-        test_images=test_images,
-        devices=devices,
-        step=step,
-        total_steps=total_steps,
-        metrics=metrics,
-        outcome=outcome,
-        changes=tuple(changes),
-        weights=weights,
-    )
+        outcome = _outcome(result, run) if result else None
+        test_images = _count_test_images(run, result)
+    return dataclasses.replace(run, test_images=test_images, outcome=outcome)
 
 
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Whatever a foreign file makes of us as an error that names it."""
+    """Turns every error that a foreign file can cause into one that names the file."""
     try:
         yield
-    except KeyError as error:
-        raise UnreadableError(
-            f"{name} is damaged or of another version: it lacks {error}"
-        ) from error
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise UnreadableError(f"{name} is damaged or of another version: {error}") from error
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise UnreadableError(f"{name} is damaged or of another version: {reason}") from error
 
 
-def _count_test_images(tested: int | None, config: Config, result: dict[str, Any]) -> int | None:
-    parity = result.get("parity") or {}
+def read_asked(fields: dict[str, Any]) -> Asked:
+    """Reads the `asked` of a JSON file; raises KeyError, TypeError or ValueError if damaged."""
+    return Asked(
+        data=_text(fields["data"]),
+        protocol=_text(fields["protocol"]),
+        recipe=_optional(_text, fields["recipe"]),
+        epochs=_optional(_count, fields["epochs"]),
+        max_steps=_optional(_count, fields["max_steps"]),
+    )
+
+
+def _count_test_images(run: RecordedRun, result: dict[str, Any]) -> int | None:
+    parity, config = result.get("parity") or {}, run.config
     whole = DATA[config.data].test_images if config.data == "digits" else None
-    # what was really tested first: damaged images do not count
-    known = (result.get("images"), tested, parity.get("images"), config.validation_size, whole)
+    # The result comes first: it does not count damaged images.
+    known = (result.get("images"), run.test_images, parity.get("images"))
+    known = (*known, config.validation_size, whole)
     return next((_count(count) for count in known if count is not None), None)
 
 
-def _outcome(
-    result: dict[str, Any], metrics: list[dict[str, Any]], step: int, total_steps: int
-) -> Outcome | None:
-    """What `result.json` says; None where it is of before the run went on to more steps."""
-    if int(result.get("step", step)) < total_steps:
+def _outcome(result: dict[str, Any], run: RecordedRun) -> Outcome | None:
+    """The content of `result.json`; None if the run was continued beyond it."""
+    if int(result.get("step", run.step)) < run.total_steps:
         return None
     error, seconds = _fraction(result["error"]), float(result["seconds"])
-    if not 0 <= seconds < math.inf:  # nor NaN
+    if not 0 <= seconds < math.inf:  # NaN fails, too
         raise ValueError(f"a time of {seconds}")
     best_error, best_step = result.get("best_error"), result.get("best_step")
     if best_error is None or best_step is None:
-        best_error, best_step = _best(result, metrics)
+        best_error, best_step = _best(result, run.metrics)
     parity = result.get("parity") or {}
-    torch_error, different = parity.get("torch_error"), parity.get("different_predictions")
     return Outcome(
         error=error,
         best_error=_fraction(best_error),
         best_step=int(best_step),
-        torch_error=None if torch_error is None else _fraction(torch_error),
-        different_predictions=None if different is None else int(different),
-        seconds=seconds,
+        torch_error=_optional(_fraction, parity.get("torch_error")),
+        different_predictions=_optional(int, parity.get("different_predictions")),
+        seconds=round(seconds, 1),
     )
+
+
+def _optional(read: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else read(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a name of {value}")
+    return value
 
 
 def _count(value: Any) -> int:
@@ -219,20 +243,15 @@ def _count(value: Any) -> int:
 
 
 def _fraction(value: Any) -> float:
-    if not 0 <= float(value) <= 1:  # nor NaN
+    if not 0 <= float(value) <= 1:  # NaN fails, too
         raise ValueError(f"an error of {value}")
     return float(value)
 
 
 def _best(result: dict[str, Any], metrics: list[dict[str, Any]]) -> tuple[float, int]:
-    """(error, step) of the best test of the weights that are exported, of equal ones the first."""
+    """(error, step) of the best test of the exported weights; of equal ones the first."""
     name = "ema_error" if result.get("weights") == "ema" else "error"
     tests = [line for line in metrics if line["kind"] == "test" and line.get(name) is not None]
     reached = [(float(line[name]), int(line["step"])) for line in tests]
     last = (float(result["error"]), max((step for _, step in reached), default=0))
     return min([*reached, last])
-
-
-def finite(value: Any) -> float:
-    """A number of a line of metrics; NaN for what JSON could not hold."""
-    return float(value) if value is not None and math.isfinite(value) else math.nan

@@ -1,34 +1,30 @@
-"""The configuration of each row: a recipe as it stands, or with its schedule scaled."""
+"""The configuration of a row of the table: a recipe as it is, or with its schedule scaled."""
 
+import contextlib
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from resnet_spec import count_multiplications, find_spec
+from resnet_spec import count_multiplications
 from train.config import Config
 from train.config.recipes import RECIPES
 from train.config.resume import computed_fields
 from train.errors import UserError
-from train.results.collect import Run
 from train.results.protocol import HELD_OUT, PART, train_images, validation_size
 from train.results.published import DATA
 
-# Where and in which numbers a recipe is trained, and how often tested, is not its own.
+# How a run is computed and how often it is tested is not part of a recipe.
 _NOT_OF_A_RECIPE = ("precision", "parallel", "scan_blocks", "remat", "eval_every_epochs")
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is asked of every row.
+class Asked:
+    """The options of `resnet-train table` that determine its rows.
 
     Attributes:
-        recipe: None for the data set's own, for Wide ResNets that of their paper.
-        epochs, max_steps: the length, by one of them; None for the recipe's.
-        fields: further fields of the configuration, such as the precision.
+        recipe: None for the data set's own; for Wide ResNets that of their paper.
+        epochs, max_steps: the length, set by at most one of them; None for the recipe's.
     """
 
     data: str
@@ -36,53 +32,50 @@ class Wish:
     recipe: str | None = None
     epochs: int | None = None
     max_steps: int | None = None
-    data_dir: Path | None = None
-    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def recipe_of(self, model: str) -> str:
+        """The name of a model's recipe; with held-out images its variant of as many steps."""
+        name = self.recipe or self.data
+        if self.recipe is None and "Wide" in model and f"{self.data}-wide" in RECIPES:
+            name = f"{self.data}-wide"
+        is_held_out = self.protocol == HELD_OUT
+        return f"{name}-45k" if is_held_out and f"{name}-45k" in RECIPES else name
+
+    def epochs_of(self, model: str) -> float:
+        """How many epochs the recipe of a model has, whatever length is asked for."""
+        config = RECIPES[self.recipe_of(model)].config
+        if config.max_steps is None:
+            return float(config.epochs)
+        images = train_images(self.protocol, self.data)
+        return min(float(config.epochs), config.max_steps * config.global_batch_size / images)
 
 
-def configure(model: str, wish: Wish) -> Config:
-    """The configuration of a model's runs, but for seed and folder.
+def configure(model: str, asked: Asked, **fields: Any) -> Config:
+    """The configuration of a model's runs, without seed and folder; `fields` are set in addition.
 
     Raises:
-        UserError: the recipe is not for these data.
+        UserError: the recipe is for other data, or its schedule cannot be that short.
     """
-    name = recipe_of(model, wish)
+    name = asked.recipe_of(model)
     config = RECIPES[name].config
-    if config.data != wish.data:
-        raise UserError(f"--recipe {name} is for {config.data}, the table is of {wish.data}")
-    held_out = validation_size(wish.protocol, wish.data)
-    config = dataclasses.replace(
-        config, model=model, validation_size=held_out, data_dir=wish.data_dir, **wish.fields
-    )
-    images = train_images(wish.protocol, wish.data)
-    return scaled(config, images, epochs=wish.epochs, max_steps=wish.max_steps)
-
-
-def recipe_of(model: str, wish: Wish) -> str:
-    """The name of a model's recipe; with images held out its twin of as many steps, if any."""
-    name = wish.recipe or wish.data
-    if wish.recipe is None and "Wide" in model and f"{wish.data}-wide" in RECIPES:
-        name = f"{wish.data}-wide"
-    is_held_out = validation_size(wish.protocol, wish.data) is not None
-    return f"{name}-45k" if is_held_out and f"{name}-45k" in RECIPES else name
-
-
-def scaled(
-    config: Config, images: int, *, epochs: int | None = None, max_steps: int | None = None
-) -> Config:
-    """A configuration of another length on `images` images: warm-up and drops in proportion."""
-    if any(number is not None and number < 1 for number in (epochs, max_steps)):
+    if config.data != asked.data:
+        raise UserError(f"--recipe {name} is for {config.data}, the table is of {asked.data}")
+    held_out = validation_size(asked.protocol, asked.data)
+    config = dataclasses.replace(config, model=model, validation_size=held_out, **fields)
+    lengths = (asked.epochs, asked.max_steps)
+    if any(length is not None and length < 1 for length in lengths):
         raise UserError("--epochs and --max-steps must be at least 1")
-    if max_steps is not None:
-        length = max_steps * config.global_batch_size / images
-    elif epochs is not None:
-        length = float(epochs)
-    else:
-        return config
-    share = length / whole_epochs(config, images)
+    return config if lengths == (None, None) else _scaled(config, model, asked)
+
+
+def _scaled(config: Config, model: str, asked: Asked) -> Config:
+    """Scales warm-up and drops of the learning rate in proportion to the length asked for."""
+    steps_per_epoch = train_images(asked.protocol, asked.data) / config.global_batch_size
+    length = asked.epochs or (asked.max_steps or 0) / steps_per_epoch
+    share = length / asked.epochs_of(model)
     changes: dict[str, Any] = {
-        "epochs": epochs or max(config.epochs, math.ceil(length)),
-        "max_steps": max_steps,
+        "epochs": asked.epochs or max(config.epochs, math.ceil(length)),
+        "max_steps": asked.max_steps,
         "warmup_steps": round(config.warmup_steps * share),
     }
     if config.warmup_epochs is not None:
@@ -93,77 +86,50 @@ def scaled(
         drops = tuple(round(step * share) for step in config.drop_steps)
         if len(set(drops)) < len(drops):
             raise UserError(
-                f"of {length:.3g} epochs the drops of the learning rate at {config.drop_steps} "
-                f"steps become {drops}, two of them one: give more --epochs or --max-steps"
+                f"in {length:.3g} epochs the drops of the learning rate at {config.drop_steps} "
+                f"steps become {drops}, and two of them coincide: give more --epochs or --max-steps"
             )
         changes["drop_steps"] = drops
     return dataclasses.replace(config, **changes)
 
 
-def whole_epochs(config: Config, images: int) -> float:
-    """Passes over `images` images to the end of a run."""
-    if config.max_steps is None:
-        return float(config.epochs)
-    return min(float(config.epochs), config.max_steps * config.global_batch_size / images)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a run was made by: a wish, and the recipe's own number of epochs."""
-
-    wish: Wish
-    recipe: str
-    epochs: float
-
-
-def find_origin(run: Run) -> Origin | None:
-    """The wish that makes a run's configuration; None where none does."""
-    config = run.config
+def confirm(asked: Asked, config: Config) -> Asked | None:
+    """The same in as few options as possible; None if it does not make a configuration."""
+    usual = dataclasses.replace(asked, recipe=None)
+    if usual.recipe_of(config.model) == asked.recipe_of(config.model):
+        asked = usual
     fields = {name: getattr(config, name) for name in _NOT_OF_A_RECIPE}
-    protocol = PART if run.test_name == "test" else HELD_OUT
-    recipes = [name for name, recipe in RECIPES.items() if recipe.config.data == config.data]
-    lengths: list[dict[str, Any]] = [{}, {"epochs": config.epochs}, {"max_steps": config.max_steps}]
-    for recipe, length in itertools.product([None, *recipes], lengths):
-        wish = Wish(config.data, protocol, recipe, fields=fields)
-        try:
-            made = configure(config.model, dataclasses.replace(wish, **length))
-        except UserError:  # too short for this recipe's drops
-            continue
-        if computed_fields(made) == computed_fields(config):
-            images = train_images(protocol, config.data)
-            epochs = whole_epochs(configure(config.model, wish), images)
-            name = recipe_of(config.model, wish)
-            return Origin(dataclasses.replace(wish, **length), name, epochs)
+    for known in (dataclasses.replace(asked, epochs=None, max_steps=None), asked):
+        # An error: too short for the drops of the recipe, or a recipe of another version.
+        with contextlib.suppress(UserError, KeyError):
+            if computed_fields(configure(config.model, known, **fields)) == computed_fields(config):
+                return known
     return None
 
 
-def row_name(config: Config, label: str) -> str:
-    """What the folder of a row's runs is called; `label` says by which protocol they are tested."""
+def asked_by_length(config: Config, recipe: str | None = None) -> Asked:
+    """What makes a configuration if it is a recipe, perhaps of another length."""
+    protocol = PART if config.validation_size is None else HELD_OUT
+    epochs = config.epochs if config.max_steps is None else None
+    return Asked(config.data, protocol, recipe, epochs, config.max_steps)
+
+
+def is_usual(config: Config) -> bool:
+    """Whether no option makes a configuration but those that `row_name` shows."""
+    options = (name for name in _NOT_OF_A_RECIPE if name != "precision")
+    has_defaults = all(getattr(config, name) == getattr(Config, name) for name in options)
+    return has_defaults and confirm(asked_by_length(config), config) is not None
+
+
+def row_name(config: Config, protocol: str) -> str:
+    """The name of the folder of a row's runs."""
     steps, epochs = config.max_steps, config.epochs
     length = f"{epochs}epochs" if steps is None else f"{steps}steps"
-    return f"{config.model}-{label}-{config.precision}-{length}"
-
-
-def is_usual(run: Run) -> bool:
-    """Whether a command makes it that says no more than what `row_name` does."""
-    origin = find_origin(run)
-    if origin is None:
-        return False
-    wish = dataclasses.replace(origin.wish, recipe=None, fields={"precision": run.config.precision})
-    try:
-        usual = configure(run.config.model, wish)
-    except UserError:  # too short for this recipe's drops
-        return False
-    return computed_fields(usual) == computed_fields(run.config)
-
-
-def cheapest_first(models: Iterable[str], data: str) -> list[str]:
-    """Models by the multiply-adds of one image."""
-    return sorted(models, key=lambda model: image_cost(model, data))
+    return f"{config.model}-{protocol}-{config.precision}-{length}"
 
 
 def image_cost(model: str, data: str) -> int:
     """Multiply-adds of the forward pass of one image."""
     known = DATA[data]
-    spec = dataclasses.replace(find_spec(model), in_planes=known.channels)
-    return count_multiplications(spec, known.image_size, known.classes)
+    network = Config(model=model).network(known.channels)
+    return count_multiplications(network, known.image_size, known.classes)

@@ -2,7 +2,9 @@
 
 import io
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from train.results.curves import Curve, curve
+from train.results.collect import RecordedRun
 from train.results.groups import Group
-from train.results.table import tested_on
+from train.results.render import tested_on
 
 FORMATS = ("png", "svg")
-# Okabe & Ito 2008, told apart by the colour-blind, without black and yellow; more lines than these
-# take their colours from a scale that rises in lightness.
+# Okabe & Ito 2008, which colour-blind readers can tell apart, without black and yellow. More lines
+# than these take their colours from a scale of rising lightness.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLE: Any = {
     "svg.fonttype": "none",  # text as text
@@ -32,16 +34,54 @@ _STYLE: Any = {
     "grid.alpha": 0.3,
 }
 _TRAINING: Any = {"linestyle": "--", "linewidth": 1, "alpha": 0.8}
-_RATES_SHOWN = 1e-3  # least learning rate, as a part of the greatest: a cosine ends at zero
+_RATES_SHOWN = 1e-3  # lowest learning rate, as a fraction of the highest: a cosine ends at zero
 _TICKS = (1, 2, 5)  # of each power of ten
 _LEGEND_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: epochs; mean, lowest and highest value over the runs. All of shape (points,)."""
+
+    epochs: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def curve(group: Group, kind: str, name: str, *, is_exact: bool = False) -> Curve:
+    """The metric `name` of the lines of `kind` (train or test) over the epochs.
+
+    Of the finished runs; if there is none, of the unfinished ones. A point is where every run has
+    a value. Training values are averaged over each epoch, as single batches are noise, unless
+    `is_exact`.
+    """
+    runs = group.finished or group.unfinished
+    of_runs = [_points(run, kind, name, kind == "train" and not is_exact) for run in runs]
+    shared = sorted(set.intersection(*(set(points) for points in of_runs)))
+    if not shared:
+        return Curve(*(np.empty(0) for _ in range(4)))
+    pairs = np.array([[points[key] for key in shared] for points in of_runs])  # (runs, points, 2)
+    epochs, values = pairs[..., 0].mean(0), pairs[..., 1]
+    return Curve(epochs, values.mean(0), values.min(0), values.max(0))
+
+
+def _points(run: RecordedRun, kind: str, name: str, is_averaged: bool) -> dict[int, Any]:
+    """Step, or number of an averaged epoch -> (epoch, value)."""
+    lines = {v["step"]: v[name] for v in run.metrics if v["kind"] == kind and name in v}
+    members: dict[int, list[tuple[float, Any]]] = defaultdict(list)
+    for step, value in lines.items():
+        key = math.ceil(run.epoch(step)) if is_averaged else step
+        is_number = value is not None and math.isfinite(value)  # NaN is null in JSON
+        members[key].append((run.epoch(step), value if is_number else math.nan))
+    return {key: np.mean(pairs, axis=0) for key, pairs in members.items()}
 
 
 def draw(groups: Sequence[Group]) -> dict[str, bytes]:
     """The picture in every format, format -> bytes; equal curves give equal bytes.
 
-    All on logarithmic scales, over epochs: the test solid, the training dashed, a band from the
-    least to the greatest value of the seeds' tests.
+    All scales are logarithmic, over epochs. Tests are solid lines, with a band from the lowest to
+    the highest value of the seeds; training is dashed.
     """
     with rc_context(_STYLE):
         legend = _legend_entries(groups)
@@ -68,8 +108,8 @@ def draw(groups: Sequence[Group]) -> dict[str, bytes]:
         return {name: _render(figure, name) for name in FORMATS}
 
 
-def label(group: Group, *, says_data: bool = False) -> str:
-    """What a line is called: the model, what tells it from others, and how many seeds it has."""
+def _label(group: Group, *, says_data: bool) -> str:
+    """The name of a line: the model, its options, and how many seeds it has."""
     name = " ".join([group.first.config.model, *(f"{k} {v}" for k, v in group.options.items())])
     if says_data:
         name += f", {tested_on(group)}"
@@ -96,11 +136,11 @@ def _line(
 
 
 def _finish(axes: Any, title: str, unit: str, *, top: float = np.inf, shown: float = 0.0) -> None:
-    """Scales and titles; `shown`: the least value on the axis as a part of the greatest."""
+    """Sets scales and titles; `shown`: the lowest value shown, as a fraction of the highest."""
     axes.set(title=title, xlabel="epoch", ylabel=unit)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    # A mean that is zero has no place on the scale: its line leaves by the bottom.
+    # A mean of zero is not on the scale: its line leaves at the bottom.
     axes.set_yscale("log", nonpositive="clip")
     least, greatest = axes.get_ylim()
     greatest = min(greatest, top)
@@ -113,7 +153,7 @@ def _finish(axes: Any, title: str, unit: str, *, top: float = np.inf, shown: flo
 def _legend_entries(groups: Sequence[Group]) -> list[Line2D]:
     says_data = len({tested_on(group) for group in groups}) > 1
     entries = [
-        Line2D([], [], color=colour, linewidth=1.8, label=label(group, says_data=says_data))
+        Line2D([], [], color=colour, linewidth=1.8, label=_label(group, says_data=says_data))
         for group, colour in zip(groups, _colours(len(groups)), strict=True)
     ]
     grey: Any = {"color": "0.3"}

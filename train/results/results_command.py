@@ -1,8 +1,7 @@
-"""The command line of `resnet-train results`."""
+"""`resnet-train results`: the table and the curves of the runs in some folders."""
 
 import argparse
 import importlib.util
-import json
 import os
 import sys
 from collections import Counter
@@ -10,16 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.errors import UserError
-from train.results.collect import Run, find_runs
-from train.results.groups import Group, group_runs
-from train.results.record import as_json
-from train.results.table import as_markdown, print_table
+from train.results.collect import RecordedRun, find_runs
+from train.results.groups import group_runs
+from train.results.record import encode, to_record, write_files
+from train.results.render import print_results, results_page
 
 _DESCRIPTION = """\
-Finds all runs in and below the folders, groups those that differ in nothing but the seed, and
-prints what they reached: mean, standard deviation, least and greatest error, beside the published
-one. The table is written as results.json and results.md, the curves as curves.png and curves.svg.
-Exit code: 0; 2 where there is no run, or for a mistake in the command.
+Finds all runs in and below the folders, groups the runs that differ only in their seed, and prints
+the errors that they reached (mean, standard deviation, lowest and highest) beside the published
+ones. Writes the table to results.json and results.md, the curves to curves.png and curves.svg.
+Exit code: 0; 2 if there is no run, or for a mistake in the command.
 """
 
 
@@ -27,8 +26,8 @@ def main(arguments: list[str]) -> int:
     """Prints and writes the table, and with `--plot` the curves.
 
     Raises:
-        UserError: there is no run in the folders, matplotlib is asked for and not installed, or the
-            files cannot be written.
+        UserError: there is no run in the folders, the files cannot be written, or `--plot` is given
+            and matplotlib is not installed.
     """
     options = _parser().parse_args(arguments)
     if options.plot and importlib.util.find_spec("matplotlib") is None:
@@ -40,10 +39,22 @@ def main(arguments: list[str]) -> int:
         places = ", ".join(map(str, options.folders))
         raise UserError(f"there is no run (a folder with our config.json) in or below {places}")
     groups = group_runs(runs)
-    print_table(groups)
+    print_results(groups)
     out = options.folders[0] if options.output is None else options.output
     pictures = _draw(options.folders, runs) if options.plot else {}
-    _write(out, groups, skipped, pictures)
+
+    def place(path: Path) -> str:
+        return Path(os.path.relpath(path, out)).as_posix()
+
+    record = {
+        "results": [to_record(group, place) for group in groups],
+        "skipped": {place(path): reason for path, reason in sorted(skipped.items())},
+    }
+    shown = (name for name in pictures if name.endswith(".svg"))
+    page = results_page(groups, place) + "".join(f"\n![Training curves]({n})\n" for n in shown)
+    files = {"results.json": encode(record), "results.md": encode(page), **pictures}
+    write_files(out, files)
+    print(f"wrote {', '.join(files)} in {out}")
     return 0
 
 
@@ -53,21 +64,14 @@ def _parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "folders", metavar="DIR", type=Path, nargs="+", help="of runs, at any depth"
-    )
-    parser.add_argument("--plot", action="store_true", help="draw the curves of each DIR, too")
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="OUT",
-        type=Path,
-        help="folder to write to; default: the first DIR",
-    )
+    add = parser.add_argument
+    add("folders", metavar="DIR", type=Path, nargs="+", help="a folder of runs, at any depth")
+    add("--plot", action="store_true", help="also draw the curves of each DIR")
+    add("-o", "--output", metavar="OUT", type=Path, help="where to write; default: the first DIR")
     return parser
 
 
-def _draw(folders: Sequence[Path], runs: Sequence[Run]) -> dict[str, bytes]:
+def _draw(folders: Sequence[Path], runs: Sequence[RecordedRun]) -> dict[str, bytes]:
     """One picture for each folder that has runs: file name -> content."""
     from train.results.plot import draw
 
@@ -81,49 +85,10 @@ def _draw(folders: Sequence[Path], runs: Sequence[Run]) -> dict[str, bytes]:
         names[title] += 1
         number = f"-{names[title]}" if names[title] > 1 else ""
         stem = "curves" if len(folders) == 1 else f"curves-{title}{number}"
-        for form, content in draw(groups).items():
-            pictures[f"{stem}.{form}"] = content
+        pictures |= {f"{stem}.{form}": content for form, content in draw(groups).items()}
     return pictures
 
 
 def _is_below(place: Path, folder: Path) -> bool:
-    """By its path, on which there may be links, or by that without them."""
+    """With or without following links."""
     return place.is_relative_to(folder) or place.resolve().is_relative_to(folder.resolve())
-
-
-def _write(
-    out: Path, groups: list[Group], skipped: dict[Path, str], pictures: dict[str, bytes]
-) -> None:
-
-    def place(path: Path) -> str:
-        return Path(os.path.relpath(path, out)).as_posix()
-
-    markdown = as_markdown(groups, place)
-    shown = [name for name in pictures if name.endswith(".svg")]
-    markdown += "".join(f"\n![Training curves]({name})\n" for name in shown)
-    record = json.dumps(as_json(groups, skipped, place), indent=2, allow_nan=False) + "\n"
-    contents = {"results.json": record.encode(), "results.md": encode_text(markdown), **pictures}
-    write_files(out, contents)
-    print(f"wrote {', '.join(contents)} in {out}")
-
-
-def encode_text(text: str) -> bytes:
-    """As UTF-8, also where the name of a folder is not."""
-    return text.encode(errors="backslashreplace")
-
-
-def write_files(out: Path, contents: dict[str, bytes]) -> None:
-    """Writes files into a folder in their order, each whole or not at all.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    try:
-        for name, content in contents.items():
-            path = out / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.new")
-            temporary.write_bytes(content)
-            temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written to: {error}") from error

@@ -1,169 +1,125 @@
-"""Groups of runs as a table, in Markdown and on a terminal."""
+"""The table of published networks: the rows that were run and those that were not; its JSON."""
 
-from collections.abc import Callable, Collection
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from resnet_spec import find_spec
+from train.config import Config
+from train.errors import UserError
+from train.results.collect import RecordedRun
+from train.results.groups import Group, count_parameters, group_key, group_runs
+from train.results.plan import image_cost
+from train.results.protocol import HELD_OUT, PART
+from train.results.published import published, published_models
+from train.results.record import from_record, to_record
 
-from train.results.groups import Group, Statistics
-from train.results.published import SOURCES
-from train.run.display import duration
-
-_NONE = "—"
-_TEXT = ("model", "with", "data", "published %", "device")  # aligned left
-_WRAPPED = ("with", "data", "published %", "device")
-_WIDE = ("steps", "torch twin %", "differ", "time", "device")  # only on a wide terminal
-_WIDE_TERMINAL = 160
+_NOT_RUN = "not run"
 
 
-def cells(group: Group) -> dict[str, str]:
-    """A row of the table: heading -> text. Errors in percent."""
-    run, error = group.first, group.statistics("error")
-    torch_error = group.statistics("torch_error")
-    counts = [
-        o.different_predictions for o in group.outcomes if o.different_predictions is not None
+@dataclass(frozen=True)
+class Missing:
+    """A network that was not run under a protocol."""
+
+    model: str
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the table shows.
+
+    Attributes:
+        groups: of runs, finished or not; all measured figures come from them.
+        missing: rows without a run.
+        weights: the network that is kept of a group, by `group_key`: `file`, `seed`, and the
+            `error` that the file has in torch on `test_images` images.
+    """
+
+    data: str
+    groups: list[Group] = dataclasses.field(default_factory=list)
+    missing: list[Missing] = dataclasses.field(default_factory=list)
+    weights: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+def make_table(
+    found: Iterable[RecordedRun], before: Table, protocol: str, models: Iterable[str]
+) -> Table:
+    """The table of the runs that were found and of the finished runs of an older table.
+
+    Only runs from random weights by one configuration count. A run that was found replaces the
+    same run of the older table. Under the protocol, all `models` and published models without a
+    run are missing.
+    """
+    data = before.data
+    runs = [run for run in found if run.config.data == data and run.is_plain]
+    runs = [run for run in runs if run.test_images is not None]  # unfinished, of an old version
+    known = {(group_key(run), run.seed) for run in runs if run.outcome is not None}
+    old = [run for group in before.groups for run in group.finished]
+    groups = group_runs([*runs, *(r for r in old if (group_key(r), r.seed) not in known)])
+    present = {(find_spec(g.first.config.model), g.first.protocol) for g in groups}
+    asked = [Missing(name, protocol) for name in [*models, *published_models(data)]]
+    rows = {(find_spec(row.model), row.protocol): row for row in [*before.missing, *asked]}
+    # T1k asks for the test images that are there, which can be all, or another part.
+    present |= {(spec, PART) for spec, label in present if not label.startswith(HELD_OUT)}
+    missing = [row for key, row in rows.items() if key not in present]
+    missing.sort(key=lambda row: (row.protocol, image_cost(row.model, data)))
+    return Table(data, groups, missing, before.weights)
+
+
+def to_json(table: Table, place: Callable[[Path], str]) -> dict[str, Any]:
+    """The table with all that is needed to make it again; `place` returns the name of a folder."""
+    rows = [
+        {**to_record(group, place), "weights": table.weights.get(group_key(group.first))}
+        for group in table.groups
     ]
-    seconds = group.statistics("seconds")
-    return {
-        "model": run.config.model,
-        "with": ", ".join(f"{name} {value}" for name, value in group.options.items()),
-        "parameters": _NONE if group.parameters is None else f"{group.parameters:,}",
-        "data": tested_on(group),
-        "epochs": f"{group.epochs:.4g}",
-        "steps": f"{run.total_steps:,}",
-        "runs": _runs(group),
-        "error %": _mean(error) + _sampling_error(group),
-        "min": _NONE if error is None else _percent(error.min),
-        "max": _NONE if error is None else _percent(error.max),
-        "best %": _mean(group.statistics("best_error")),
-        "torch twin %": _mean(torch_error),
-        "differ": f"{sum(counts)}" if counts else _NONE,
-        "published %": "; ".join(map(str, group.published)) or _NONE,
-        "time": _NONE if seconds is None else duration(seconds.mean),
-        "device": ", ".join(sorted({run.devices for run in group.runs})),
-    }
-
-
-def remarks(groups: list[Group], place: Callable[[Path], str] = str) -> list[str]:
-    """What a reader of the table must know, one line each; `place` says how a folder is named."""
-    lines = [
-        "error: of the exported weights at the end, mean ± sample standard deviation over the "
-        "seeds; min and max over them. best: the least error of any test on the way, chosen on the "
-        "images it is reported for. torch twin: the exported files in PyTorch; differ: images that "
-        "they put in another class, of all runs together. time: of a run, mean."
+    missing = [
+        {
+            "protocol": row.protocol,
+            "status": _NOT_RUN,
+            "model": row.model,
+            "parameters": count_parameters(Config(data=table.data, model=row.model)),
+            "data": table.data,
+            "published_percent": [vars(figure) for figure in published(table.data, row.model)],
+        }
+        for row in table.missing
     ]
-    if any(group.is_partial for group in groups):
-        lines.append(
-            "[±]: the standard error that comes from testing on a part of the test set, "
-            "sqrt(p (1 - p) / n); more seeds do not lessen it."
+    return {"data": table.data, "rows": rows + missing}
+
+
+def from_json(content: dict[str, Any]) -> Table:
+    """The inverse of `to_json`, but for the metrics of the runs.
+
+    Raises:
+        UserError: it is damaged, or of another version.
+    """
+    try:
+        rows = [row for row in content["rows"] if row["status"] != _NOT_RUN]
+        absent = [row for row in content["rows"] if row["status"] == _NOT_RUN]
+        runs = [[from_record(row, fields) for fields in row["runs"]] for row in rows]
+        kept = [(group_key(r[0]), row["weights"]) for r, row in zip(runs, rows, strict=True)]
+        return Table(
+            content["data"],
+            group_runs(run for members in runs for run in members),
+            [Missing(row["model"], row["protocol"]) for row in absent],
+            {key: entry for key, entry in kept if entry is not None},
         )
-    sources = {figure.source for group in groups for figure in group.published}
-    if sources:
-        lines.append("published: error on the whole test set, after training on all images.")
-    lines += [f"{source}: {text}." for source, text in SOURCES.items() if source in sources]
-    for group in groups:
-        for run in group.unfinished:
-            steps = f"step {run.step:,} of {run.total_steps:,}"
-            lines.append(f"unfinished, not counted: {place(run.folder)}, {steps}.")
-        for run in group.repeats:
-            same = f"another run of {run.config.model} with seed {run.seed}"
-            lines.append(f"not counted: {place(run.folder)}, {same}.")
-    return lines
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"it is damaged or of another version: {error!r}") from error
 
 
-def as_markdown(groups: list[Group], place: Callable[[Path], str] = str) -> str:
-    """The table with its remarks, columns aligned; `place` says how a folder is named."""
-    table = aligned(_rows(groups), _TEXT)
-    return f"{table}\n" + "".join(f"- {line}\n" for line in remarks(groups, place))
+def read_table(path: Path, data: str) -> Table:
+    """A table that was written before; an empty one if there is none.
 
-
-def aligned(rows: list[dict[str, str]], left: Collection[str]) -> str:
-    """Rows (heading -> text) as a table in Markdown; the columns `left` begin at the left."""
-    headings = list(rows[0])
-    texts = [headings, *([row[name].replace("|", "\\|") for name in headings] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    sides = [name in left for name in headings]
-    lines = [_line(texts[0], widths, sides), _rule(widths, sides)]
-    lines += [_line(text, widths, sides) for text in texts[1:]]
-    return "\n".join(lines) + "\n"
-
-
-def print_table(groups: list[Group]) -> None:
-    """On a terminal as wide as that allows; elsewhere the Markdown."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        print(as_markdown(groups), end="")
-        return
-    rows = _rows(groups)
-    hidden: set[str] = set() if console.width >= _WIDE_TERMINAL else set(_WIDE)
-    title = None
-    if len({row["data"] for row in rows}) == 1:
-        title = rows[0]["data"]
-        hidden.add("data")
-    headings = [name for name in rows[0] if name not in hidden]
-    table = Table(title=title, title_justify="left")
-    for name in headings:
-        side = "left" if name in _TEXT else "right"
-        table.add_column(name, justify=side, no_wrap=name not in _WRAPPED)
-    for row in rows:
-        table.add_row(*(row[name] for name in headings))
-    console.print(table, markup=False)
-    for line in remarks(groups):
-        console.print(line, markup=False)
-
-
-def _rows(groups: list[Group]) -> list[dict[str, str]]:
-    rows = [cells(group) for group in groups]
-    if not any(row["with"] for row in rows):
-        rows = [{name: text for name, text in row.items() if name != "with"} for row in rows]
-    return rows
-
-
-def _line(texts: list[str], widths: list[int], sides: list[bool]) -> str:
-    padded = (
-        text.ljust(width) if is_left else text.rjust(width)
-        for text, width, is_left in zip(texts, widths, sides, strict=True)
-    )
-    return f"| {' | '.join(padded)} |"
-
-
-def _rule(widths: list[int], sides: list[bool]) -> str:
-    dashes = (
-        "-" * (width + 2) if is_left else "-" * (width + 1) + ":"
-        for width, is_left in zip(widths, sides, strict=True)
-    )
-    return f"|{'|'.join(dashes)}|"
-
-
-def tested_on(group: Group) -> str:
-    """`cifar10, tested on test (1,000 of 10,000 images)`."""
-    run = group.first
-    if run.test_images is None:
-        count = ""
-    elif group.is_partial:
-        count = f" ({run.test_images:,} of {group.whole_test_size:,} images)"
-    else:
-        count = f" ({run.test_images:,} images)"
-    return f"{run.config.data}, tested on {run.test_name}{count}"
-
-
-def _runs(group: Group) -> str:
-    finished, count = len(group.finished), len(group.runs)
-    return f"{count}" if finished == count else f"{finished} of {count}"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}"
-
-
-def _mean(statistics: Statistics | None) -> str:
-    if statistics is None:
-        return _NONE
-    deviation = _NONE if statistics.std is None else _percent(statistics.std)
-    return f"{_percent(statistics.mean)} ± {deviation}"
-
-
-def _sampling_error(group: Group) -> str:
-    error = group.standard_error() if group.is_partial else None
-    return "" if error is None else f" [±{_percent(error)}]"
+    Raises:
+        UserError: it is damaged, or of another version.
+    """
+    if not path.exists():
+        return Table(data)
+    try:
+        return from_json(json.loads(path.read_text()))
+    except (UserError, OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; repair it, or write elsewhere by --out") from error

@@ -158,6 +158,8 @@ def note_start(
         UserError: a file cannot be written.
     """
     facts |= this_start(facts.get("devices"))
+    if config.resume and _config_file(folder).exists():
+        facts |= saved_origin(folder)
     start = {**{name: facts[name] for name in STARTED_BY}, "step": step}
     if weights is not None:
         start["weights"] = weights
@@ -202,6 +204,15 @@ def saved_mode(folder: Path) -> str | None:
         return _read_own(folder).get("mode")
     except (OSError, ValueError, TypeError):
         return None
+
+
+def saved_origin(folder: Path) -> dict[str, Any]:
+    """The `recipe` that a run began with and what a table `asked` for; None if not recorded."""
+    try:
+        content = _read_own(folder)
+    except (OSError, ValueError, TypeError):
+        content = {}
+    return {name: content.get(name) for name in ("recipe", "asked")}
 
 
 def check_same_data(folder: Path, train_images: int) -> None:

@@ -46,8 +46,15 @@ __all__ = ["evaluate", "train"]
 Note = Callable[[Sequence[Run], int], None]
 
 
-def train(config: Config) -> list[Result]:
+def train(
+    config: Config, *, recipe: str | None = None, asked: dict[str, Any] | None = None
+) -> list[Result]:
     """Trains, tests, exports and checks the export, for each seed; in the first process.
+
+    Args:
+        config: what is trained.
+        recipe: the name of the recipe that it comes from; a new run records it in `config.json`.
+        asked: the same of the options of `resnet-train table`, for a row of a table.
 
     Raises:
         UserError: the configuration does not fit the data, the devices or the run's folder.
@@ -95,6 +102,8 @@ def train(config: Config) -> list[Result]:
             "total_steps": total_steps,
             "devices": devices,
             "mode": mode,
+            "recipe": recipe,
+            "asked": asked,
         }
         parallel.in_first_process(lambda: _begin(folder, config, facts, claims))
         groups = [[seed] for seed in seeds] if mode == "turns" else [seeds]
