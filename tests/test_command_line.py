@@ -8,11 +8,10 @@ import pytest
 
 from tests.commands import run_unread
 from train.__main__ import parse
-from train.config import Config
+from train.config import Config, unused_fields
 from train.config.recipes import RECIPES
-from train.config.unused import unused_fields
 from train.errors import UserError
-from train.run.folder import begin_folder
+from train.run.run_folder import begin_folder
 
 _IMAGES = 50_000
 

@@ -23,7 +23,8 @@ from tests.published_tables import (
 )
 from tests.test_results import change, change_config
 from train.__main__ import main
-from train.data.dataset import load_dataset, normalise
+from train.data.dataset import normalise
+from train.data.load import load_dataset
 from train.results.content import from_json
 from train.results.page import as_markdown
 from train.results.plan import Wish, configure

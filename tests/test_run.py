@@ -23,7 +23,8 @@ from tests.run_folders import assert_same, metrics
 from tests.test_data import needs_cifar10
 from train.__main__ import parse
 from train.config.recipes import RECIPES
-from train.data.dataset import load_dataset, normalise
+from train.data.dataset import normalise
+from train.data.load import load_dataset
 from train.errors import DeviceError, device_errors
 from train.run import loop
 from train.run.metrics import FILE, read_metrics

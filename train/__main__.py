@@ -9,10 +9,8 @@ import sys
 from typing import Any
 
 from resnet_spec import UnknownNameError
-from train.config import FOLDER, Config
+from train.config import FOLDER, OF_ONE_START, Config, unused_fields
 from train.config.recipes import DEFAULT, RECIPES
-from train.config.resume import OF_ONE_START
-from train.config.unused import unused_fields
 from train.errors import (
     DeviceError,
     DivergedError,
@@ -21,7 +19,7 @@ from train.errors import (
     device_errors,
     exit_code,
 )
-from train.run.folder import saved_config
+from train.run.run_folder import saved_config
 
 _PRINT = "--print-config"
 _USAGE = f"usage: resnet-train [RECIPE] [--field value ...] [{_PRINT}]"

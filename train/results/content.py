@@ -8,8 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from resnet_spec import find_spec
-from train.config import Config
-from train.config.resume import computed_fields
+from train.config import Config, computed_fields
 from train.errors import UserError
 from train.results.collect import Outcome, Run
 from train.results.groups import Group, group_key, group_runs

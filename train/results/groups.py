@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from resnet_spec import DIALECT, find_spec, list_models
-from train.config.resume import computed_fields
+from train.config import computed_fields
 from train.results.collect import Outcome, Run
 from train.results.published import DATA, Published, published
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_spec import count_multiplications, find_spec
-from train.config import Config
+from train.config import Config, computed_fields
 from train.config.recipes import RECIPES
-from train.config.resume import computed_fields
 from train.errors import UserError
 from train.results.collect import Run
 from train.results.protocol import HELD_OUT, PART, train_images, validation_size

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.config import Config
-from train.config.resume import check_resumable
-from train.data.dataset import Dataset, load_dataset
+from train.config import Config, check_resumable
+from train.data.dataset import Dataset
+from train.data.load import load_dataset
 from train.errors import UserError
 from train.run import export
 from train.run.display import Display
-from train.run.folder import saved_config, seed_folder
+from train.run.run_folder import saved_config, seed_folder
 from train.run.saved_state import compare_classes, compare_normalisations
 from train.run.trainer import Score, Trainer, describe
-from train.step import parallel
+from train.step import processes
 from train.step.train_step import averaged
 
 
@@ -25,7 +25,7 @@ def evaluate(config: Config) -> list[Score]:
     Raises:
         UserError: the configuration does not fit the weights or the data.
     """
-    with parallel.processes(config), Display(enabled=parallel.is_first_process()) as display:
+    with processes.joined(config), Display(enabled=processes.is_first_process()) as display:
         sources = _sources(config)
         dataset = load_dataset(config)
         config = config.resolved(len(dataset.train))

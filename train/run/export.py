@@ -22,7 +22,7 @@ from resnet_spec import ClassifierSpec, Preprocessing
 from train.config import Config
 from train.data.dataset import Dataset, image_dtype, normalise
 from train.errors import AbandonedError, UserError
-from train.run.folder import SEEDS
+from train.run.run_folder import SEEDS
 
 FILE = "model.safetensors"
 OURS = "flax-resnet"

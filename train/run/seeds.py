@@ -14,8 +14,8 @@ from train.config import Config
 from train.data.dataset import Dataset
 from train.errors import UserError
 from train.run.trainer import Trainer
-from train.step import parallel
-from train.step.network import Arrays
+from train.step import parallel, processes
+from train.step.functional import Arrays
 
 _WARM_UP, _TIMED = 2, 8  # steps of the measurement
 
@@ -58,7 +58,7 @@ def arrange(
             if mode == "turns":
                 raise
             say(f"seeds cannot be trained by {mode} here: {str(error).splitlines()[0]}")
-    agreed = parallel.from_first_process(lambda: np.array(list(seconds.values())))
+    agreed = processes.from_first_process(lambda: np.array(list(seconds.values())))
     mode = list(seconds)[int(np.argmin(agreed))]
     shown = ", ".join(f"{mode} {1000 * value:.0f} ms" for mode, value in seconds.items())
     say(f"one step of {len(seeds)} seeds: {shown}; taking {mode}")

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from train.errors import StoppedError
-from train.step import parallel
+from train.step import processes
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -38,12 +38,12 @@ class StopSignals:
 
     def asker(self) -> Callable[[], Any]:
         """Whether a signal came to any process; all of them must ask, see `any_process`."""
-        ask_all = parallel.any_process()
+        ask_all = processes.any_process()
         return lambda: ask_all(self.received is not None)
 
     def ends_alone(self) -> bool:
         """Whether a signal came, and no other process has to know: asked where only one works."""
-        return self.received is not None and parallel.is_only_process()
+        return self.received is not None and processes.is_only_process()
 
     def stopped(self, when: str, folder: Path) -> StoppedError:
         """What to raise for it, of a run that is in `folder`."""

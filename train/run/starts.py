@@ -13,8 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from train.config import Config
-from train.config.resume import computed_fields
+from train.config import Config, computed_fields
 
 _PACKAGES = ("flax-resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 STARTED_BY = ("when", "command", "commit", "versions", "devices")

@@ -15,13 +15,13 @@ from flax_resnet.layers import no_values
 from flax_resnet.network import ResidualNetwork
 from resnet_spec import ClassifierSpec, ResNetSpec
 from train.config import MOST_STEPS, Config
-from train.data.batches import Batch, test_batches, train_batches
 from train.data.dataset import Dataset, Split, image_dtype
 from train.errors import AbandonedError, UserError
 from train.step import parallel
 from train.step.augment import Augment
+from train.step.batches import Batch, test_batches, train_batches
+from train.step.functional import Arrays, Network
 from train.step.mixing import Mixing
-from train.step.network import Arrays, Network
 from train.step.optimizer import make_optimizer, make_schedule
 from train.step.train_step import Images, Metrics, TrainState, make_eval_step, make_train_step
 

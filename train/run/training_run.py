@@ -15,13 +15,12 @@ from train.data.dataset import image_dtype
 from train.errors import UserError
 from train.run import export
 from train.run.checkpoints import Checkpoints
-from train.run.claims import locked, watch_place
-from train.run.folder import RESULT, own_config
 from train.run.json_files import write_json
 from train.run.metrics import MetricsLog
 from train.run.retention import list_steps
+from train.run.run_folder import RESULT, locked, own_config, watch_place
 from train.run.trainer import Score, Trainer
-from train.step import parallel
+from train.step import processes
 from train.step.train_step import TrainState, averaged
 
 Say = Callable[[str], None]
@@ -70,7 +69,7 @@ class Run:
         self._check_place: Callable[[], None] = lambda: None
 
     def __enter__(self) -> "Run":
-        if parallel.is_first_process():
+        if processes.is_first_process():
             if self._trainer.config.seeds is not None:  # in the folder that `train` claimed
                 self.folder.mkdir(exist_ok=True)
                 self._files.enter_context(locked(self.folder))
@@ -95,7 +94,7 @@ class Run:
                 return fresh
             return self.checkpoints.restore(fresh)
 
-        return parallel.from_first_process(read)
+        return processes.from_first_process(read)
 
     def holds(self, step: int) -> bool:
         """Whether a checkpoint of this step is there."""
@@ -103,7 +102,7 @@ class Run:
         def look() -> np.ndarray:
             return np.array(self.checkpoints is None or step in list_steps(self.checkpoints.folder))
 
-        return bool(parallel.from_first_process(look))
+        return bool(processes.from_first_process(look))
 
     def go_back(self, fresh: TrainState, step: int) -> TrainState:
         """The checkpoint of an earlier step; the newer ones are deleted."""
@@ -116,7 +115,7 @@ class Run:
             self._say(f"{self.folder} goes back to step {step}, the last one that all seeds have")
             return state
 
-        return parallel.from_first_process(read)
+        return processes.from_first_process(read)
 
     @property
     def _restored(self) -> Mapping[str, Any]:
@@ -146,7 +145,7 @@ class Run:
 
     def begin(self, first_step: int) -> None:
         """Opens the metrics, cut after `first_step`."""
-        if parallel.is_first_process():
+        if processes.is_first_process():
             config = own_config(self._trainer.config, self.seed, self.folder)
             self._metrics = self._files.enter_context(
                 MetricsLog(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from flax_resnet.convolution import in_loop
 from train.step.augment import Augment, draw_keys
-from train.step.network import Arrays, Network
+from train.step.functional import Arrays, Network
 
 
 class TrainState(NamedTuple):
