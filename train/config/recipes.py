@@ -246,7 +246,7 @@ RECIPES: dict[str, Recipe] = {
             flip=False,  # a mirrored digit is another sign
             log_every_steps=20,
         ),
-        source="scikit-learn's handwritten digits, 1,797 images of 8x8 pixels; nothing to download",
+        source="scikit-learn's digits, 1,797 handwritten ones of 8x8 pixels; nothing to download",
         reason="a first run in under a minute on two cores; every fifth image is the test set",
         published="nothing published",
     ),
