@@ -1,6 +1,6 @@
-"""The two ends of a run: weights from a file, and the model to one that predicts the same in torch.
+"""Reads a run's first weights from a file, and writes its model to one, checked in torch.
 
-The only place of the trainer that knows the converter and torch.
+The only file of the trainer that uses the converter's layouts and torch.
 """
 
 import importlib.util
@@ -27,11 +27,11 @@ from train.run.run_folder import SEEDS
 FILE = "model.safetensors"
 OURS = "flax-resnet"
 _BATCH = 250
-_MOST_STREAMED = 1_000  # images that torch on a CPU goes through in a minute
+_MOST_STREAMED = 1_000  # images, a minute of torch on a CPU
 
 
 class Loaded(NamedTuple):
-    """Weights by Flax's names, what to know about them, and what they say of their images."""
+    """Weights by Flax's names, remarks on them, and their preprocessing as JSON, if known."""
 
     arrays: dict[str, Any]
     notes: list[str]
@@ -42,7 +42,7 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
     """The weights of `init_from`, for this model; a head of another size is left out.
 
     Raises:
-        UserError: they cannot be read, their names are not known, or they are of a network that
+        UserError: they cannot be read, their names are unknown, or they belong to a network that
             computes something else.
     """
     path = config.init_from
@@ -78,7 +78,7 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
 
 
 def _find_layout(config: Config, source: Source) -> tuple[Any, str]:
-    """The network whose weights these are, and the layout of their names."""
+    """The network of these weights, and the layout of their names."""
     weights, described = source.weights, source.weights.classifier
     if described is not None and config.init_layout in (None, OURS, source.layout):
         return described.network, OURS
@@ -87,7 +87,7 @@ def _find_layout(config: Config, source: Source) -> tuple[Any, str]:
         shapes = {name: array.shape for name, array in weights.arrays.items()}
         fitting = [g for g in guess(shapes) if g.share == 1 and g.model == config.model]
         layouts = sorted({g.layout for g in fitting}, reverse=True)
-        if len({g.classifier for g in fitting}) != 1:  # several may share names and network
+        if len({g.classifier for g in fitting}) != 1:  # several layouts may share names and network
             raise convert.ConversionError(
                 f"say by --init-layout whose names these are: {' or '.join(layouts) or 'none'} "
                 f"of the layouts fits {config.model}; see `resnet-convert inspect`"
@@ -98,11 +98,11 @@ def _find_layout(config: Config, source: Source) -> tuple[Any, str]:
 
 @dataclass(frozen=True)
 class Parity:
-    """Both twins on the whole test set, in the model's own precision.
+    """Both twins on the test set, in the model's own precision.
 
     Attributes:
-        flax_error, torch_error: fraction of images that are wrong.
-        largest_difference: of two logits. largest_logit: the magnitude to set it against.
+        flax_error, torch_error: fraction of wrong images.
+        largest_difference: of two logits. largest_logit: the magnitude to compare it with.
         different_predictions: number of images whose largest logit is another class.
     """
 
@@ -123,7 +123,7 @@ class Parity:
 
 
 def has_torch() -> bool:
-    """Whether the torch twin can be checked here."""
+    """Whether torch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
@@ -139,16 +139,16 @@ def check_parity(
 ) -> Parity | None:
     """Loads the file into the torch twin and runs the test set through both, as `dtype`.
 
-    Of streamed images it takes the first thousand; None where none of these can be read.
+    Streamed images: the first thousand; None if none of these can be read.
 
     Raises:
-        AbandonedError: `stops`, which is asked at each batch, said so.
+        AbandonedError: `stops`, which is called at each batch, said yes.
     """
     run_flax, run_torch = _flax_runner(model), _torch_runner(convert.load(path, backend="torch"))
     outputs = []
     for images, labels in _test_images(dataset, dtype):
         if stops():
-            raise AbandonedError(f"the check of {path} was given up")
+            raise AbandonedError(f"the check of {path} was abandoned")
         outputs.append((run_flax(images), run_torch(images), labels))
     if not outputs:
         return None
@@ -165,7 +165,7 @@ def check_parity(
 
 
 def _test_images(dataset: Dataset, dtype: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Normalised images (n, h, w, c) and labels (n,), some at a time."""
+    """Normalised images (n, h, w, c) and labels (n,), batch by batch."""
     test = dataset.test.head(_MOST_STREAMED) if dataset.is_streamed else dataset.test
     for start in range(0, len(test), _BATCH):
         part = slice(start, start + _BATCH)
@@ -180,7 +180,7 @@ def _flax_runner(model: Any) -> Any:
         return nnx.merge(graph, state, copy=True)(images)
 
     def run(images: np.ndarray) -> np.ndarray:
-        with jax.default_matmul_precision("highest"):  # accelerators default to less than float32
+        with jax.default_matmul_precision("highest"):  # accelerators default to less
             return np.asarray(logits(state, images))
 
     return run

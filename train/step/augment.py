@@ -1,4 +1,4 @@
-"""Crop, flip and normalisation inside the compiled step, and the keys that it draws by."""
+"""Random crop, flip and normalisation in the compiled step, and its random keys."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from train.data.dataset import Dataset, image_dtype
 
 
 class Keys(NamedTuple):
-    """Of one step: `images` one for each image, `dropout` and `batch` one for the whole batch."""
+    """Random keys of a step: one for each image, one for dropout, and one for the batch."""
 
     images: Array
     dropout: Array
@@ -19,9 +19,9 @@ class Keys(NamedTuple):
 
 
 def draw_keys(seed: Any, step: Any, places: Int[Array, " n"]) -> Keys:
-    """The keys of one step, for images by their places in the global batch.
+    """The keys of one step, for images at these places in the global batch.
 
-    They are functions of their arguments alone, not of the number of devices or of their history.
+    They depend on the arguments alone, not on the number of devices or earlier steps.
     """
     image_key, dropout, batch = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3)
     images = jax.vmap(lambda place: jax.random.fold_in(image_key, place))(places)
@@ -29,15 +29,14 @@ def draw_keys(seed: Any, step: Any, places: Int[Array, " n"]) -> Keys:
 
 
 class Augment:
-    """uint8 images (n, h, w, c) to normalised ones; each image has a key of its own.
+    """uint8 images (n, h, w, c) to normalised ones, float32 or float64; one key for each image.
 
     He et al. 2015, section 4.2: padding on each side, a random crop of the image or its mirror.
-    The padding is zero after normalisation, the mean colour. Images are float32, or float64 where
-    the configuration asks for it.
+    The padding is zero after normalisation, which is the mean colour.
     """
 
     def __init__(self, config: Config, dataset: Dataset):
-        # streamed images come cropped and mirrored
+        # streamed images are cropped and mirrored before
         self.padding = 0 if dataset.is_streamed else config.crop_padding
         self.flip = config.flip and not dataset.is_streamed
         self.dtype = image_dtype(config)
@@ -51,7 +50,7 @@ class Augment:
         return jax.vmap(self._one)(self.normalise(images), keys)
 
     def _one(self, image: Float[Array, "h w c"], key: Array) -> Float[Array, "h w c"]:
-        # dtypes are given, as the defaults of float64 mode would draw other crops from one key
+        # explicit dtypes: float64 mode would draw other crops from the same key
         crop_key, flip_key = jax.random.split(key)
         if self.padding:
             edge = (self.padding, self.padding)

@@ -1,4 +1,4 @@
-"""Mixup, CutMix and label smoothing, inside the compiled step."""
+"""Mixup, CutMix and label smoothing in the compiled step."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Int
 from train.config import Config
 from train.errors import UserError
 
-_STREAM = 0x6D69786D  # apart from the draws that `train.step.augment` makes from the same keys
+_STREAM = 0x6D69786D  # for other draws than those of `train.step.augment` by the same keys
 
 
 class Mixing:
-    """Blends the images of a batch in pairs, and their labels alike.
+    """Blends the images of a batch in pairs, and their labels likewise.
 
     Mixup (Zhang et al. 2018, arXiv:1710.09412): lambda times an image and 1 - lambda times its
     partner, lambda from Beta(alpha, alpha). CutMix (Yun et al. 2019, arXiv:1905.04899): a box of
@@ -22,12 +22,12 @@ class Mixing:
     each batch draws one of the two. Label smoothing (Szegedy et al. 2016, arXiv:1512.00567,
     section 7) spreads a share of each label over all classes, as torch's CrossEntropyLoss does.
 
-    An image's partner is its neighbour in the batch, whose order is random; each image has a
-    lambda of its own. (The papers permute the batch and draw one lambda for it.) So what becomes
-    of an image follows from its key, and not from the number of devices.
+    An image's partner is its neighbour in the randomly ordered batch, and each image has its own
+    lambda, so that the result does not depend on the number of devices. (The papers permute the
+    batch and draw one lambda for it.)
 
     Attributes:
-        is_needed: whether anything of this is on; if not, the step keeps its integer labels.
+        is_needed: whether any of this is on; if not, the step keeps its integer labels.
     """
 
     def __init__(self, config: Config, num_classes: int):
@@ -38,7 +38,7 @@ class Mixing:
         self.is_needed = self._blends or config.label_smoothing > 0
 
     def check_share(self, share: int) -> None:
-        """Raises a UserError unless so many images, one device's share of a part, form pairs."""
+        """Raises a UserError if the number of images on one device is odd."""
         if self._blends and share % 2:
             raise UserError(
                 f"--mixup and --cutmix blend images in pairs, and {share} on each device is odd: "
@@ -53,13 +53,9 @@ class Mixing:
         keys: Any,
         batch_key: Any,
     ) -> tuple[Float[Array, "n h w c"], Float[Array, "n classes"]]:
-        """Blended images and soft labels, which are float32, or float64 where the images are.
+        """Blended images, and soft labels in float32 or the images' float64.
 
-        Args:
-            images: as the network sees them.
-            labels: their classes.
-            keys: one for each image.
-            batch_key: one for the whole batch.
+        `images` are normalised; there is one of the `keys` for each, and one for the whole batch.
         """
         targets = self._smooth(labels, jnp.promote_types(images.dtype, jnp.float32))
         if not self._blends:
@@ -77,7 +73,7 @@ class Mixing:
     def _weigh(
         self, size: tuple[int, int], keys: Any, batch_key: Any
     ) -> tuple[Float[Array, "n h w"], Float[Array, " n"]]:
-        """How much of each pixel and of each label is the image's own."""
+        """The share of each pixel and of each label that is the image's own."""
         keys = jax.vmap(lambda key: jax.random.fold_in(key, _STREAM))(keys)
         mixed = jax.vmap(lambda key: _draw_mixup(key, self.mixup, size))
         cut = jax.vmap(lambda key: _draw_cutmix(key, self.cutmix, size))
@@ -89,7 +85,7 @@ class Mixing:
         return jax.tree.map(lambda a, b: jnp.where(is_cut, a, b), cut(keys), mixed(keys))
 
 
-# Dtypes are given, as the defaults of float64 mode would draw other numbers from one key.
+# Explicit dtypes: float64 mode would draw other numbers from the same key.
 def _draw_lambda(key: Any, alpha: float) -> Float[Array, ""]:
     return jax.random.beta(key, jnp.float32(alpha), jnp.float32(alpha), dtype=jnp.float32)
 
@@ -104,7 +100,7 @@ def _draw_mixup(
 def _draw_cutmix(
     key: Any, alpha: float, size: tuple[int, int]
 ) -> tuple[Float[Array, "h w"], Float[Array, ""]]:
-    """The box has its centre anywhere in the image, and ends at the image's edges."""
+    """The box has its centre anywhere in the image, and is clipped at its edges."""
     lambda_key, *centre_keys = jax.random.split(key, 3)
     side = jnp.sqrt(1 - _draw_lambda(lambda_key, alpha))  # of the box, as a share of the image's
     inside = []
@@ -118,6 +114,6 @@ def _draw_cutmix(
 
 
 def _blend(arrays: Array, own: Array) -> Array:
-    """Each array and its neighbour's, `own` parts of the first: 0 and 1 are partners, 2 and 3..."""
+    """Each array times `own`, plus its partner times the rest: partners are 0 and 1, 2 and 3..."""
     pairs = arrays.reshape(-1, 2, *arrays.shape[1:])
     return own * arrays + (1 - own) * pairs[:, ::-1].reshape(arrays.shape)

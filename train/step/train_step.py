@@ -1,4 +1,4 @@
-"""The training and the evaluation step: pure functions, one device's share of a batch each."""
+"""The training and the evaluation step: pure functions of one device's share of a batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -14,13 +14,13 @@ from train.step.functional import Arrays, Network
 
 
 class TrainState(NamedTuple):
-    """All that a step reads and changes, but for the images.
+    """All that a step reads and changes, except the images.
 
     Attributes:
-        step: how many are done. seed: of the run; a step does not change it.
-        skipped: how many of the steps were left out, as their loss or gradient was not finite.
-        optimizer: for the parameters that are trained.
-        ema: average of parameters and statistics, where the run keeps one.
+        step: number of steps done. seed: of the run; a step does not change it.
+        skipped: number of these steps whose loss or gradient was not finite.
+        optimizer: its state for the parameters that are trained.
+        ema: average of parameters and statistics, if the run keeps one.
     """
 
     step: Int[Array, ""]
@@ -40,7 +40,7 @@ class Images(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Means over a batch, and how many steps of the run have been left out so far."""
+    """Means over a batch, and the number of skipped steps of the run so far."""
 
     loss: Float[Array, ""]
     error: Float[Array, ""]
@@ -48,7 +48,7 @@ class Metrics(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over a batch, of the images that count, and how many these are."""
+    """Sums over the images of a batch that count, and the number of these."""
 
     loss: Float[Array, ""]
     errors: Float[Array, ""]
@@ -77,15 +77,14 @@ def make_train_step(
     ema_decay: float | None = None,
     skips_nonfinite: bool = False,
 ) -> TrainStep:
-    """One step of SGD on the images of some indices, (parts, b) on each device of an axis.
+    """One training step on the images of indices (parts, b) on each device of an axis.
 
-    The parts are one after another in memory: gradients and statistics are the means over them, so
-    BatchNorm's running statistics move once a step, however many parts there are. Augmentation
-    depends on the seed, the step and an image's place in the global batch, not on the number of
-    devices.
+    The parts are computed one after another to save memory. Gradients and statistics are means over
+    them, so BatchNorm's running statistics are updated once a step. Augmentation depends on the
+    seed, the step and an image's place in the global batch, not on the number of devices.
 
     Without `axis_name` one device has the whole batch. With `skips_nonfinite` a step whose loss or
-    gradient is not finite moves nothing but the counters.
+    gradient is not finite changes only the counters.
     """
 
     def train_step(
@@ -146,7 +145,7 @@ def _make_loss(
 
 
 def _mean_of_parts(of_part: Callable[..., Any], indices: Int[Array, "parts b"]) -> Any:
-    """The mean of what `of_part` gives; counters, which all parts move alike, as one has them."""
+    """The mean of the results of `of_part`; counters, which are equal for all parts, stay."""
     count = len(indices)
     first = of_part(jnp.int32(0), indices[0])
     if count == 1:
@@ -166,7 +165,7 @@ def _add(sums: Array, array: Array) -> Array:
 
 
 def _where(is_finite: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
-    """The new state, or the old one with its counters moved on: the schedule goes by steps."""
+    """The new state, or the old one with new counters, because the schedule counts every step."""
     kept = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, old)
     counted = optax.tree.set(kept.optimizer, count=optax.tree.get(new.optimizer, "count"))
     return kept._replace(
@@ -187,10 +186,9 @@ def _axis_size(axis_name: str | None) -> int:
 
 
 def average(ema: Arrays, new: Arrays, decay: float) -> Arrays:
-    """The sum of decay * ema and (1 - decay) * new, to the bit where both are the same; a counter
-    is the new one.
+    """The average `decay * ema + (1 - decay) * new`, exact where both are equal; counters are the new ones.
 
-    Statistics are averaged like parameters, as timm's ModelEma does: those of the newest weights
+    Statistics are averaged like parameters, as in timm's ModelEma: those of the newest weights
     would not fit the average.
     """
     return {
@@ -202,7 +200,7 @@ def average(ema: Arrays, new: Arrays, decay: float) -> Arrays:
 
 
 def averaged(state: TrainState) -> TrainState:
-    """The state with its average in the place of parameters and statistics; else as it is."""
+    """The state with its average as parameters and statistics; unchanged without an average."""
     if state.ema is None:
         return state
     params = {name: state.ema[name] for name in state.params}
@@ -231,9 +229,9 @@ def make_eval_step(network: Network, augment: Augment, *, axis_name: str | None)
 def cross_entropy(
     logits: Float[Array, "n classes"], targets: Int[Array, " n"] | Float[Array, "n classes"]
 ) -> Float[Array, " n"]:
-    """Of labels, or of each class's share in them.
+    """The loss of each image, for labels or for soft labels.
 
-    In float32 at least: a log-softmax in bfloat16 has ruined runs.
+    At least in float32: a log-softmax in bfloat16 has ruined runs.
     """
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if targets.ndim == 2:
@@ -242,5 +240,5 @@ def cross_entropy(
 
 
 def count_errors(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
-    """1 where the largest logit is not the label's, else 0."""
+    """1 if the largest logit is not the label's, else 0."""
     return (jnp.argmax(logits, axis=-1) != labels).astype(jnp.float32)
