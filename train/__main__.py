@@ -223,8 +223,8 @@ def _describe(name: str) -> str:
     lines = [f"Recipe {name}: {recipe.source}."]
     for title, text in lists.items():
         items = re.split(r"; (?![^(]*\))", text)  # not within parentheses
-        indent = {"initial_indent": "- ", "subsequent_indent": "  "}
-        lines += ["", f"{title}:", *(textwrap.fill(item, 98, **indent) for item in items)]
+        wrapped = (textwrap.indent(textwrap.fill(item, 96), "  ") for item in items)
+        lines += ["", f"{title}:", *(f"- {item[2:]}" for item in wrapped)]
     return "\n".join(lines)
 
 
@@ -238,8 +238,8 @@ def _overview() -> str:
     options = []
     for title, section in SECTIONS.items():
         names = " ".join(flag(field.name) for field in dataclasses.fields(section))
-        indent = {"initial_indent": f"  {title:<13}", "subsequent_indent": " " * 15}
-        options += textwrap.wrap(names, 100, break_on_hyphens=False, **indent)
+        first, *others = textwrap.wrap(names, 85, break_on_hyphens=False)
+        options += [f"  {title:<12} {first}", *(f"{'':<15}{line}" for line in others)]
     return _OVERVIEW.format(recipes="\n".join(recipes), options="\n".join(options))
 
 

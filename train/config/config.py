@@ -26,11 +26,7 @@ _MANY_SEEDS = 100  # a larger number is a seed that was meant for --seed
 # Python lists the last base's fields first: the sections are in the order of `train.config.fields`.
 @dataclass(frozen=True)
 class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
-    """One training run, or one for each of `seeds`.
-
-    Raises:
-        UserError: values are of a wrong type, out of range, or exclude each other; lists them all.
-    """
+    """One training run, or one for each of `seeds`; a UserError lists all values that are wrong."""
 
     def __post_init__(self) -> None:
         if problems := _wrong_types(self):
@@ -44,11 +40,7 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
         return (self.seed,) if self.seeds is None else _parse_seeds(self.seeds)
 
     def network(self, in_planes: int = 3) -> ResNetSpec:
-        """The network, for images of `in_planes` channels.
-
-        Raises:
-            ValueError: the model is unknown, or has no such network.
-        """
+        """The network for images of `in_planes` channels; ValueError if there is none."""
         return configured_spec(vars(self), in_planes)
 
     @property
@@ -95,11 +87,7 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Config":
-        """The inverse of `to_json`; a field that an older version lacked gets its default.
-
-        Raises:
-            UserError: a field is unknown or out of its range.
-        """
+        """The inverse of `to_json`, with defaults for missing fields; UserError if one is wrong."""
         hints = get_type_hints(cls)
         try:
             return cls(
@@ -140,11 +128,7 @@ def unused_fields(config: Config, usual: Config) -> list[str]:
 
 
 def check_resumable(saved: Config, now: Config) -> None:
-    """A resumed run may learn faster, longer or elsewhere, but not something else.
-
-    Raises:
-        UserError: lists all fields that changed and must not.
-    """
+    """Raises a UserError that lists all fields that changed but must not in a resumed run."""
     changed = [
         f"{flag(name)} {getattr(now, name)}, the run began with {getattr(saved, name)}"
         for name, option in OPTIONS.items()

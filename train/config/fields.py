@@ -27,7 +27,7 @@ class Option:
         fixed: the part of the value that a resumed run must keep; None if it may change.
         computes: whether the option changes what a run computes, apart from its seed.
         of_one_start: a resumed run does not inherit the value, but has the default.
-        idle: for a configuration in which the option has no effect, what it would be for; else "".
+        idle: for a configuration in which the option has no effect, what it is for; else False.
     """
 
     least: float = -math.inf
@@ -35,63 +35,60 @@ class Option:
     fixed: Callable[[Any], Any] | None = None
     computes: bool = True
     of_one_start: bool = False
-    idle: Callable[[Any], str] = lambda config: ""
+    idle: Callable[[Any], str | bool] = lambda config: False
 
 
 Fixed = functools.partial(Option, fixed=lambda value: value)
 Steps = functools.partial(Option, least=0, most=MOST_STEPS)
 
 
-def _not_streamed(config: Any) -> str:
+def _not_streamed(config: Any) -> str | bool:
     is_streamed = config.data == "imagenet2012" or config.data.startswith(FOLDER)
-    return "" if is_streamed else f"streamed images, not for {config.data}"
+    return not is_streamed and f"streamed images, not for {config.data}"
 
 
-def _not_in_memory(config: Any) -> str:
-    return "" if _not_streamed(config) else f"images in memory, not for {config.data}"
+def _not_in_memory(config: Any) -> str | bool:
+    return not _not_streamed(config) and f"images in memory, not for {config.data}"
 
 
-def _not_of_tfds(config: Any) -> str:
+def _not_of_tfds(config: Any) -> str | bool:
     is_other = config.data == "digits" or config.data.startswith(FOLDER)
-    return f"data of tensorflow-datasets, not for {config.data}" if is_other else ""
+    return is_other and f"data of tensorflow-datasets, not for {config.data}"
 
 
-def _no_rand_augment(config: Any) -> str:
-    return _not_streamed(config) or ("" if config.rand_augment else "--rand-augment above 0")
+def _no_rand_augment(config: Any) -> str | bool:
+    return _not_streamed(config) or (not config.rand_augment and "--rand-augment above 0")
 
 
-def _no_momentum(config: Any) -> str:
-    return "--momentum above 0" if config.nesterov and not config.momentum else ""
+def _no_momentum(config: Any) -> str | bool:
+    return config.nesterov and not config.momentum and "--momentum above 0"
 
 
-def _no_drops(config: Any) -> str:
-    return "" if config.schedule == "drops" else f"--schedule drops, not for {config.schedule}"
+def _no_drops(config: Any) -> str | bool:
+    return config.schedule != "drops" and f"--schedule drops, not for {config.schedule}"
 
 
-def _no_warmup(config: Any) -> str:
-    use = "a warm-up, of --warmup-steps or --warmup-epochs above 0"
-    return "" if config.has_warmup else use
+def _no_warmup(config: Any) -> str | bool:
+    return not config.has_warmup and "a warm-up, of --warmup-steps or --warmup-epochs above 0"
 
 
-def _tests_a_run(config: Any) -> str:
+def _tests_a_run(config: Any) -> str | bool:
     use = "--eval-only without --resume, which tests the run's own"
-    return use if config.eval_only and config.resume else ""
+    return config.eval_only and config.resume and use
 
 
-def _too_short_to_profile(config: Any) -> str:
-    steps = config.max_steps
-    is_short = config.profile and steps is not None and steps < FIRST_PROFILED
-    use = f"runs of {FIRST_PROFILED} steps or more, not for --max-steps {steps}"
-    return use if is_short else ""
+def _too_short_to_profile(config: Any) -> str | bool:
+    is_short = config.max_steps is not None and config.max_steps < FIRST_PROFILED
+    use = f"runs of {FIRST_PROFILED} steps or more, not for --max-steps {config.max_steps}"
+    return config.profile and is_short and use
 
 
-def _several_seeds(config: Any) -> str:
-    several = config.seeds
-    return "" if several is None else f"one run, not for those of --seeds {several}"
+def _several_seeds(config: Any) -> str | bool:
+    return config.seeds is not None and f"one run, not for those of --seeds {config.seeds}"
 
 
-def _one_seed(config: Any) -> str:
-    return "the runs of --seeds" if config.seeds is None else ""
+def _one_seed(config: Any) -> str | bool:
+    return config.seeds is None and "the runs of --seeds"
 
 
 def _without_path(data: str) -> str:

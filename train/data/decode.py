@@ -43,11 +43,7 @@ class Box(NamedTuple):
 
 
 class Picture:
-    """An encoded image; reads only the header of a JPEG at first.
-
-    Raises:
-        DamagedImageError: here or when pixels are needed; it says what is wrong.
-    """
+    """An encoded image; DamagedImageError here, or when pixels are needed, if it is damaged."""
 
     def __init__(self, data: bytes):
         self._data = data

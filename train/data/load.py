@@ -14,11 +14,7 @@ from train.errors import UserError
 
 
 def load_dataset(config: Config) -> Dataset:
-    """The data set of a configuration.
-
-    Raises:
-        UserError: it cannot be found or read, or has fewer images than are asked for.
-    """
+    """The data set of a configuration; UserError if it is missing, unreadable or too small."""
     dataset = _LOADERS.get(config.data, _load_folder)(config)
     if config.global_batch_size > len(dataset.train) and not config.eval_only:
         raise UserError(

@@ -22,10 +22,8 @@ NAMES = ("cifar10", "cifar100", *MANUAL)
 def main(arguments: list[str]) -> int:
     """Prepares one data set; one that is prepared already stays as it is.
 
-    Raises:
-        UserError: TensorFlow, the data set, its archives or a writable folder is missing.
-        OSError: it could not be downloaded or written.
-        SystemExit: after --help (0), or an unknown option (2).
+    UserError if TensorFlow, the data set, its archives or a writable folder is missing; OSError if
+    it could not be downloaded or written.
     """
     chosen = _parse(arguments)
     if chosen.name not in NAMES:

@@ -54,11 +54,7 @@ class Part:
 
 
 class TfdsSource:
-    """A split of a prepared tensorflow-datasets folder; TensorFlow is not needed.
-
-    Raises:
-        UserError: it cannot be found or read.
-    """
+    """A split of a prepared tensorflow-datasets folder; UserError if it cannot be read."""
 
     def __init__(self, name: str, split: str, data_dir: Path | None):
         with explaining(name, split, data_dir):
@@ -92,11 +88,7 @@ class TfdsSource:
 
 
 def open_tfds(name: str, split: str | None, data_dir: Path | None, **options: Any) -> Any:
-    """The records of a split, by random access; a dict of all splits for None.
-
-    Raises:
-        Exception: of any kind, if they cannot be found.
-    """
+    """The records of a split, a dict of all splits for None; any Exception if missing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow_datasets as tfds
 
@@ -113,11 +105,7 @@ def find_data_dir(data_dir: Path | None) -> Path:
 
 
 def at_home(path: Path) -> Path:
-    """The path with `~` replaced by the home directory.
-
-    Raises:
-        UserError: there is no such user.
-    """
+    """The path with `~` replaced by the home directory; UserError if there is no such user."""
     try:
         return path.expanduser()
     except RuntimeError as error:

@@ -124,9 +124,7 @@ class Stream:
         self.skipped.setdefault(self._source.name(index), str(error) or type(error).__name__)
 
     def _batches(
-        self,
-        places: Sequence[np.ndarray],
-        load: Callable[[int, list[int]], Sequence[View | None]],
+        self, places: Sequence[np.ndarray], load: Callable[[int, list[int]], Sequence[View | None]]
     ) -> Iterator[DecodedBatch]:
         """A batch for each array of places, joined from parts that the threads load."""
         parts_per_batch = math.ceil(max(map(len, places), default=0) / _PART)

@@ -18,11 +18,7 @@ _TRIES = 10
 
 
 def train_view(data: bytes, generator: np.random.Generator, fields: DataFields) -> np.ndarray:
-    """(image_size, image_size, 3) uint8, a function of the image and the generator's state.
-
-    Raises:
-        DamagedImageError: it is not a complete image.
-    """
+    """(image_size, image_size, 3) uint8, by the generator's draws; DamagedImageError if damaged."""
     picture = Picture(data)
     box = random_box(picture.height, picture.width, generator, fields.min_crop_area)
     image = picture.cut(box, fields.image_size)
@@ -35,11 +31,7 @@ def train_view(data: bytes, generator: np.random.Generator, fields: DataFields) 
 
 
 def test_view(data: bytes, fields: DataFields) -> np.ndarray:
-    """(image_size, image_size, 3) uint8 as `resnet_spec.Preprocessing` describes it.
-
-    Raises:
-        DamagedImageError: it is not a complete image.
-    """
+    """(image_size, image_size, 3) uint8, see `Preprocessing`; DamagedImageError if damaged."""
     return Picture(data).middle(int(fields.image_size / fields.crop_fraction), fields.image_size)
 
 

@@ -20,11 +20,7 @@ from train.step.train_step import averaged
 
 
 def evaluate(config: Config) -> list[Score]:
-    """Tests the weights of `init_from`, or those that runs would export, and prints the errors.
-
-    Raises:
-        UserError: the configuration does not fit the weights or the data.
-    """
+    """Tests the weights of `init_from`, or those that runs would export, and prints the errors."""
     with processes.joined(config), Display(enabled=processes.is_first_process()) as display:
         sources = _sources(config)
         dataset = load_dataset(config)

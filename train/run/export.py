@@ -41,9 +41,7 @@ class Loaded(NamedTuple):
 def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
     """The weights of `init_from`, for this model; a head of another size is left out.
 
-    Raises:
-        UserError: they cannot be read, their names are unknown, or they belong to a network that
-            computes something else.
+    UserError if they cannot be read, have unknown names, or belong to another network.
     """
     path = config.init_from
     assert path is not None
@@ -139,10 +137,8 @@ def check_parity(
 ) -> Parity | None:
     """Loads the file into the torch twin and runs the test set through both, as `dtype`.
 
-    Streamed images: the first thousand; None if none of these can be read.
-
-    Raises:
-        AbandonedError: `stops`, which is called at each batch, said yes.
+    Streamed images: the first thousand; None if none of these can be read. AbandonedError if
+    `stops`, which is called at each batch, says yes.
     """
     run_flax, run_torch = _flax_runner(model), _torch_runner(convert.load(path, backend="torch"))
     outputs = []

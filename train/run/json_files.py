@@ -11,11 +11,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replaces a file by a complete new one, on disk; a process that is killed leaves the old one.
-
-    Raises:
-        OSError: the file cannot be written; the old one is still there.
-    """
+    """Replaces a file by a complete new one, on disk; an OSError leaves the old one."""
     from convert.atomic import replacing  # which imports all of convert: help need not wait
 
     with replacing(path) as temporary:
@@ -30,12 +26,7 @@ def leftovers(path: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The inverse of `write_json`.
-
-    Raises:
-        OSError: there is no such file.
-        ValueError: it is damaged, or was not written so.
-    """
+    """The inverse of `write_json`; OSError if the file is missing, ValueError if it is damaged."""
     try:
         content = json.loads(path.read_text())
     except RecursionError as error:

@@ -1,7 +1,6 @@
 """A training run from its configuration to its exported weights; or several, seed by seed."""
 
 import contextlib
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,8 +83,7 @@ def train(config: Config) -> list[Result]:
         total_steps = count_steps(resolved, len(dataset.train))
         if line := unreached(resolved, total_steps):
             display.say(line)
-        limits = _limits(resolved, len(dataset.train))
-        processes.in_first_process(lambda: check_length(folder, config, limits))
+        processes.in_first_process(lambda: check_length(folder, resolved, len(dataset.train)))
         seeds = unfinished_seeds(folder, config, total_steps)
         if not seeds:
             display.say(f"the runs of all seeds are finished, after {total_steps} steps")
@@ -115,15 +113,6 @@ def _begin(
     with seeds_locked(folder):
         if not config.resume:
             begin_folder(folder, config, **facts)
-
-
-def _limits(config: Config, images: int) -> dict[str, int]:
-    """The steps after which each option would end a run."""
-    steps = math.ceil(config.epochs * images / config.global_batch_size)
-    limits = {f"--epochs {config.epochs}": steps}
-    if config.max_steps is not None:
-        limits[f"--max-steps {config.max_steps}"] = config.max_steps
-    return limits
 
 
 def _first_weights(config: Config, dataset: Dataset, folder: Path, display: Display) -> Arrays:
@@ -294,11 +283,9 @@ class Milestones:
                 self._save(state, self._test(step, state))
 
     def reach(self, step: int, state: TrainState) -> None:
-        """Tests and saves what is due after a step, or after a signal.
+        """Tests and saves what is due after a step or a signal.
 
-        Raises:
-            DivergedError: no run is finite; none is tested or saved.
-            OSError: the checkpoint before could not be written.
+        DivergedError if no run is finite; OSError if the checkpoint before could not be written.
         """
         is_tested = self._trainer.ends_period(step)
         every = self._trainer.config.checkpoint_every_steps

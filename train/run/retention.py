@@ -46,11 +46,7 @@ def read_errors(folder: Path) -> dict[int, float]:
 
 
 def add_error(folder: Path, step: int, error: float | None) -> dict[int, float]:
-    """Adds the test error to a checkpoint that was saved without; returns what is new, by step.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Adds a checkpoint's test error, if it has none; returns what is new. OSError if it cannot."""
     progress = read_documents(folder / str(step)).progress
     if error is None or not progress or progress.get("error") is not None:
         return {}

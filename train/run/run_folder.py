@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,13 @@ _FILES = (
 
 def choose_folder(config: Config) -> Path:
     """The folder of a run, or of the runs of several seeds."""
+    data = Path(config.data.partition(":")[2] or config.data).name  # folder:/images/birds -> birds
     when = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # unique within a second, too
-    return config.run_dir or Path("runs") / f"{config.model}-{_short(config.data)}-{when}"
+    return config.run_dir or Path("runs") / f"{config.model}-{data}-{when}"
 
 
 def check_folder(folder: Path, config: Config) -> None:
-    """Checks that a run can begin or go on here; writes and deletes nothing.
-
-    Raises:
-        UserError: the folder does not fit the configuration, or holds another kind of run.
-    """
+    """Raises a UserError unless a run can begin or go on here; changes nothing."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--run-dir {folder} is a file, not a folder")
     if config.resume:
@@ -64,11 +62,6 @@ def check_folder(folder: Path, config: Config) -> None:
             )
         if not _is_own(folder):
             raise UserError(f"--overwrite: {folder} is no run of this trainer, nothing deleted")
-
-
-def _short(data: str) -> str:
-    """`folder:/images/birds/` -> `birds`."""
-    return Path(data.partition(":")[2] or data).name
 
 
 def seed_folder(folder: Path, config: Config, seed: int) -> Path:
@@ -97,12 +90,12 @@ def _is_of_a_run(checkpoint: Path) -> bool:
     return int(checkpoint.name) > 0 or (checkpoint / OPTIMIZER).exists()
 
 
-def check_length(folder: Path, config: Config, limits: Mapping[str, int]) -> None:
-    """Checks that no resumed run is beyond its end; `limits` are steps by the option that sets it.
-
-    Raises:
-        UserError: one is; names the options that would end it before.
-    """
+def check_length(folder: Path, config: Config, train_images: int) -> None:
+    """Raises a UserError if a run has taken more steps than it is to have."""
+    steps = math.ceil(config.epochs * train_images / config.global_batch_size)
+    limits = {f"--epochs {config.epochs}": steps}
+    if config.max_steps is not None:
+        limits[f"--max-steps {config.max_steps}"] = config.max_steps
     for seed in config.seed_list if config.resume else ():
         place = seed_folder(folder, config, seed)
         step = max((int(path.name) for path in _list_checkpoints(place)), default=0)
@@ -131,11 +124,7 @@ def _steps_done(folder: Path) -> int:
 
 
 def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
-    """Makes the folder and those of its seeds' runs; deletes a run that is overwritten.
-
-    Raises:
-        UserError: a folder cannot be made or written.
-    """
+    """Makes the folder and those of its seeds, overwrites a run; UserError if it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if config.overwrite:
@@ -159,10 +148,7 @@ def note_start(
 
     It says the versions, commit and command of the newest start, in `starts` those of each start
     with its step and changed fields (oldest first), and `facts`: number of images and steps, and
-    devices. `weights` names imported weights that a run began with.
-
-    Raises:
-        UserError: a file cannot be written.
+    devices. `weights` names imported weights that a run began with. UserError if it cannot.
     """
     facts |= this_start(facts.get("devices"))
     start = {**{name: facts[name] for name in STARTED_BY}, "step": step}
@@ -187,11 +173,7 @@ def _write_config(path: Path, config: Config, facts: dict[str, Any], start: dict
 
 
 def saved_config(folder: Path) -> Config | None:
-    """The configuration in a run's folder; None if weights were only imported.
-
-    Raises:
-        UserError: the file is damaged, or of another version.
-    """
+    """A folder's configuration, None beside imported weights; UserError if it is damaged."""
     if not _config_file(folder).exists():
         return None
     try:
@@ -212,11 +194,7 @@ def saved_mode(folder: Path) -> str | None:
 
 
 def check_same_data(folder: Path, train_images: int) -> None:
-    """Checks the number of images, which decides their order.
-
-    Raises:
-        UserError: the run began with more or fewer.
-    """
+    """Raises a UserError if the number of images, which decides their order, has changed."""
     if not _config_file(folder).exists():
         return  # imported weights
     try:
@@ -256,11 +234,7 @@ def _is_own(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def claimed(folder: Path, config: Config) -> Iterator[None]:
-    """Makes, locks and checks a folder, so that no second process trains in it.
-
-    Raises:
-        UserError: as `check_folder`; or another one is training there.
-    """
+    """Makes, locks and checks a folder; UserError as in `locked` and `check_folder`."""
     if config.resume:
         check_folder(folder, config)
     else:
@@ -275,11 +249,7 @@ def claimed(folder: Path, config: Config) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeds_locked(folder: Path) -> Iterator[None]:
-    """Locks the folders of all seeds against processes that train one of them alone.
-
-    Raises:
-        UserError: as `locked`.
-    """
+    """Locks the folders of all seeds against processes that train one of them alone."""
     with contextlib.ExitStack() as stack:
         for place in sorted(folder.glob("seed-*")):
             if place.is_dir():
@@ -289,12 +259,9 @@ def seeds_locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of a run's folder; the lock ends with the process.
+    """Locks a run's folder while the process lasts; UserError if another one is training there.
 
     Deletes what killed processes left half-written there.
-
-    Raises:
-        UserError: another one is training there.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

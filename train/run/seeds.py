@@ -30,10 +30,7 @@ def arrange(
 ) -> tuple[str, Trainer]:
     """The mode in which the runs of these seeds are trained, and a trainer for it.
 
-    Resumed runs keep their mode `before` if that is possible.
-
-    Raises:
-        UserError: the mode that is asked for is impossible with these devices or images.
+    Resumed runs keep their mode `before` if they can. UserError if the wanted mode is impossible.
     """
     modes = _possible(config, dataset, len(seeds))
     if config.seeds_mode != "auto" and len(seeds) > 1:

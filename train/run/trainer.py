@@ -15,13 +15,12 @@ from flax_resnet.layers import no_values
 from flax_resnet.network import ResidualNetwork
 from resnet_spec import ClassifierSpec, ResNetSpec
 from train.config import MOST_STEPS, Config
-from train.data.dataset import Dataset, Split, image_dtype
+from train.data.dataset import Dataset, image_dtype
 from train.errors import AbandonedError, UserError
 from train.step import parallel
-from train.step.augment import Augment
+from train.step.augment import Augment, Mixing
 from train.step.batches import Batch, test_batches, train_batches
 from train.step.functional import Arrays, Network
-from train.step.mixing import Mixing
 from train.step.optimizer import make_optimizer, make_schedule
 from train.step.train_step import Images, Metrics, TrainState, make_eval_step, make_train_step
 
@@ -111,8 +110,10 @@ class Trainer:
         )
         self._train_data = self._test_data = None
         if not dataset.is_streamed:
-            self._train_data = parallel.place_data(_images(dataset.train))
-            self._test_data = parallel.place_data(_images(dataset.test))
+            self._train_data, self._test_data = (
+                parallel.place_data(Images(split.images, split.labels))
+                for split in (dataset.train, dataset.test)
+            )
 
     def first_states(self, seeds: Sequence[int]) -> list[TrainState]:
         """The initial states of the runs of these seeds, on the host."""
@@ -178,11 +179,8 @@ class Trainer:
     def test(self, state: TrainState, *, stops: Callable[[], Any] | None = None) -> list[Score]:
         """The score of each run over the whole test set, every image once.
 
-        `stops` is called at each batch and says, later and by `bool`, whether to give up.
-
-        Raises:
-            AbandonedError: it said yes, in all processes at the same batch.
-            UserError: no image could be read.
+        UserError if none can be read. `stops` is called at each batch; if its answer, read some
+        batches later by `bool`, is yes, AbandonedError in all processes at the same batch.
         """
         sums: list[Any] = []
         answers: list[Any] = []
@@ -237,11 +235,7 @@ def describe(config: Config, dataset: Dataset) -> ClassifierSpec:
 
 
 def count_steps(config: Config, num_images: int) -> int:
-    """Steps of a whole run: the epochs' images in equal batches, or `max_steps` if fewer.
-
-    Raises:
-        UserError: the number does not fit into int32.
-    """
+    """Steps of a run: epochs or `max_steps`, if fewer; UserError if int32 cannot hold them."""
     steps = math.ceil(config.epochs * num_images / config.global_batch_size)
     steps = steps if config.max_steps is None else min(steps, config.max_steps)
     if steps > MOST_STEPS:
@@ -256,7 +250,3 @@ def _check_image_size(config: Config, spec: ResNetSpec, image_size: int) -> None
             f"--global-batch-size {config.global_batch_size}: {config.model} shrinks these images "
             "to one pixel, and BatchNorm cannot train on a single value"
         )
-
-
-def _images(split: Split) -> Images:
-    return Images(split.images, split.labels)  # type: ignore[arg-type]

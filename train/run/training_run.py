@@ -167,11 +167,7 @@ class Run:
             self.checkpoints.save(state, error=error, seconds=self.seconds)
 
     def wait(self) -> None:
-        """Waits until all is on disk.
-
-        Raises:
-            OSError: a write failed, or the run's folder was moved.
-        """
+        """Waits until all is on disk; OSError if a write failed or the run's folder was moved."""
         if self.checkpoints is not None:
             self._check_place()
             self.checkpoints.wait()
@@ -211,11 +207,7 @@ def finish(
     *,
     stops: Callable[[], bool],
 ) -> Result | None:
-    """Exports a run's model, checks it in torch, and writes `result.json`.
-
-    Raises:
-        AbandonedError: `stops` said yes before the end.
-    """
+    """Exports and checks a run, writes `result.json`; AbandonedError if `stops` says yes before."""
     if run.checkpoints is None:
         return None
     run.wait()

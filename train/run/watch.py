@@ -37,9 +37,7 @@ class Watch:
     def step(self, step: int, metrics: Metrics, wants_to_stop: Any) -> None:
         """Notes a step that was started; waits for the one `_IN_FLIGHT` steps before it.
 
-        Raises:
-            DivergedError: all runs have diverged: by a loss that is NaN or infinite, or by more
-                skipped steps than are allowed.
+        DivergedError if all runs have a loss that is not finite, or too many skipped steps.
         """
         if isinstance(wants_to_stop, bool):  # one process knows at once
             self.must_stop |= wants_to_stop
@@ -55,8 +53,7 @@ class Watch:
     def is_finite(self, seed: int, state: TrainState) -> bool:
         """Whether a run has not diverged and its host state has no NaN or infinite weights.
 
-        A step's loss is that of the weights before it, so it says nothing of the weights that a
-        checkpoint holds. Raises as `step` does.
+        The loss of a step says nothing of the weights after it. Raises as `step` does.
         """
         arrays = {**state.params, **state.statistics}
         bad = [name for name, array in arrays.items() if not np.all(np.isfinite(array))]

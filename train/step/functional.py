@@ -54,7 +54,7 @@ class Network:
         self._stream_numbers = {name: number for number, name in enumerate(streams)}
         self._stacks = stack_blocks(model) if stacked else {}
         variables = named_variables(model)
-        self.params = _values(variables, nnx.Param)
+        self.params = {n: v.get_value() for n, v in variables.items() if isinstance(v, nnx.Param)}
         self.statistics = {n: v.get_value() for n, v in variables.items() if n not in self.params}
         model.set_attributes(BatchNorm, axis_name=axis_name, raise_if_not_found=False)
         frozen = () if frozen_stages is None else ("stem", *range(frozen_stages))
@@ -154,7 +154,3 @@ def _map_dicts(change: Callable[[Arrays], Arrays], tree: Any) -> Any:
 
 def _dotted(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
-
-
-def _values(variables: dict[str, nnx.Variable[Any]], kind: type) -> Arrays:
-    return {n: v.get_value() for n, v in variables.items() if isinstance(v, kind)}

@@ -27,13 +27,13 @@ _GRACE_OF_FIRST = 30.0  # seconds for the first process, which may be writing a 
 
 @contextlib.contextmanager
 def joined(config: Config) -> Iterator[None]:
-    """Joins the other processes while the context lasts, if the configuration says so.
-
-    Raises:
-        UserError: they cannot be found, or JAX finds no device.
-    """
+    """Joins the other processes while the context lasts; UserError without them or a device."""
     if not config.distributed:
-        _check_devices()
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as error:  # the latter without its plugin
+            asked = os.environ.get("JAX_PLATFORMS") or "any kind"
+            raise UserError(f"JAX finds no device of {asked}. {error}".strip()) from error
         yield
         return
     try:
@@ -53,14 +53,6 @@ def joined(config: Config) -> Iterator[None]:
     jax.distributed.shutdown()  # not after one's error: it would wait for the others
 
 
-def _check_devices() -> None:
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter without its plugin
-        asked = os.environ.get("JAX_PLATFORMS") or "any kind"
-        raise UserError(f"JAX finds no device of {asked}. {error}".strip()) from error
-
-
 def is_only_process() -> bool:
     """Whether no other process trains the same run."""
     return jax.process_count() == 1
@@ -74,10 +66,7 @@ def is_first_process() -> bool:
 def from_first_process(make: Callable[[], Any]) -> Any:
     """Returns in all processes what `make` returns in the first one: a tree of arrays.
 
-    The others call `make` for the shapes and dtypes alone.
-
-    Raises:
-        UserError: it failed in the first process, which raises its own error.
+    The others call `make` for shapes and dtypes; UserError if it failed in the first process.
     """
     if jax.process_count() == 1:
         return make()

@@ -56,7 +56,7 @@ class Sums(NamedTuple):
 
 
 class Mix(Protocol):
-    """Images and labels to blended images and soft labels, see `train.step.mixing`."""
+    """Images and labels to blended images and soft labels, see `train.step.augment`."""
 
     def __call__(
         self, images: Array, labels: Array, keys: Array, batch_key: Array
@@ -99,7 +99,8 @@ def make_train_step(
             return gradients_of(trained, state, Images(*(a[chosen] for a in data)), part)
 
         (loss, (error, statistics)), gradients = _mean_of_parts(of_part, indices)
-        gradients, loss, error = _mean(axis_name, (gradients, loss, error))
+        if axis_name is not None:
+            gradients, loss, error = jax.lax.pmean((gradients, loss, error), axis_name)
         statistics = {**state.statistics, **{n: statistics[n] for n in network.moved}}
         updates, moved = optimizer.update(gradients, state.optimizer, trained)
         changed: Any = optax.apply_updates(trained, updates)
@@ -126,7 +127,9 @@ def _make_loss(
         trained: Arrays, state: TrainState, data: Images, part: Int[Array, ""]
     ) -> tuple[Array, tuple[Array, Arrays]]:
         size = len(data.labels)
-        shard = part * _axis_size(axis_name) + _axis_index(axis_name)
+        shard = part
+        if axis_name is not None:
+            shard = part * jax.lax.axis_size(axis_name) + jax.lax.axis_index(axis_name)
         keys = draw_keys(state.seed, state.step, shard * size + jnp.arange(size))
         images, targets = augment(data.images, keys.images), data.labels
         if mix is not None:
@@ -152,16 +155,17 @@ def _mean_of_parts(of_part: Callable[..., Any], indices: Int[Array, "parts b"]) 
         return first
 
     def add(sums: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(_add, sums, of_part(*part)), None
+        grown = jax.tree.map(lambda a, b: a + b if _is_float(a) else a, sums, of_part(*part))
+        return grown, None
 
     rest = (jnp.arange(1, count, dtype=jnp.int32), indices[1:])
     with in_loop():
         sums, _ = jax.lax.scan(add, first, rest)
-    return jax.tree.map(lambda a: a / count if jnp.issubdtype(a.dtype, jnp.floating) else a, sums)
+    return jax.tree.map(lambda a: a / count if _is_float(a) else a, sums)
 
 
-def _add(sums: Array, array: Array) -> Array:
-    return sums + array if jnp.issubdtype(sums.dtype, jnp.floating) else sums
+def _is_float(array: Array) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def _where(is_finite: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
@@ -173,28 +177,14 @@ def _where(is_finite: Bool[Array, ""], new: TrainState, old: TrainState) -> Trai
     )
 
 
-def _mean(axis_name: str | None, tree: Any) -> Any:
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
-
-
-def _axis_index(axis_name: str | None) -> Any:
-    return jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
-
-
-def _axis_size(axis_name: str | None) -> int:
-    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
-
-
 def average(ema: Arrays, new: Arrays, decay: float) -> Arrays:
-    """The average `decay * ema + (1 - decay) * new`, exact where both are equal; counters are the new ones.
+    """The average `decay * ema + (1 - decay) * new`, exact where both are equal; new counters.
 
     Statistics are averaged like parameters, as in timm's ModelEma: those of the newest weights
     would not fit the average.
     """
     return {
-        name: ema[name] + (1 - decay) * (array - ema[name])
-        if jnp.issubdtype(array.dtype, jnp.floating)
-        else array
+        name: ema[name] + (1 - decay) * (array - ema[name]) if _is_float(array) else array
         for name, array in new.items()
     }
 
