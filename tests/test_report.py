@@ -233,7 +233,7 @@ def test_a_pipe_has_a_line_a_minute(capsys, monkeypatch):
         lines.append(capsys.readouterr().out)
     assert "first step done" in lines[0]
     said = [step for step, line in enumerate(lines, start=1) if line]
-    assert said == [1, 7, 9, 15, 21, 27, 33, 39]
+    assert said == [1, 7, 9, 16, 22, 28, 34, 40]
     assert "step      7  train loss 1.5000  train error  25.00%  13 images/s" in lines[6]
     assert lines[6].endswith("60 s, 5 min 40 s left\n")
 
