@@ -14,24 +14,10 @@ from train.config import FIRST_PROFILED, LAST_PROFILED, Config, unused_fields
 from train.data.dataset import Dataset
 from train.data.load import load_dataset
 from train.errors import AbandonedError, DivergedError, StoppedError
-from train.run import export
+from train.run import export, run_folder
 from train.run.display import Display
 from train.run.evaluation import evaluate
 from train.run.progress import Progress
-from train.run.run_folder import (
-    begin_folder,
-    check_folder,
-    check_length,
-    check_same_data,
-    choose_folder,
-    claimed,
-    has_checkpoint,
-    note_start,
-    saved_mode,
-    seed_folder,
-    seeds_locked,
-    unfinished_seeds,
-)
 from train.run.saved_state import compare_classes, compare_normalisations
 from train.run.seeds import arrange
 from train.run.signals import StopSignals
@@ -67,8 +53,8 @@ def train(config: Config) -> list[Result]:
         start_time = time.perf_counter()
         if config.seeds is None or config.seeds_mode != "devices":
             parallel.check_batch_size(config)
-        folder, devices = choose_folder(config), parallel.describe_devices()
-        processes.in_first_process(lambda: check_folder(folder, config))
+        folder, devices = run_folder.choose_folder(config), parallel.describe_devices()
+        processes.in_first_process(lambda: run_folder.check_folder(folder, config))
         display.say(
             f"{config.model} on {config.data}, {devices}, run folder {folder}; reading images"
         )
@@ -83,13 +69,17 @@ def train(config: Config) -> list[Result]:
         total_steps = count_steps(resolved, len(dataset.train))
         if line := unreached(resolved, total_steps):
             display.say(line)
-        processes.in_first_process(lambda: check_length(folder, resolved, len(dataset.train)))
-        seeds = unfinished_seeds(folder, config, total_steps)
+        processes.in_first_process(
+            lambda: run_folder.check_length(folder, resolved, len(dataset.train))
+        )
+        seeds = run_folder.unfinished_seeds(folder, config, total_steps)
         if not seeds:
             display.say(f"the runs of all seeds are finished, after {total_steps} steps")
             return []
         weights = _first_weights(resolved, dataset, folder, display)
-        mode, trainer = arrange(resolved, dataset, seeds, weights, saved_mode(folder), display.say)
+        mode, trainer = arrange(
+            resolved, dataset, seeds, weights, run_folder.saved_mode(folder), display.say
+        )
         facts = {
             "train_images": len(dataset.train),
             "test_images": len(dataset.test),
@@ -107,18 +97,18 @@ def train(config: Config) -> list[Result]:
 def _begin(
     folder: Path, config: Config, facts: dict[str, Any], claims: contextlib.ExitStack
 ) -> None:
-    claims.enter_context(claimed(folder, config))
+    claims.enter_context(run_folder.claimed(folder, config))
     if config.resume:
-        check_same_data(folder, facts["train_images"])
-    with seeds_locked(folder):
+        run_folder.check_same_data(folder, facts["train_images"])
+    with run_folder.seeds_locked(folder):
         if not config.resume:
-            begin_folder(folder, config, **facts)
+            run_folder.begin_folder(folder, config, **facts)
 
 
 def _first_weights(config: Config, dataset: Dataset, folder: Path, display: Display) -> Arrays:
     """The weights of `init_from`, if some run has no checkpoint yet."""
-    folders = [seed_folder(folder, config, seed) for seed in config.seed_list]
-    if config.init_from is None or (config.resume and all(map(has_checkpoint, folders))):
+    folders = [run_folder.seed_folder(folder, config, seed) for seed in config.seed_list]
+    if config.init_from is None or (config.resume and all(map(run_folder.has_checkpoint, folders))):
         return {}
     weights = export.load_weights(config, describe(config, dataset))
     differences = compare_normalisations(weights.preprocessing, dataset.preprocessing)
@@ -136,7 +126,7 @@ class Session:
     Attributes:
         config: as it was given; the trainer's has all numbers in steps.
         folder: of the run, or of the runs of several seeds.
-        facts: for `config.json`, see `note_start`.
+        facts: for `config.json`, see `run_folder.note_start`.
         start_time: of the call, by `time.perf_counter`.
     """
 
@@ -171,7 +161,7 @@ class Session:
         """The runs of some seeds side by side, from their first step to their results."""
         trainer, say = self.trainer, self.display.say
         with contextlib.ExitStack() as stack:
-            folders = [seed_folder(self.folder, self.config, seed) for seed in seeds]
+            folders = [run_folder.seed_folder(self.folder, self.config, seed) for seed in seeds]
             runs = [
                 stack.enter_context(Run(seed, folder, trainer, say))
                 for seed, folder in zip(seeds, folders, strict=True)
@@ -202,7 +192,9 @@ class Session:
         if self.config.resume and step < trainer.total_steps:
             weights = runs[0].weights
             processes.in_first_process(
-                lambda: note_start(self.folder, self.config, seeds, step, weights, **self.facts)
+                lambda: run_folder.note_start(
+                    self.folder, self.config, seeds, step, weights, **self.facts
+                )
             )
         whose = f"seed {', '.join(map(str, seeds))}: " if self.config.seeds is not None else ""
         resumed = f", resumed at {step}" if step else ""
