@@ -215,6 +215,16 @@ def test_whatever_moment_ended_it_a_run_can_begin_anew(began):
     assert {path.name for path in began.iterdir()} == {"config.json", "notes.txt"}
 
 
+def test_what_killed_processes_left_half_written_is_deleted_by_the_next(began):
+    names = (".config-ab_d1234.json", ".model-ab_d1234.safetensors", ".metrics.jsonl.new")
+    for name in names:
+        (began / name).write_text("{")
+    (began / ".config-mine.json").write_text("{}")
+    with locked(began):
+        assert not any((began / name).exists() for name in names)
+    assert (began / ".config-mine.json").exists()
+
+
 def test_overwriting_deletes_what_a_run_leaves_and_nothing_else(began):
     for place in (began, began / "seed-7", began / "seed-8", began / "other"):
         for folder in ("tensorboard", "wandb", "profile", "checkpoints/3"):
