@@ -13,7 +13,7 @@ from benchmarks.bare_step import BareStep, make_trainer
 from benchmarks.measure import Row, Size, clock
 from train.__main__ import parse
 from train.config import Config
-from train.data.dataset import load_dataset
+from train.data.load import load_dataset
 from train.run.metrics import FILE, read_metrics
 
 

@@ -25,7 +25,7 @@ _KEYS = (
     *("model", "ema", "optimizer", "scheduler"),
 )
 _NOT_A_RUN = "this is not the state of a run as run_to_torch returns it:"
-_CONFIG_FILE = "config.json"  # which `train.run.folder` writes
+_CONFIG_FILE = "config.json"  # which `train.run.run_folder` writes
 _PRECISIONS = ("bf16", "f32", "f64")
 _CONFIG_FIELDS = (
     *("model", "seed", "global_batch_size", "precision", "momentum", "nesterov", "weight_decay"),

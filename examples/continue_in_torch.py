@@ -26,7 +26,8 @@ from convert import ConversionError
 from convert.runs import rng_at, schedule_of
 from resnet_spec import ClassifierSpec
 from train.config import Config
-from train.data.dataset import batch_indices, load_dataset
+from train.data.dataset import batch_indices
+from train.data.load import load_dataset
 from train.errors import UserError
 from train.step.augment import Augment, draw_keys
 

@@ -14,7 +14,7 @@ import pytest
 from tests.run_folders import assert_same, metrics
 from train.config import Config
 from train.config.recipes import RECIPES
-from train.data.dataset import load_dataset
+from train.data.load import load_dataset
 from train.errors import DivergedError, StoppedError, UserError
 from train.run import export
 from train.run.checkpoints import Checkpoints
@@ -44,7 +44,7 @@ def result(run: Path) -> dict[str, Any]:
 def test_a_signal_during_a_test_or_the_last_check_does_not_wait_for_it_and_the_resumed_run_makes_it(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("train.data.batches._EVAL_BATCH_PER_DEVICE", {False: 5})  # nine batches
+    monkeypatch.setattr("train.step.batches._EVAL_BATCH_PER_DEVICE", {False: 5})  # nine batches
     whole, run = tmp_path / "whole", tmp_path / "a"
     train(dataclasses.replace(CONFIG, run_dir=whole))
     test = Trainer.test

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run_unread
-from train.__main__ import parse
-from train.config import Config
+from train.__main__ import COMMANDS, main, parse
+from train.config import Config, flag, unused_fields
 from train.config.recipes import RECIPES
-from train.config.unused import unused_fields
 from train.errors import UserError
-from train.run.folder import begin_folder, note_start
+from train.run.run_folder import begin_folder, note_start
 
 _IMAGES = 50_000
 
@@ -191,9 +190,32 @@ def test_a_field_of_no_use_that_a_recipe_or_an_older_run_has_is_only_said(tmp_pa
         parse([*resume, "--image-size", "8"])
 
 
+def test_help_is_two_screens_with_every_command_recipe_and_option(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 48
+    assert max(map(len, lines)) <= 100
+    firsts = [line.split()[0] for line in lines if line.strip()]
+    assert [*COMMANDS, *RECIPES] == [word for word in firsts if word in {*COMMANDS, *RECIPES}]
+    words = " ".join(lines).split()
+    assert all(words.count(flag(field.name)) == 1 for field in dataclasses.fields(Config))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_help_of_a_recipe_has_its_source_reasons_and_published_errors(name, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    recipe = RECIPES[name]
+    for text in (recipe.source, *recipe.reason.split("; "), *recipe.published.split("; ")):
+        assert text in said
+    assert all(flag(field.name) in said for field in dataclasses.fields(Config))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
+        (("--help",), 0, ""),
         (("digits", "--help"), 0, ""),
         (("digits", "--print-config"), 0, ""),
         (("table", "--help"), 0, ""),

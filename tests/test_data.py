@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from train.config.recipes import RECIPES
-from train.data.dataset import load_dataset, normalise
+from train.data.dataset import normalise
+from train.data.load import load_dataset
 from train.errors import UserError
 
 CIFAR10 = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")) / "cifar10"

@@ -14,8 +14,7 @@ from train.config import Config
 from train.data.dataset import Dataset, Split
 from train.errors import UserError
 from train.step import parallel
-from train.step.augment import Augment
-from train.step.mixing import Mixing
+from train.step.augment import Augment, Mixing
 from train.step.train_step import cross_entropy
 
 CLASSES = 5

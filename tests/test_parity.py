@@ -36,7 +36,7 @@ from tests.twins import (
     to_nchw,
 )
 from train.config import Config
-from train.step.network import Network
+from train.step.functional import Network
 from train.step.optimizer import make_optimizer
 from train.step.train_step import cross_entropy
 

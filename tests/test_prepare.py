@@ -12,7 +12,7 @@ from tests.pictures import encode, make_pixels
 from tests.test_data import CIFAR10, needs_cifar10
 from train.__main__ import main
 from train.config import Config
-from train.data.dataset import load_dataset
+from train.data.load import load_dataset
 
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 CLASSES = ("n01440764", "n01443537", "n01484850")

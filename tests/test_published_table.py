@@ -23,7 +23,8 @@ from tests.published_tables import (
 )
 from tests.test_results import change, change_config
 from train.__main__ import main
-from train.data.dataset import load_dataset, normalise
+from train.data.dataset import normalise
+from train.data.load import load_dataset
 from train.results.plan import Asked, configure
 from train.results.published import published_models
 from train.results.render import table_page

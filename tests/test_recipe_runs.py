@@ -17,7 +17,7 @@ from tests.run_folders import assert_same, metrics
 from tests.test_data import link_a_part_of_cifar10, needs_cifar10
 from tests.test_run import train
 from tests.twins import randomise
-from train.run.claims import locked
+from train.run.run_folder import locked
 
 IMAGENET = Path(os.environ.get("TFDS_DATA_DIR", "")) / "imagenet2012"
 has_imagenet = pytest.mark.skipif(

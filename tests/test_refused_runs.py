@@ -10,7 +10,7 @@ import pytest
 from convert.checkpoints import read_run, write_run
 from tests.run_folders import arrays
 from train.__main__ import main, parse
-from train.data.dataset import load_dataset
+from train.data.load import load_dataset
 from train.results.collect import find_runs
 from train.run.seeds import arrange
 

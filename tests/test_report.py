@@ -19,10 +19,11 @@ from tensorboardX.proto import event_pb2 as protocol
 from tests.commands import Process
 from train.config import Config
 from train.errors import UserError
-from train.run.display import Display, Stopwatch, describe_memory, duration, epoch_line
+from train.run.display import Display, Stopwatch, describe_memory, duration, status_line
 from train.run.metrics import MetricsLog, read_metrics
 from train.run.progress import Progress
 from train.run.trainer import Score
+from train.step.train_step import Metrics
 
 event_pb2: Any = protocol  # its names are made at run time
 
@@ -53,7 +54,7 @@ def scalars(folder: Path) -> list[tuple[int, str, float]]:
 
 def test_one_seed_has_a_line_an_epoch():
     runs = [{"train_loss": 0.05, "loss": 0.0287, "error": 0.0111, "best_error": 0.0083}]
-    line = epoch_line(
+    line = status_line(
         epoch=30.02, step=337, runs=runs, images_per_second=12345.6, elapsed=36.2, left=125
     )
     assert line == (
@@ -67,7 +68,7 @@ def test_several_seeds_have_one_line_of_means_and_ranges():
         {"loss": loss, "error": error, "best_error": error, "ema_error": error / 2}
         for loss, error in ((1.0, 0.50), (2.0, 0.60), (3.0, 0.70))
     ]
-    line = epoch_line(epoch=1, step=10, runs=runs, images_per_second=10, elapsed=1)
+    line = status_line(epoch=1, step=10, runs=runs, images_per_second=10, elapsed=1)
     assert "test loss 2.0000" in line
     assert "test error  60.00% (50.00%-70.00%)" in line
     assert "averaged  30.00% (25.00%-35.00%)" in line
@@ -211,6 +212,31 @@ def test_a_pipe_has_plain_lines_and_other_processes_are_silent():
     assert shown("on", terminal=False) == lines
     assert shown("off", terminal=False) == ""
     assert shown("off", terminal=True) == ""
+
+
+def test_a_pipe_has_a_line_a_minute(capsys, monkeypatch):
+    """Between two tests of the weights, and none where there was any other line."""
+    now = 100.0
+    monkeypatch.setattr("train.run.display.time.perf_counter", lambda: now)
+    run: Any = types.SimpleNamespace(seed=1, best_error=0.3, log=lambda *line: None)
+    trainer: Any = types.SimpleNamespace(
+        config=Config(log_every_steps=1000), dataset=None, total_steps=41, epoch=float
+    )
+    display = Display()
+    display.begin(41)
+    progress = Progress(trainer, [run], display, diverged=(), first_step=0, start_time=now)
+    lines = []
+    for step in range(1, 42):  # ten seconds each
+        progress.step(step, Metrics(*map(np.float32, (1.5, 0.25, 0))))  # type: ignore[arg-type]
+        now += 10
+        if step == 9:
+            display.say("something else")
+        lines.append(capsys.readouterr().out)
+    assert "first step done" in lines[0]
+    said = [step for step, line in enumerate(lines, start=1) if line]
+    assert said == [1, 7, 9, 16, 22, 28, 34, 40]
+    assert "step      7  train loss 1.5000  train error  25.00%  13 images/s" in lines[6]
+    assert lines[6].endswith("60 s, 5 min 40 s left\n")
 
 
 def test_a_bar_begins_anew_for_the_next_seed(capsys):

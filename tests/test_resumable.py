@@ -9,26 +9,39 @@ from typing import Any
 import pytest
 
 from tests.saved_states import make_state, open_run
-from train.config import Config
-from train.config.resume import FIXED, FREE, check_resumable
+from train.config import Config, check_resumable
+from train.config.config import OPTIONS
 from train.errors import UserError
-from train.run.claims import claimed, locked, seeds_locked
-from train.run.folder import (
+from train.run.run_folder import (
     begin_folder,
     check_folder,
     check_same_data,
     choose_folder,
+    claimed,
+    locked,
     note_start,
     saved_config,
     saved_mode,
+    seeds_locked,
 )
 from train.run.starts import STARTED_BY, find_changes
 
 CONFIG = Config(run_dir=Path("a"), resume=True)
 
 
+FIXED = {
+    *("model", "shortcut", "zero_init_residual", "stochastic_depth", "frozen_stages"),
+    *("padding", "stem_padding", "bottleneck_stride", "running_variance"),
+    *("init_from", "init_layout", "data", "validation_size", "image_size", "crop_fraction"),
+    *("crop_padding", "flip", "min_crop_area", "rand_augment", "rand_augment_magnitude"),
+    *("mixup", "cutmix", "label_smoothing", "global_batch_size", "accumulate_steps"),
+    *("optimizer", "momentum", "ema_decay", "precision", "seed", "seeds"),
+}
+
+
 def test_every_field_of_a_run_is_fixed_or_free():
-    assert sorted([*FIXED, *FREE]) == sorted(field.name for field in dataclasses.fields(Config))
+    assert list(OPTIONS) == [field.name for field in dataclasses.fields(Config)]
+    assert {name for name, option in OPTIONS.items() if option.fixed is not None} == FIXED
 
 
 def test_all_fields_that_cannot_change_in_a_run_are_named_at_once():
@@ -200,6 +213,16 @@ def test_whatever_moment_ended_it_a_run_can_begin_anew(began):
     check_folder(began, overwriting)
     begin_folder(began, overwriting)
     assert {path.name for path in began.iterdir()} == {"config.json", "notes.txt"}
+
+
+def test_what_killed_processes_left_half_written_is_deleted_by_the_next(began):
+    names = (".config-ab_d1234.json", ".model-ab_d1234.safetensors", ".metrics.jsonl.new")
+    for name in names:
+        (began / name).write_text("{")
+    (began / ".config-mine.json").write_text("{}")
+    with locked(began):
+        assert not any((began / name).exists() for name in names)
+    assert (began / ".config-mine.json").exists()
 
 
 def test_overwriting_deletes_what_a_run_leaves_and_nothing_else(began):

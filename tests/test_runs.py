@@ -29,7 +29,7 @@ from train.config.fields import Precision
 from train.config.recipes import RECIPES
 from train.errors import UserError
 from train.run.checkpoints import Checkpoints
-from train.run.folder import begin_folder
+from train.run.run_folder import begin_folder
 from train.step import optimizer
 
 TOLERANCE = 1e-9

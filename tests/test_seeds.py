@@ -10,9 +10,8 @@ import pytest
 from tests.commands import assert_refused, run, run_here
 from tests.run_folders import arrays, assert_same, largest_difference, metrics
 from tests.test_run import train
-from train.config import Config
-from train.config.unused import unused_fields
-from train.run.folder import own_config
+from train.config import Config, unused_fields
+from train.run.run_folder import own_config
 
 MODEL = ("--model", "WideResNet16-1-0.0")
 SHORT = ("digits", *MODEL, "--max-steps", "20", "--log-every-steps", "5", "--ema-decay", "0.9")

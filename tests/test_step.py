@@ -22,7 +22,7 @@ from train.errors import UserError
 from train.run.trainer import Trainer, describe
 from train.step import parallel
 from train.step.augment import Augment, draw_keys
-from train.step.network import Network, Outputs
+from train.step.functional import Network, Outputs
 from train.step.optimizer import make_optimizer, make_schedule, named_state
 from train.step.parallel import Spread
 from train.step.train_step import (

@@ -25,7 +25,7 @@ from tests.twins import (
     run_torch,
     to_nchw,
 )
-from train.step.network import Network
+from train.step.functional import Network
 
 KINDS = [("basic", False), ("bottleneck", False), ("basic", True), ("bottleneck", True)]
 PACKAGES = [flax_resnet, torch_resnet]

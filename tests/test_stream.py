@@ -13,8 +13,8 @@ import pytest
 from tests.pictures import damaged, encode, make_folder, make_pixels
 from train.config.fields import DataFields
 from train.data.dataset import batch_indices
-from train.data.image_folder import open_folder
-from train.data.stream import Batch, Stream
+from train.data.sources import open_folder
+from train.data.stream import DecodedBatch, Stream
 from train.errors import UserError
 
 FIELDS = DataFields(image_size=16, read_threads=4, rand_augment=2)
@@ -43,12 +43,12 @@ def files() -> list[bytes]:
     return [encode(make_pixels(i, 30 + i, 60 - i)) for i in range(COUNT)]
 
 
-def train(stream: Stream, first_step: int = 0, last_step: int = 5, **changes) -> list[Batch]:
+def train(stream: Stream, first_step: int = 0, last_step: int = 5, **changes) -> list[DecodedBatch]:
     arguments = {"seed": 3, "batch_size": 24, "rows": np.arange(24), **changes}
     return list(stream.train_batches(first_step=first_step, last_step=last_step, **arguments))
 
 
-def assert_same(batches: list[Batch], others: list[Batch]) -> None:
+def assert_same(batches: list[DecodedBatch], others: list[DecodedBatch]) -> None:
     assert len(batches) == len(others)
     for batch, other in zip(batches, others, strict=True):
         for array, expected in zip(batch, other, strict=True):
@@ -76,7 +76,7 @@ def test_pixels_do_not_depend_on_threads_hosts_or_where_a_run_was_resumed(files)
     parts = [train(Stream(Memory(files), FIELDS), rows=rows) for rows in hosts]
     order = np.argsort(np.concatenate(hosts))
     for step, batch in enumerate(batches):
-        for name in Batch._fields:
+        for name in DecodedBatch._fields:
             together = np.concatenate([getattr(part[step], name) for part in parts])
             np.testing.assert_array_equal(together[order], getattr(batch, name))
 

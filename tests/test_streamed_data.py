@@ -13,8 +13,9 @@ import pytest
 from resnet_spec import PREPROCESSINGS
 from tests.pictures import encode, make_folder, make_pixels
 from train.config import Config
-from train.data.dataset import Dataset, Split, load_dataset
-from train.data.image_folder import open_folder
+from train.data.dataset import Dataset, Split
+from train.data.load import load_dataset
+from train.data.sources import open_folder
 from train.errors import UserError
 from train.run.trainer import Trainer
 
@@ -143,7 +144,7 @@ def test_only_training_needs_images_to_train_on(tmp_path):
         ({"test": {"a": 5}}, ["train/ holds no classes"]),
         (
             {"train": {"images": 5}, "test": {"images": 2}},
-            ["train/ holds one class only, images", "test/ holds one class only"],
+            ["train/ holds only one class, images", "test/ holds only one class"],
         ),
         (
             {"train": {"a": 5, "b": 5, "c": 0}, "test": {"a": 1, "c": 1, "d": 1}},

@@ -23,7 +23,7 @@ from tests.test_processes import until
 from tests.test_results import change, change_config
 from tests.test_stopping import start
 from train.__main__ import main, parse
-from train.config.resume import computed_fields
+from train.config import computed_fields
 from train.results.plan import Asked, configure, image_cost
 from train.results.published import published_models
 from train.results.training import Plan, find_below, starts

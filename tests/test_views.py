@@ -11,8 +11,7 @@ from PIL import Image
 from tests.peers import import_torchvision
 from tests.pictures import encode, make_pixels
 from train.config.fields import DataFields
-from train.data.rand_augment import FILL, OPERATIONS, rand_augment
-from train.data.views import random_box, train_view
+from train.data.views import FILL, OPERATIONS, rand_augment, random_box, train_view
 
 FIELDS = DataFields(image_size=32)
 

@@ -12,9 +12,10 @@ import convert
 from examples.continue_in_torch import Batches
 from train.config import Config
 from train.config.recipes import RECIPES
-from train.data.dataset import Dataset, load_dataset
+from train.data.dataset import Dataset
+from train.data.load import load_dataset
 from train.run.checkpoints import Checkpoints
-from train.run.folder import begin_folder
+from train.run.run_folder import begin_folder
 from train.run.trainer import Trainer
 from train.step.train_step import TrainState
 

@@ -5,14 +5,15 @@ import importlib
 import io
 import json
 import os
+import re
 import sys
+import textwrap
 from typing import Any
 
 from resnet_spec import UnknownNameError
-from train.config import FOLDER, Config
+from train.config import FOLDER, OF_ONE_START, Config, flag, unused_fields
+from train.config.fields import SECTIONS
 from train.config.recipes import DEFAULT, RECIPES
-from train.config.resume import OF_ONE_START
-from train.config.unused import unused_fields
 from train.errors import (
     DeviceError,
     DivergedError,
@@ -21,35 +22,53 @@ from train.errors import (
     device_errors,
     exit_code,
 )
-from train.run.folder import saved_config, saved_origin
+from train.run.run_folder import saved_config, saved_origin
 
 _PRINT = "--print-config"
-_USAGE = f"usage: resnet-train [RECIPE] [--field value ...] [{_PRINT}]"
+_HELP = {"-h", "--help"}
 COMMANDS = {  # beside the recipes: a module with `main(arguments) -> exit code`
     "prepare": "train.data.prepare",
     "results": "train.results.results_command",
     "table": "train.results.table_command",
 }
+_OVERVIEW = f"""\
+usage: resnet-train [RECIPE] [--option value ...] [{_PRINT}]
+       resnet-train COMMAND ...
+
+Trains ResNets. A recipe is a configuration; options change it, and {_PRINT} only shows it.
+A run writes checkpoints, metrics, its result and its weights into a folder of its own.
+
+Commands (COMMAND --help says more)
+  prepare  download a data set and make the folder that the trainer reads
+  results  table and curves of the runs in a folder, beside what was published
+  table    train the networks that the papers report, and write the table
+
+Recipes (RECIPE --help shows source, reasons, published errors and all options; default {DEFAULT})
+{{recipes}}
+
+Options (RECIPE --help explains each)
+{{options}}"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one recipe or command.
 
     Returns:
-        0; 2 for a user's mistake, 1 for a run that failed, 75 for one that a signal stopped and
-        that has saved all it did, 130 for one that a second SIGINT broke off: each with one
-        sentence on stderr.
+        0; 2 for a user's mistake, 1 for a failed run, 75 for a run that a signal stopped and that
+        is saved, 130 for one that a second SIGINT interrupted: each with one sentence on stderr.
     """
-    _say_any_name()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no run ends over a name that cannot be encoded
+            stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     trains = not (arguments and arguments[0] in COMMANDS) and "--eval-only" not in arguments
     try:
         try:
             code = _carry_out(arguments)
-        except SystemExit:  # of --help
+        except SystemExit:  # after --help
             sys.stdout.flush()
             raise
-        sys.stdout.flush()  # a reader that has left is noticed here, and not as the process ends
+        sys.stdout.flush()  # fails here, not at exit, if nobody reads any more
         return code
     except ModuleNotFoundError as error:
         extra = "torch" if error.name == "torch" else "train"
@@ -57,10 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         way_on = "; --resume --run-dir FOLDER goes on from a checkpoint" if trains else ""
         return _fail(error, f"interrupted{way_on}")
-    except BrokenPipeError as error:  # `| head`: what was asked for was read, or a run is not
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no end
-        is_said = _PRINT in arguments or {"-h", "--help"} & {*arguments} or not trains
-        return 0 if is_said else _fail(error, "standard output was closed")
+    except BrokenPipeError as error:  # `| head`: enough was read, unless it is a run
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        is_read = _PRINT in arguments or _HELP & {*arguments} or not trains
+        return 0 if is_read else _fail(error, "standard output was closed")
     except (
         *(UserError, UnknownNameError, StoppedError, DivergedError, DeviceError),
         OSError,
@@ -71,7 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _carry_out(arguments: list[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
         return importlib.import_module(COMMANDS[arguments[0]]).main(arguments[1:])
-    if _PRINT in arguments:
+    if arguments and arguments[0] in _HELP:
+        print(_overview())
+    elif _PRINT in arguments:
         config = parse([argument for argument in arguments if argument != _PRINT])
         print(json.dumps(config.to_json(), indent=2))
     else:
@@ -79,16 +100,9 @@ def _carry_out(arguments: list[str]) -> int:
     return 0
 
 
-def _say_any_name() -> None:
-    """No run ends over the name of a file that the terminal's encoding has not."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def _run(config: Config, recipe: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from train.run.loop import evaluate, train  # JAX starts here: help and mistakes need not wait
+    from train.run.loop import evaluate, train  # starts JAX: help and mistakes need not wait
     from train.step.parallel import enable_float64
 
     if config.precision == "f64":
@@ -106,13 +120,13 @@ def _fail(error: BaseException, sentence: str) -> int:
 
 
 def parse(arguments: list[str]) -> Config:
-    """The configuration of a command line: a recipe's row, and the fields named on top of it.
+    """The configuration of a command line: a recipe, changed by the options.
 
-    A run that is resumed begins from its own saved configuration instead of the recipe's.
+    A resumed run starts from its own saved configuration instead of the recipe's.
 
     Raises:
-        ValueError: there is no such recipe, or a field is out of its range or of no use.
-        SystemExit: help was asked for (0), or an option is unknown or of the wrong type (2).
+        ValueError: there is no such recipe, or a value is out of range or has no effect.
+        SystemExit: after help (0), or for an unknown option or a wrong type (2).
     """
     name = _recipe_name(arguments)
     has_recipe = arguments[:1] == [name]
@@ -138,7 +152,7 @@ def _recipe_name(arguments: list[str]) -> str:
 
 
 def _check_recipe(name: str, config: Config, saved: Config, recorded: str | None) -> None:
-    """Refuses a recipe that is not the one that a run began with."""
+    """A recipe that is named for a resumed run must be the run's own."""
     if _kind(config.data) != _kind(saved.data):
         reason = f"is a run on {saved.data}, not {name}"
     elif recorded not in (None, name):  # None: by an older version, or not by a recipe
@@ -149,9 +163,9 @@ def _check_recipe(name: str, config: Config, saved: Config, recorded: str | None
 
 
 def _too_warm(config: Config, usual: Config) -> list[str]:
-    """A warm-up that is asked for must not begin above the peak, as a recipe's never does."""
+    """A warm-up rate from the command line must not be above the peak."""
     rate = config.warmup_learning_rate
-    most = max(config.learning_rate, config.peak_learning_rate)  # a small batch lowers both
+    most = max(config.learning_rate, config.peak_learning_rate)  # a small batch lowers the peak
     if not config.has_warmup or rate <= most or rate == usual.warmup_learning_rate:
         return []
     return [
@@ -161,24 +175,32 @@ def _too_warm(config: Config, usual: Config) -> list[str]:
 
 
 def _kind(data: str) -> str:
-    """A folder of images may have moved."""
+    """The data set; folders of images count as one, because they may move."""
     return FOLDER if data.startswith(FOLDER) else data
 
 
 def _parse_fields(name: str, default: Config, fields: list[str]) -> Config:
-    """Fields on top of a default; steps that are named take the place of the default's epochs."""
+    """Fields on top of a default; steps that are given replace the default's epochs."""
     import tyro
 
     options = {field.partition("=")[0].replace("_", "-") for field in fields}
     in_steps = [kind for kind in ("drop", "warmup") if f"--{kind}-steps" in options]
     no_epochs: dict[str, Any] = {f"{kind}_epochs": None for kind in in_steps}
-    config = tyro.cli(
-        Config,
+    values = vars(dataclasses.replace(default, **no_epochs))
+    form = dataclasses.make_dataclass("Form", SECTIONS.items())  # a group of options for each
+    usual = {
+        title: section(**{field.name: values[field.name] for field in dataclasses.fields(section)})
+        for title, section in SECTIONS.items()
+    }
+    found = tyro.cli(
+        form,
         prog=f"resnet-train {name}",
         description=_describe(name),
-        default=dataclasses.replace(default, **no_epochs),
+        default=form(**usual),
         args=fields,
+        config=(tyro.conf.OmitArgPrefixes,),
     )
+    config = Config(**{k: v for section in vars(found).values() for k, v in vars(section).items()})
     both = [kind for kind in in_steps if getattr(config, f"{kind}_epochs") is not None]
     if both:
         pairs = (f"--{kind}-steps and --{kind}-epochs exclude each other" for kind in both)
@@ -187,12 +209,30 @@ def _parse_fields(name: str, default: Config, fields: list[str]) -> Config:
 
 
 def _describe(name: str) -> str:
+    """A recipe's source, reasons and published errors as a list, for its help."""
     recipe = RECIPES[name]
-    return (
-        f"{_USAGE}\nRecipes: {', '.join(RECIPES)} (default {DEFAULT}); any field can be changed, "
-        f"{_PRINT} shows the result.\nCommands: {', '.join(COMMANDS)}; COMMAND --help.\n"
-        f"{name}: {recipe.source}.\nWhy: {recipe.reason}.\nPublished error (%): {recipe.published}."
-    )
+    lists = {"Why": recipe.reason, "Published error in percent": recipe.published}
+    lines = [f"Recipe {name}: {recipe.source}."]
+    for title, text in lists.items():
+        items = re.split(r"; (?![^(]*\))", text)  # not within parentheses
+        wrapped = (textwrap.indent(textwrap.fill(item, 96), "  ") for item in items)
+        lines += ["", f"{title}:", *(f"- {item[2:]}" for item in wrapped)]
+    return "\n".join(lines)
+
+
+def _overview() -> str:
+    """The help of all recipes and commands: two screens of a terminal."""
+    recipes = [
+        f"  {name:<19} {row.config.model:<22} {row.config.data:<13} {row.config.epochs:>3} epochs  "
+        + re.split(r"[,:;(]", row.source)[0].strip()
+        for name, row in RECIPES.items()
+    ]
+    options = []
+    for title, section in SECTIONS.items():
+        names = " ".join(flag(field.name) for field in dataclasses.fields(section))
+        first, *others = textwrap.wrap(names, 85, break_on_hyphens=False)
+        options += [f"  {title:<12} {first}", *(f"{'':<15}{line}" for line in others)]
+    return _OVERVIEW.format(recipes="\n".join(recipes), options="\n".join(options))
 
 
 if __name__ == "__main__":

@@ -12,23 +12,23 @@ class UserError(ValueError):
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer finite: exit code 1."""
+    """The loss is NaN or infinite: exit code 1."""
 
 
 class DeviceError(RuntimeError):
-    """The device gave up, most often for want of memory: exit code 1."""
+    """The device failed, most often out of memory: exit code 1."""
 
 
 class AbandonedError(RuntimeError):
-    """A signal came during a test or a check, which the resumed run will make."""
+    """A signal came during a test or a check, which the resumed run repeats."""
 
 
 class StoppedError(RuntimeError):
-    """A signal asked the run to stop; it has saved what it had: exit code 75, "try again"."""
+    """A signal stopped the run, which is saved: exit code 75, "try again"."""
 
 
 def exit_code(error: BaseException) -> int:
-    """Of the command line that an error ends."""
+    """The exit code of the command line for an error."""
     match error:
         case UserError() | UnknownNameError() | ModuleNotFoundError():
             return 2
@@ -41,8 +41,8 @@ def exit_code(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def device_errors() -> Iterator[None]:
-    """JAX's error of a device as a DeviceError of one line."""
-    import jax  # a command line that only helps need not wait
+    """Turns JAX's error of a device into a DeviceError of one line."""
+    import jax  # help need not wait for it
 
     try:
         yield

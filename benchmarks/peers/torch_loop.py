@@ -21,7 +21,8 @@ from convert.schedule import make_schedule
 from resnet_spec import find_spec
 from train.__main__ import parse
 from train.config import Config
-from train.data.dataset import Dataset, Split, load_dataset
+from train.data.dataset import Dataset, Split
+from train.data.load import load_dataset
 
 
 def main(arguments: list[str]) -> None:

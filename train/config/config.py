@@ -1,4 +1,4 @@
-"""The configuration of one run: its fields, checked."""
+"""The configuration of a run: checked as a whole, and compared with that of a resumed run."""
 
 import dataclasses
 import math
@@ -8,23 +8,28 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from resnet_spec import ResNetSpec, configured_spec
-from train.config.fields import DataFields, DeviceFields, ModelFields, OptimizerFields, RunFields
+from train.config.fields import (
+    DATASETS,
+    FOLDER,
+    DataFields,
+    DeviceFields,
+    ModelFields,
+    OptimizerFields,
+    Option,
+    RunFields,
+)
 from train.errors import UserError
 
-DATASETS = ("digits", "cifar10", "cifar100", "imagenet2012")
-FOLDER = "folder:"
-MOST_STEPS = 2**31 - 1  # steps are counted in int32
-FIRST_PROFILED, LAST_PROFILED = 10, 20  # steps after the start: compiled, the queue full
-_MANY_SEEDS = 100  # more is a seed that was meant for --seed
+_MANY_SEEDS = 100  # a larger number is a seed that was meant for --seed
 
 
-# The bases' fields come last base first: so the sections stand as in `train.config.fields`.
+# Python lists the last base's fields first: the sections are in the order of `train.config.fields`.
 @dataclass(frozen=True)
 class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
-    """One training run, or one for each of `seeds`."""
+    """One training run, or one for each of `seeds`; a UserError lists all values that are wrong."""
 
     def __post_init__(self) -> None:
-        if problems := list(_wrong_kinds(self)):
+        if problems := _wrong_types(self):
             raise UserError("; ".join(problems))
         if problems := [*_wrong_numbers(self), *_wrong_choices(self)]:
             raise UserError("; ".join(problems))
@@ -35,16 +40,12 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
         return (self.seed,) if self.seeds is None else _parse_seeds(self.seeds)
 
     def network(self, in_planes: int = 3) -> ResNetSpec:
-        """The network, for images of so many channels.
-
-        Raises:
-            ValueError: the model is unknown, or has no such network.
-        """
+        """The network for images of `in_planes` channels; ValueError if there is none."""
         return configured_spec(vars(self), in_planes)
 
     @property
     def peak_learning_rate(self) -> float:
-        """That of this batch size."""
+        """The peak for this batch size."""
         if self.learning_rate_batch_size is None:
             return self.learning_rate
         return self.learning_rate * self.global_batch_size / self.learning_rate_batch_size
@@ -66,7 +67,7 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
             changes |= {"warmup_epochs": None, "warmup_steps": steps}
         if self.learning_rate_batch_size is not None:
             changes |= {"learning_rate_batch_size": None, "learning_rate": self.peak_learning_rate}
-        # of a small batch or a lowered rate the peak may fall below what a recipe leads to it by
+        # with a small batch or a lowered rate the peak may be below a recipe's warm-up rate
         changes["warmup_learning_rate"] = min(self.warmup_learning_rate, self.peak_learning_rate)
         return dataclasses.replace(self, **changes)
 
@@ -74,23 +75,19 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
         steps = tuple(round(epoch * steps_per_epoch) for epoch in epochs)
         if len(set(steps)) < len(steps):
             raise UserError(
-                f"--drop-epochs {epochs} are the steps {steps}, of {steps_per_epoch:.4g} an epoch: "
-                "two of them are one"
+                f"--drop-epochs {epochs} are the steps {steps} ({steps_per_epoch:.4g} an epoch): "
+                "two of them are the same"
             )
         return steps
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as values that `json.dumps` takes."""
+        """The fields as values for `json.dumps`."""
         fields = dataclasses.asdict(self)
         return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Config":
-        """The inverse of `to_json`; a field that an older version did not have is the default.
-
-        Raises:
-            UserError: a field is unknown or out of its range.
-        """
+        """The inverse of `to_json`, with defaults for missing fields; UserError if one is wrong."""
         hints = get_type_hints(cls)
         try:
             return cls(
@@ -98,6 +95,52 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
             )
         except (TypeError, AttributeError) as error:
             raise UserError(f"a saved configuration does not fit this version: {error}") from error
+
+
+OPTIONS = {  # by field: what its annotation says beside the type
+    name: next(iter(getattr(hint, "__metadata__", ())), Option())
+    for name, hint in get_type_hints(Config, include_extras=True).items()
+}
+# A resumed run says anew where it runs.
+OF_ONE_START: dict[str, Any] = {
+    name: getattr(Config, name) for name, option in OPTIONS.items() if option.of_one_start
+}
+
+
+def flag(name: str) -> str:
+    """`learning_rate` -> `--learning-rate`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def computed_fields(config: Config) -> dict[str, Any]:
+    """The fields that say what a run computes, without its seed, as JSON values."""
+    return {name: value for name, value in config.to_json().items() if OPTIONS[name].computes}
+
+
+def unused_fields(config: Config, usual: Config) -> list[str]:
+    """A message for each option that has no effect but differs from `usual`."""
+    return [
+        f"{flag(name)} {getattr(config, name)} is for {use}"
+        for name, option in OPTIONS.items()
+        if (use := option.idle(config))
+        and getattr(config, name) not in (None, getattr(usual, name))
+    ]
+
+
+def check_resumable(saved: Config, now: Config) -> None:
+    """Raises a UserError that lists all fields that changed but must not in a resumed run."""
+    changed = [
+        f"{flag(name)} {getattr(now, name)}, the run began with {getattr(saved, name)}"
+        for name, option in OPTIONS.items()
+        if option.fixed is not None
+        and option.fixed(getattr(saved, name)) != option.fixed(getattr(now, name))
+    ]
+    if changed:
+        raise UserError(
+            "\n  ".join([f"--resume: {len(changed)} fields cannot change in a run:", *changed])
+            + f"\nleave them out to go on, or start another run from its weights: "
+            f"--init-from {now.run_dir} with a new --run-dir"
+        )
 
 
 def _from_json(value: Any, hint: Any) -> Any:
@@ -116,20 +159,20 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _wrong_kinds(config: Config) -> list[str]:
+def _wrong_types(config: Config) -> list[str]:
     return [
-        f"--{name.replace('_', '-')} cannot be {getattr(config, name)!r}"
+        f"{flag(name)} cannot be {getattr(config, name)!r}"
         for name, hint in get_type_hints(type(config)).items()
         if not _is_of(getattr(config, name), hint)
     ]
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value is of the kind that a field's annotation says; an int is a float, too."""
+    """Whether a value fits a field's annotation; an int is a float, too, but a bool is no int."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is UnionType:
-        return any(_is_of(value, option) for option in get_args(hint))
+        return any(_is_of(value, choice) for choice in get_args(hint))
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_is_of(v, get_args(hint)[0]) for v in value)
     if hint in (int, float):
@@ -138,31 +181,15 @@ def _is_of(value: Any, hint: Any) -> bool:
 
 
 def _wrong_numbers(config: Config) -> list[str]:
-    problems = []
-    for name, (least, most) in _RANGES.items():
-        value, option = getattr(config, name), f"--{name.replace('_', '-')}"
-        if value is None:
-            continue
-        if not value >= least:  # nor NaN
-            problems.append(f"{option} must be at least {least}, not {value}")
-        elif not value <= most:
-            problems.append(f"{option} must be at most {most}, not {value}")
-        elif math.isinf(value):
-            problems.append(f"{option} must be finite, not {value}")
+    problems = [
+        f"{flag(name)} must {problem}, not {getattr(config, name)}"
+        for name, option in OPTIONS.items()
+        if (problem := _out_of_range(getattr(config, name), option))
+    ]
     if config.ema_decay is not None and config.ema_decay >= 1:
         problems.append(f"--ema-decay must be below 1, not {config.ema_decay}")
     if config.clip_norm == 0:
         problems.append("--clip-norm must be above 0, not 0: leave it out for none")
-    for name in ("drop_steps", "drop_epochs"):
-        drops = getattr(config, name)
-        if drops is None:
-            continue
-        if sorted(set(drops)) != list(drops):
-            problems.append(f"--{name.replace('_', '-')} must rise, not {drops}")
-        if not all(0 <= drop <= MOST_STEPS for drop in drops):  # nor NaN
-            problems.append(
-                f"--{name.replace('_', '-')} must be from 0 to {MOST_STEPS}, not {drops}"
-            )
     parts = config.accumulate_steps
     if parts >= 1 and config.global_batch_size % parts:
         problems.append(
@@ -170,6 +197,22 @@ def _wrong_numbers(config: Config) -> list[str]:
             f"--accumulate-steps {parts}"
         )
     return problems
+
+
+def _out_of_range(value: Any, option: Option) -> str:
+    """What a number, or each of a tuple of steps or epochs, must be and is not; else nothing."""
+    least, most = option.least, option.most
+    if isinstance(value, tuple):
+        if not all(least <= number <= most for number in value):  # nor NaN
+            return f"be from {least} to {most}"
+        return "" if sorted(set(value)) == list(value) else "rise"
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return ""
+    if not value >= least:  # nor NaN
+        return f"be at least {least}"
+    if not value <= most:
+        return f"be at most {most}"
+    return "be finite" if math.isinf(value) else ""
 
 
 def _wrong_choices(config: Config) -> list[str]:
@@ -212,45 +255,7 @@ def _wrong_seeds(config: Config) -> list[str]:
             f"--seeds: from 1 to {_MANY_SEEDS} runs, not {config.seeds}; one seed is --seed"
         )
     elif len(set(seeds)) < len(seeds):
-        problems.append(f"--seeds: one is there twice in {config.seeds}")
+        problems.append(f"--seeds: {config.seeds} names a seed twice")
     elif min(seeds) < 0 or max(seeds) >= 2**32:
         problems.append(f"--seeds: from 0 to 2**32 - 1, not {config.seeds}")
     return problems
-
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "stochastic_depth": (0, 1),
-    "frozen_stages": (0, 4),
-    "validation_size": (1, math.inf),
-    "crop_padding": (0, math.inf),
-    "image_size": (1, math.inf),
-    "crop_fraction": (0.01, 1),
-    "min_crop_area": (0.001, 1),
-    "rand_augment": (0, 16),
-    "rand_augment_magnitude": (0, 30),
-    "mixup": (0, math.inf),
-    "cutmix": (0, math.inf),
-    "label_smoothing": (0, 1),
-    "read_threads": (1, 1024),
-    "epochs": (1, MOST_STEPS),
-    "max_steps": (1, MOST_STEPS),
-    "global_batch_size": (1, MOST_STEPS),
-    "accumulate_steps": (1, math.inf),
-    "learning_rate": (0, math.inf),
-    "learning_rate_batch_size": (1, math.inf),
-    "drop_factor": (0, math.inf),
-    "warmup_steps": (0, MOST_STEPS),
-    "warmup_epochs": (0, MOST_STEPS),
-    "warmup_learning_rate": (0, math.inf),
-    "momentum": (0, math.inf),
-    "weight_decay": (0, math.inf),
-    "clip_norm": (0, math.inf),
-    "ema_decay": (0, 1),
-    "skip_nonfinite": (1, math.inf),
-    "process_id": (0, math.inf),
-    "num_processes": (1, math.inf),
-    "seed": (0, 2**32 - 1),
-    "eval_every_epochs": (1, math.inf),
-    "checkpoint_every_steps": (1, math.inf),
-    "log_every_steps": (1, math.inf),
-}

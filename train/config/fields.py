@@ -1,178 +1,282 @@
-"""The fields of a run's configuration, section by section; every one is an option by its name."""
+"""The options of a run, section by section; each says all that is known of it at its own place."""
 
+import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from resnet_spec import BottleneckStride, PaddingKind, RunningVariance, ShortcutKind
 
 Precision = Literal["bf16", "f32", "f64"]
 SeedsMode = Literal["auto", "vmap", "devices", "turns"]
 
+DATASETS = ("digits", "cifar10", "cifar100", "imagenet2012")
+FOLDER = "folder:"
+MOST_STEPS = 2**31 - 1  # steps are counted in int32
+FIRST_PROFILED, LAST_PROFILED = 10, 20  # steps after the start: compiled, and the queue is full
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of an option beside its type, default and help.
+
+    Attributes:
+        least, most: range of a number, or of each number of a tuple.
+        fixed: the part of the value that a resumed run must keep; None if it may change.
+        computes: whether the option changes what a run computes, apart from its seed.
+        of_one_start: a resumed run does not inherit the value, but has the default.
+        idle: for a configuration in which the option has no effect, what it is for; else False.
+    """
+
+    least: float = -math.inf
+    most: float = math.inf
+    fixed: Callable[[Any], Any] | None = None
+    computes: bool = True
+    of_one_start: bool = False
+    idle: Callable[[Any], str | bool] = lambda config: False
+
+
+Fixed = functools.partial(Option, fixed=lambda value: value)
+Steps = functools.partial(Option, least=0, most=MOST_STEPS)
+
+
+def _not_streamed(config: Any) -> str | bool:
+    is_streamed = config.data == "imagenet2012" or config.data.startswith(FOLDER)
+    return not is_streamed and f"streamed images, not for {config.data}"
+
+
+def _not_in_memory(config: Any) -> str | bool:
+    return not _not_streamed(config) and f"images in memory, not for {config.data}"
+
+
+def _not_of_tfds(config: Any) -> str | bool:
+    is_other = config.data == "digits" or config.data.startswith(FOLDER)
+    return is_other and f"data of tensorflow-datasets, not for {config.data}"
+
+
+def _no_rand_augment(config: Any) -> str | bool:
+    return _not_streamed(config) or (not config.rand_augment and "--rand-augment above 0")
+
+
+def _no_momentum(config: Any) -> str | bool:
+    return config.nesterov and not config.momentum and "--momentum above 0"
+
+
+def _no_drops(config: Any) -> str | bool:
+    return config.schedule != "drops" and f"--schedule drops, not for {config.schedule}"
+
+
+def _no_warmup(config: Any) -> str | bool:
+    return not config.has_warmup and "a warm-up, of --warmup-steps or --warmup-epochs above 0"
+
+
+def _tests_a_run(config: Any) -> str | bool:
+    use = "--eval-only without --resume, which tests the run's own"
+    return config.eval_only and config.resume and use
+
+
+def _too_short_to_profile(config: Any) -> str | bool:
+    is_short = config.max_steps is not None and config.max_steps < FIRST_PROFILED
+    use = f"runs of {FIRST_PROFILED} steps or more, not for --max-steps {config.max_steps}"
+    return config.profile and is_short and use
+
+
+def _several_seeds(config: Any) -> str | bool:
+    return config.seeds is not None and f"one run, not for those of --seeds {config.seeds}"
+
+
+def _one_seed(config: Any) -> str | bool:
+    return config.seeds is None and "the runs of --seeds"
+
+
+def _without_path(data: str) -> str:
+    """A folder of images may move: its classes are compared."""
+    return FOLDER if data.startswith(FOLDER) else data
+
 
 @dataclass(frozen=True)
 class ModelFields:
     """Which network, and where its first weights come from."""
 
-    model: str = "ResNet20"
+    model: Annotated[str, Fixed()] = "ResNet20"
     """Full name in the table, such as PreActResNet110 or WideResNet28-10."""
-    shortcut: ShortcutKind = "projection"
+    shortcut: Annotated[ShortcutKind, Fixed()] = "projection"
     """Option A, B or C of He et al. 2015, or a 3x3 convolution."""
-    zero_init_residual: bool = False
+    zero_init_residual: Annotated[bool, Fixed()] = False
     """Start every residual branch at zero (Goyal et al. 2017)."""
-    stochastic_depth: float = 0.0
+    stochastic_depth: Annotated[float, Fixed(least=0, most=1)] = 0.0
     """Drop the last block's residual branch with this probability, earlier ones with less, in
     proportion to their depth (Huang et al. 2016)."""
-    padding: PaddingKind = "even"
-    """Of strided convolutions and the max pool: torch's, or TensorFlow's SAME."""
-    stem_padding: PaddingKind = "even"
-    """The same of the first convolution."""
-    bottleneck_stride: BottleneckStride = "3x3"
+    padding: Annotated[PaddingKind, Fixed()] = "even"
+    """Padding of strided convolutions and the max pool: torch's, or TensorFlow's SAME."""
+    stem_padding: Annotated[PaddingKind, Fixed()] = "even"
+    """Padding of the first convolution."""
+    bottleneck_stride: Annotated[BottleneckStride, Fixed()] = "3x3"
     """Which convolution of a bottleneck has the stride."""
-    running_variance: RunningVariance = "unbiased"
-    """What a batch adds to the running variance: unbiased as torch's, or biased as Flax's own."""
-    init_from: Path | None = None
+    running_variance: Annotated[RunningVariance, Fixed()] = "unbiased"
+    """Variance that BatchNorm averages: unbiased as in torch, or biased as in Flax."""
+    init_from: Annotated[Path | None, Fixed(idle=_tests_a_run)] = None
     """Start from the weights of this file or folder; a head of another size is drawn anew."""
-    init_layout: str | None = None
-    """Names in that file, as resnet-convert layouts lists them; by default they are recognised."""
-    frozen_stages: int | None = None
-    """Train neither the stem nor so many stages, their BatchNorm as in evaluation; 0: the stem."""
+    init_layout: Annotated[str | None, Fixed(idle=_tests_a_run)] = None
+    """Layout of the names in that file, see `resnet-convert layouts`; default: recognised."""
+    frozen_stages: Annotated[int | None, Fixed(least=0, most=4)] = None
+    """Freeze the stem and this many stages, BatchNorm as in evaluation; 0 freezes the stem."""
 
 
 @dataclass(frozen=True)
 class DataFields:
-    """Which images, and what is done to them."""
+    """Which images, and how they are cropped, augmented and mixed."""
 
-    data: str = "digits"
+    data: Annotated[str, Option(fixed=_without_path)] = "digits"
     """digits (of scikit-learn), cifar10, cifar100, imagenet2012, or folder:PATH, whose train/ and
     test/ (or val/) hold a folder of images for each class."""
-    data_dir: Path | None = None
-    """Folder of tensorflow-datasets; by default the environment's TFDS_DATA_DIR."""
-    validation_size: int | None = None
+    data_dir: Annotated[Path | None, Option(computes=False, idle=_not_of_tfds)] = None
+    """Folder of tensorflow-datasets; default: the environment's TFDS_DATA_DIR."""
+    validation_size: Annotated[int | None, Fixed(least=1)] = None
     """Hold this many images out of the end of the training set, and test on them."""
-    crop_padding: int = 4
-    """Pixels of padding for random crops of small images; 0 for none."""
-    flip: bool = True
+    crop_padding: Annotated[int, Fixed(least=0, idle=_not_in_memory)] = 4
+    """Pixels of padding for random crops of small images; 0 for no crops."""
+    flip: Annotated[bool, Fixed()] = True
     """Mirror half of the training images."""
-    image_size: int = 224
+    image_size: Annotated[int, Fixed(least=1, idle=_not_streamed)] = 224
     """Height and width to which streamed images (imagenet2012, folder) are cropped."""
-    crop_fraction: float = 0.875
-    """Share of a test image's shorter side that the central crop shows, streamed images only."""
-    min_crop_area: float = 0.08
-    """Least share of an image's area in a random-resized crop, streamed images only."""
-    rand_augment: int = 0
+    crop_fraction: Annotated[float, Fixed(least=0.01, most=1, idle=_not_streamed)] = 0.875
+    """Share of a test image's shorter side in the central crop; streamed images only."""
+    min_crop_area: Annotated[float, Fixed(least=0.001, most=1, idle=_not_streamed)] = 0.08
+    """Smallest share of an image's area in a random-resized crop; streamed images only."""
+    rand_augment: Annotated[int, Fixed(least=0, most=16, idle=_not_streamed)] = 0
     """Operations of RandAugment on each training image (Cubuk et al. 2020); 0 for none."""
-    rand_augment_magnitude: float = 9.0
-    """Their strength, from 0 to 30, as in the paper."""
-    mixup: float = 0.0
+    rand_augment_magnitude: Annotated[float, Fixed(least=0, most=30, idle=_no_rand_augment)] = 9.0
+    """Strength of these operations, from 0 to 30, as in the paper."""
+    mixup: Annotated[float, Fixed(least=0)] = 0.0
     """The alpha of mixup (Zhang et al. 2018), 0 for none."""
-    cutmix: float = 0.0
+    cutmix: Annotated[float, Fixed(least=0)] = 0.0
     """The alpha of CutMix (Yun et al. 2019), 0 for none; with both, each batch draws one."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Fixed(least=0, most=1)] = 0.0
     """Share of each label that is spread over all classes (Szegedy et al. 2016)."""
-    read_threads: int = 16
+    read_threads: Annotated[int, Option(computes=False, least=1, most=1024, idle=_not_streamed)] = (
+        16
+    )
     """Threads that decode streamed images."""
 
 
 @dataclass(frozen=True)
 class OptimizerFields:
-    """How long, and by which steps."""
+    """How long a run trains, and by which optimizer and schedule."""
 
-    epochs: int = 160
+    epochs: Annotated[int, Steps(least=1)] = 160
     """Passes over the training set."""
-    max_steps: int | None = None
-    """Stop after this many steps at most; where `epochs` are fewer, these end the run."""
-    global_batch_size: int = 128
+    max_steps: Annotated[int | None, Steps(least=1)] = None
+    """Stop after this many steps, if `epochs` are more."""
+    global_batch_size: Annotated[int, Fixed(least=1, most=MOST_STEPS)] = 128
     """Images a step, over all devices of all processes."""
-    accumulate_steps: int = 1
-    """Cut each batch into so many parts, one after another in memory, whose gradients are
-    averaged; BatchNorm sees a part at a time."""
-    optimizer: Literal["sgd", "lars"] = "sgd"
+    accumulate_steps: Annotated[int, Fixed(least=1)] = 1
+    """Cut each batch into this many parts, one after another in memory, and average their
+    gradients; BatchNorm normalises each part by itself."""
+    optimizer: Annotated[Literal["sgd", "lars"], Fixed()] = "sgd"
     """SGD with momentum, or LARS for very large batches (You et al. 2017)."""
-    learning_rate: float = 0.1
+    learning_rate: Annotated[float, Option(least=0)] = 0.1
     """Peak learning rate."""
-    learning_rate_batch_size: int | None = None
-    """The batch that `learning_rate` is meant for; it grows in proportion to the batch size (Goyal
-    et al. 2017). None: it is taken as it is."""
+    learning_rate_batch_size: Annotated[int | None, Option(least=1)] = None
+    """Batch size that `learning_rate` is for: the rate is scaled with the batch size (Goyal et al.
+    2017). None: no scaling."""
     schedule: Literal["drops", "cosine"] = "drops"
     """Fall by `drop_factor` at `drop_steps`, or as half a cosine to zero at the last step."""
-    drop_steps: tuple[int, ...] = (32_000, 48_000)
+    drop_steps: Annotated[tuple[int, ...], Steps(idle=_no_drops)] = (32_000, 48_000)
     """Steps at which the learning rate falls."""
-    drop_epochs: tuple[float, ...] | None = None
-    """The same in epochs, instead of `drop_steps`."""
-    drop_factor: float = 0.1
-    """What each drop multiplies the learning rate by."""
-    warmup: Literal["constant", "linear"] = "constant"
+    drop_epochs: Annotated[tuple[float, ...] | None, Steps(idle=_no_drops)] = None
+    """Epochs at which it falls, instead of `drop_steps`."""
+    drop_factor: Annotated[float, Option(least=0, idle=_no_drops)] = 0.1
+    """Factor of the learning rate at each drop."""
+    warmup: Annotated[Literal["constant", "linear"], Option(idle=_no_warmup)] = "constant"
     """Stay at `warmup_learning_rate`, or rise from it to the peak."""
-    warmup_steps: int = 400
+    warmup_steps: Annotated[int, Steps()] = 400
     """Steps of warm-up before the schedule's own rate."""
-    warmup_epochs: float | None = None
-    """The same in epochs, instead of `warmup_steps`."""
-    warmup_learning_rate: float = 0.01
-    """Learning rate of the first step; the peak, where that is lower."""
-    momentum: float = 0.9
-    """Momentum of SGD, in torch's and optax's sense."""
-    nesterov: bool = False
+    warmup_epochs: Annotated[float | None, Steps()] = None
+    """Epochs of warm-up, instead of `warmup_steps`."""
+    warmup_learning_rate: Annotated[float, Option(least=0, idle=_no_warmup)] = 0.01
+    """Learning rate of the first step, or the peak if that is lower."""
+    momentum: Annotated[float, Option(fixed=lambda momentum: momentum > 0, least=0)] = 0.9
+    """Momentum of SGD, as in torch and optax."""
+    nesterov: Annotated[bool, Option(idle=_no_momentum)] = False
     """Nesterov's momentum."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, Option(least=0)] = 1e-4
     """L2 decay of convolution and linear weights; never of BatchNorm or biases."""
-    clip_norm: float | None = None
-    """Scale gradients down to this norm, of all together; None for never."""
-    ema_decay: float | None = None
-    """Keep a moving average of parameters and statistics, with this weight of the old one at each
-    step; it is tested and exported. None for none."""
-    skip_nonfinite: int | None = None
-    """Leave out up to so many steps of a run whose loss or gradient is NaN or infinite; None: the
-    first one ends the run."""
+    clip_norm: Annotated[float | None, Option(least=0)] = None
+    """Scale gradients down to this norm of all gradients together; None: never."""
+    ema_decay: Annotated[
+        float | None, Option(fixed=lambda decay: decay is not None, least=0, most=1)
+    ] = None
+    """Keep a moving average of parameters and statistics, with this weight of the old average at
+    each step; it is tested and exported. None: no average."""
+    skip_nonfinite: Annotated[int | None, Option(least=1)] = None
+    """Skip up to this many steps whose loss or gradient is NaN or infinite; None: the first such
+    step ends the run."""
 
 
 @dataclass(frozen=True)
 class DeviceFields:
-    """On what it runs, and how."""
+    """Precision, devices and processes."""
 
-    precision: Precision = "f32"
-    """Of the convolutions; all else is float32. f64 is all float64: slow, for comparisons."""
+    # bf16 has a state of float32, too
+    precision: Annotated[Precision, Option(fixed=lambda precision: precision == "f64")] = "f32"
+    """Precision of convolutions; all else is float32. f64 computes all in float64: slow, for
+    comparisons."""
     scan_blocks: bool = False
     """Compile equal blocks once: for networks of more than about 100 layers."""
     remat: bool = False
     """Recompute blocks in the backward pass: less memory, more time."""
     parallel: Literal["pmap", "jit"] = "pmap"
     """Spread the batch by jax.pmap, or by jax.jit and sharding: the same step."""
-    distributed: bool = False
-    """Join the other processes of a TPU pod, of Slurm or of Open MPI, which tell who they are."""
-    coordinator: str | None = None
-    """host:port of process 0, where nothing tells; with `process_id` and `num_processes`."""
-    process_id: int | None = None
-    """Which process this is, from 0."""
-    num_processes: int | None = None
-    """How many there are."""
+    distributed: Annotated[bool, Option(computes=False, of_one_start=True)] = False
+    """Join the other processes of a TPU pod, of Slurm or of Open MPI, which are found by
+    themselves."""
+    coordinator: Annotated[str | None, Option(computes=False, of_one_start=True)] = None
+    """host:port of process 0, elsewhere; with `process_id` and `num_processes`."""
+    process_id: Annotated[int | None, Option(computes=False, of_one_start=True, least=0)] = None
+    """Number of this process, from 0."""
+    num_processes: Annotated[int | None, Option(computes=False, of_one_start=True, least=1)] = None
+    """Number of processes."""
 
 
 @dataclass(frozen=True)
 class RunFields:
-    """Which run, where its files are, and what it tells."""
+    """Which run, where its files are, and what it reports."""
 
-    seed: int = 111
-    """Of initial weights, order of images and augmentation."""
-    seeds: str | None = None
+    seed: Annotated[int, Fixed(computes=False, least=0, most=2**32 - 1, idle=_several_seeds)] = 111
+    """Seed of initial weights, order of images and augmentation."""
+    seeds: Annotated[str | None, Fixed(computes=False)] = None
     """Several runs at once: how many (111, 222, ...), or the seeds with commas between them."""
-    seeds_mode: SeedsMode = "auto"
+    seeds_mode: Annotated[SeedsMode, Option(computes=False, idle=_one_seed)] = "auto"
     """Several runs in one program (vmap), one on each device, or in turn; auto measures."""
-    run_dir: Path | None = None
-    """Folder of the run; by default runs/<model>-<data>-<date>-<time>."""
-    resume: bool = False
+    run_dir: Annotated[Path | None, Option(computes=False)] = None
+    """Folder of the run; default: runs/<model>-<data>-<date>-<time>."""
+    resume: Annotated[bool, Option(computes=False)] = False
     """Go on from the newest good checkpoint in `run_dir`."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, Option(computes=False, of_one_start=True)] = False
     """Delete the run that `run_dir` holds."""
-    eval_only: bool = False
+    eval_only: Annotated[bool, Option(of_one_start=True)] = False
     """Only test: the weights of `init_from`, or with `resume` those of `run_dir`."""
-    eval_every_epochs: int = 1
-    """Test error and checkpoint after so many epochs, and at the end."""
-    checkpoint_every_steps: int | None = None
-    """A checkpoint after so many steps, too."""
-    log_every_steps: int = 100
+    eval_every_epochs: Annotated[int, Option(least=1)] = 1
+    """Test and save a checkpoint after this many epochs, and at the end."""
+    checkpoint_every_steps: Annotated[int | None, Option(computes=False, least=1)] = None
+    """Save a checkpoint after this many steps, too."""
+    log_every_steps: Annotated[int, Option(computes=False, least=1)] = 100
     """Steps between two lines of metrics."""
-    profile: bool = False
+    profile: Annotated[
+        bool, Option(computes=False, of_one_start=True, idle=_too_short_to_profile)
+    ] = False
     """Write a JAX profile of steps 10 to 20."""
-    wandb: str | None = None
+    wandb: Annotated[str | None, Option(computes=False)] = None
     """Send metrics to this project of Weights & Biases, too."""
+
+
+SECTIONS = {
+    "model": ModelFields,
+    "data": DataFields,
+    "optimisation": OptimizerFields,
+    "devices": DeviceFields,
+    "run": RunFields,
+}

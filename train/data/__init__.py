@@ -1,7 +1,7 @@
-"""Images and labels: data sets in memory and streamed ones, their batches and views."""
+"""Images and labels: data sets in memory and streamed ones, decoding and random crops."""
 
 import os
 
-MOST_PIXELS = 2**28  # a header that says more is damaged, or would fill the memory
-# OpenCV reads it once, when it is imported, and its default is 2**30.
+MOST_PIXELS = 2**28  # an image of more pixels is damaged, or would fill the memory
+# OpenCV reads this when it is imported; its default is 2**30.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))

@@ -1,21 +1,18 @@
-"""Data sets: small ones whole as uint8 arrays, ImageNet and folders as streams of images."""
+"""A data set, in memory or streamed, and the random order of its images."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from resnet_spec import PREPROCESSINGS, Preprocessing
-from train.config import FOLDER, Config
-from train.errors import UserError
+from resnet_spec import Preprocessing
+from train.config import Config
 
 
 @dataclass(frozen=True)
 class Split:
-    """images (n, h, w, c) uint8, labels (n,) int32."""
+    """Images (n, h, w, c) uint8, labels (n,) int32."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -39,10 +36,10 @@ class Dataset:
 
     Attributes:
         train, test: each a Split, or each a `train.data.stream.Stream`.
-        mean, std: of a channel's values in 0 to 1, over the training set.
+        mean, std: of each channel's values in 0 to 1, over the training set.
         crop_fraction: share of a test image's shorter side that the network sees.
-        whole_test_size: images that `test` has where the data set is complete.
-        class_names: in the order of the labels, where the data set says them.
+        whole_test_size: number of images in the complete test set.
+        class_names: in the order of the labels, None if the data set has no names.
     """
 
     train: Any
@@ -67,7 +64,7 @@ class Dataset:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What is done to every image of the test set."""
+        """How every test image is prepared."""
         return Preprocessing(
             self.mean,
             self.std,
@@ -77,7 +74,7 @@ class Dataset:
         )
 
     def missing(self) -> str:
-        """A remark if the test set is only a part of the published one, else nothing."""
+        """A remark if the test set is incomplete, else an empty string."""
         if self.whole_test_size in (None, len(self.test)):
             return ""
         return (
@@ -85,23 +82,8 @@ class Dataset:
         )
 
 
-def load_dataset(config: Config) -> Dataset:
-    """The data set of a configuration.
-
-    Raises:
-        UserError: it is not where it was looked for, or cannot hold out so many images.
-    """
-    dataset = _LOADERS.get(config.data, _streamed)(config)
-    if config.global_batch_size > len(dataset.train) and not config.eval_only:
-        raise UserError(
-            f"--global-batch-size {config.global_batch_size} is more than the "
-            f"{len(dataset.train)} training images"
-        )
-    return dataset
-
-
 def image_dtype(config: Config) -> Any:
-    """Of normalised images, and of parameters and statistics: float32 but for f64."""
+    """Dtype of normalised images, parameters and statistics: float64 for f64, else float32."""
     return np.float64 if config.precision == "f64" else np.float32
 
 
@@ -114,8 +96,8 @@ def normalise(images: np.ndarray, dataset: Dataset, dtype: Any = np.float32) -> 
 def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.ndarray:
     """The images of one step, (batch_size,) int32: a function of its arguments alone.
 
-    All epochs form one stream, each a permutation of its own, cut into equal batches: no image is
-    dropped, and a batch may reach over the end of an epoch.
+    All epochs form one sequence, each in a random order of its own, which is cut into equal
+    batches: no image is dropped, and a batch may cross the end of an epoch.
     """
     epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_images)
     return np.concatenate(
@@ -123,76 +105,6 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.
     )
 
 
-@functools.lru_cache(maxsize=64)  # an epoch's order serves all of its steps, of several seeds
+@functools.lru_cache(maxsize=64)  # all steps of an epoch, of several seeds, use one permutation
 def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_images).astype(np.int32)
-
-
-def _digits(config: Config) -> Dataset:
-    from sklearn.datasets import load_digits
-
-    pixels, target = load_digits(return_X_y=True)  # (n, 64) in 0 to 16
-    images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    labels = target.astype(np.int32)
-    is_test = np.arange(len(images)) % 5 == 0
-    train, test = Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
-    names = tuple(map(str, range(10)))
-    dataset = Dataset(train, test, "test", 10, (0.3053,), (0.3762,), class_names=names)
-    return _hold_out(config, dataset)
-
-
-def _cifar(config: Config) -> Dataset:
-    (train, names), (test, _) = _read_tfds(config, "train"), _read_tfds(config, "test")
-    known = PREPROCESSINGS[config.data]
-    numbers = (len(names), known.mean, known.std)
-    dataset = Dataset(train, test, "test", *numbers, whole_test_size=10_000, class_names=names)
-    return _hold_out(config, dataset)
-
-
-def _hold_out(config: Config, dataset: Dataset) -> Dataset:
-    """The last images of a training set in memory as the test set, where that is asked for."""
-    size, train = config.validation_size, dataset.train
-    if size is None or not isinstance(train, Split):
-        return dataset
-    begin = count_kept(config, len(train))
-    return dataclasses.replace(
-        dataset,
-        train=Split(train.images[:begin], train.labels[:begin]),
-        test=Split(train.images[begin:], train.labels[begin:]),
-        test_name=f"train[{begin}:]",
-        whole_test_size=None,
-    )
-
-
-def count_kept(config: Config, count: int) -> int:
-    """Training images that are left when `validation_size` of them are held out."""
-    size = config.validation_size or 0
-    if size >= count:
-        raise UserError(f"--validation-size {size} leaves none of the {count} training images")
-    return count - size
-
-
-def _streamed(config: Config) -> Dataset:
-    # here, as grain takes two seconds to import
-    from train.data.load import load_folder, load_imagenet
-
-    return load_folder(config) if config.data.startswith(FOLDER) else load_imagenet(config)
-
-
-_LOADERS: dict[str, Callable[[Config], Dataset]] = {
-    "digits": _digits,
-    "cifar10": _cifar,
-    "cifar100": _cifar,
-}
-
-
-def _read_tfds(config: Config, split: str) -> tuple[Split, tuple[str, ...]]:
-    """A whole split of a prepared data set in its original order, and the names of its classes."""
-    from train.data.sources import explaining, open_tfds
-
-    with explaining(config.data, split, config.data_dir):
-        source = open_tfds(config.data, split, config.data_dir)
-        records = source.__getitems__(range(len(source)))
-        images = np.stack([record["image"] for record in records])
-        labels = np.array([record["label"] for record in records], np.int32)
-        return Split(images, labels), tuple(source.dataset_info.features["label"].names)

@@ -1,12 +1,12 @@
-"""Encoded images of any kind to RGB pixels, and no more of them than are needed.
+"""Decodes images of any format to RGB pixels, at no more resolution than is needed.
 
-JPEGs by simplejpeg (libjpeg-turbo), which says what is wrong with a file and decodes it at a half,
-a quarter or an eighth of its size, so close to the mean of 2x2, 4x4 or 8x8 pixels that they differ
-by half a grey level on average; anything else by OpenCV. Both let go of Python's lock meanwhile.
+simplejpeg (libjpeg-turbo) decodes JPEGs. It says what is wrong with a file, and decodes to a half,
+a quarter or an eighth of the size; the result differs from the mean of 2x2, 4x4 or 8x8 pixels by
+half a grey level on average. OpenCV decodes all else. Both release Python's global lock.
 
-Grey becomes RGB, CMYK and YCCK too; 16 bits become 8, the alpha channel is dropped, of an animation
-the first picture is taken. EXIF's orientation is ignored, as TensorFlow's `decode_jpeg` and
-torchvision's `ImageFolder` do: what was trained that way must be trained and tested so again.
+Grey, CMYK and YCCK become RGB, 16 bits become 8, the alpha channel is dropped, and an animation
+gives its first picture. EXIF's orientation is ignored, as by TensorFlow's `decode_jpeg` and
+torchvision's `ImageFolder`: networks that were trained so must be tested so.
 """
 
 import re
@@ -21,16 +21,16 @@ from train.data import MOST_PIXELS
 
 FACTORS = (8, 4, 2)
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-# kind, width, height, maximum; comments may stand between them
+# kind, width, height, maximum; comments may be between them
 _NETPBM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3)
-# Many images are decoded at once: a thread each is all that the machine can use.
+# Many images are decoded at once, each in a thread of its own: more threads gain nothing.
 cv2.setNumThreads(1)
-# The trainer itself names what cannot be read.
+# The trainer reports what cannot be read.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class DamagedImageError(ValueError):
-    """Not an image, or not the whole of one."""
+    """Not a complete image."""
 
 
 class Box(NamedTuple):
@@ -43,11 +43,7 @@ class Box(NamedTuple):
 
 
 class Picture:
-    """An encoded image; of a JPEG only the header is read at first.
-
-    Raises:
-        DamagedImageError: here or when pixels are asked for; it says what is wrong.
-    """
+    """An encoded image; DamagedImageError here, or when pixels are needed, if it is damaged."""
 
     def __init__(self, data: bytes):
         self._data = data
@@ -55,32 +51,32 @@ class Picture:
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
             self.height, self.width = int(height), int(width)
-        except ValueError as error:  # no JPEG, or an odd one
+        except ValueError as error:  # not a JPEG, or an unusual one
             self._pixels = _decode(data, str(error))
             self.height, self.width = self._pixels.shape[:2]
         if self.height * self.width > MOST_PIXELS:
             raise DamagedImageError(f"{self.height} x {self.width} pixels are too many")
 
     def cut(self, box: Box, size: int) -> np.ndarray:
-        """A box, resized to (size, size, 3); shrunk to the mean of the pixels under each new one.
+        """A box resized to (size, size, 3); shrinking takes the mean of the pixels under a new one.
 
-        A JPEG is decoded to an eighth at the least, and never to less than `size`.
+        A JPEG is decoded to no less than an eighth, and to no less than `size`.
         """
         pixels, factor = self._decoded(min(box.height, box.width), size)
-        top, left, height, width = (edge // factor for edge in box)  # below 1 / size of the box
+        top, left, height, width = (edge // factor for edge in box)  # off by under 1 / size of it
         part = pixels[top : top + height, left : left + width]
         if min(height, width) < size:
-            # looks at four pixels only: enough where there are fewer than new ones
+            # bilinear looks at four pixels only, which is enough to enlarge
             return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
-        # the means that OpenCV makes of bytes, bit for bit, in two thirds of its time for bytes
+        # float32 gives the same bits as OpenCV's resizing of bytes, in two thirds of the time
         means = cv2.resize(part.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
         return cv2.convertScaleAbs(means)
 
     def middle(self, shorter_side: int, size: int) -> np.ndarray:
-        """The square in the middle of the picture resized to a shorter side.
+        """The centre square of the picture after its shorter side is resized to `shorter_side`.
 
-        To rounding torchvision's `Resize(shorter_side)` and `CenterCrop(size)` of a Pillow image;
-        a JPEG four times as large or more is decoded to twice what is needed at least.
+        It equals torchvision's `Resize(shorter_side)` and `CenterCrop(size)` of a Pillow image, up
+        to rounding; a JPEG at least four times as large is decoded to no less than twice the size.
         """
         shorter = min(self.height, self.width)
         pixels, factor = self._decoded(shorter, 2 * shorter_side)
@@ -92,7 +88,7 @@ class Picture:
         return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box))
 
     def _decoded(self, length: int, least: int) -> tuple[np.ndarray, int]:
-        """Pixels, and the factor by which they are fewer: a length stays at least as long."""
+        """Pixels, and the factor of their reduction: `length` stays at least `least`."""
         if self._pixels is None:
             factor = next((factor for factor in FACTORS if length >= factor * least), 1)
             height, width = self.height // factor, self.width // factor
@@ -101,14 +97,14 @@ class Picture:
                     self._data, min_height=height, min_width=width, min_factor=factor
                 ), factor
             except ValueError as error:
-                # OpenCV refuses files that end early, and accepts, as Pillow and TensorFlow do,
-                # what libjpeg only warns of
+                # OpenCV refuses truncated files, and accepts what libjpeg only warns of, as Pillow
+                # and TensorFlow do
                 self._pixels = _decode(self._data, str(error))
         return self._pixels, 1
 
 
 def _middle(length: int, resized: int, size: int) -> tuple[float, float]:
-    """Where `size` pixels in the middle of the resized length begin and end before resizing."""
+    """Where the `size` centre pixels of the resized length begin and end before resizing."""
     start = round((resized - size) / 2)
     return start * length / resized, (start + size) * length / resized
 
@@ -122,19 +118,19 @@ def _decode(data: bytes, reason: str) -> np.ndarray:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         if error.func == "validateInputImageSize":
-            reason = "its pixels are too many, or its height or width is damaged"
+            reason = "it has too many pixels, or its height or width is damaged"
             raise DamagedImageError(reason) from error
         raise DamagedImageError(str(error.err or error)) from error
     if pixels is None:
         is_jpeg = data.startswith(b"\xff\xd8")
-        raise DamagedImageError(reason if is_jpeg else "not an image, or one that ends early")
+        raise DamagedImageError(reason if is_jpeg else "not an image, or a truncated one")
     return pixels if scale == 1 else cv2.convertScaleAbs(pixels, alpha=scale)
 
 
 def _netpbm_scale(data: bytes) -> float:
-    """What brings a PGM's or PPM's own maximum to 255, where OpenCV does not see to it."""
+    """The factor from a PGM's or PPM's maximum to 255, if OpenCV does not apply it."""
     if not (header := _NETPBM.match(data)):
         return 1
     is_text, maximum = header[1] in b"23", int(header[4])
-    is_seen_to = maximum in (0, 255, 65535) or (is_text and maximum < 255)
-    return 1 if is_seen_to else 255 / maximum
+    is_scaled = maximum in (0, 255, 65535) or (is_text and maximum < 255)
+    return 1 if is_scaled else 255 / maximum

@@ -1,45 +1,104 @@
-"""The data sets that are streamed: ImageNet, and any folder of images."""
+"""Loads the data set of a configuration: small ones into memory, the others as streams."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from resnet_spec import PREPROCESSINGS
 from train.config import FOLDER, Config
-from train.data.dataset import Dataset, count_kept
-from train.data.image_folder import open_folder
-from train.data.sources import Part, Source, TfdsSource, at_home
-from train.data.stream import Stream
+from train.data.dataset import Dataset, Split
+from train.data.sources import Part, Source, TfdsSource, at_home, explaining, open_folder, open_tfds
+from train.errors import UserError
 
 
-def load_imagenet(config: Config) -> Dataset:
-    """ImageNet's training set, and its validation set or the end of the training set to test on.
+def load_dataset(config: Config) -> Dataset:
+    """The data set of a configuration; UserError if it is missing, unreadable or too small."""
+    dataset = _LOADERS.get(config.data, _load_folder)(config)
+    if config.global_batch_size > len(dataset.train) and not config.eval_only:
+        raise UserError(
+            f"--global-batch-size {config.global_batch_size} is more than the "
+            f"{len(dataset.train)} training images"
+        )
+    return dataset
 
-    Where a run only tests, images to train on are needed for that end alone.
 
-    Raises:
-        UserError: they are not where they were looked for.
+def _load_digits(config: Config) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    pixels, target = load_digits(return_X_y=True)  # (n, 64) in 0 to 16
+    images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    labels = target.astype(np.int32)
+    is_test = np.arange(len(images)) % 5 == 0
+    train, test = Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
+    names = tuple(map(str, range(10)))
+    dataset = Dataset(train, test, "test", 10, (0.3053,), (0.3762,), class_names=names)
+    return _hold_out(config, dataset)
+
+
+def _load_cifar(config: Config) -> Dataset:
+    (train, names), (test, _) = _read_tfds(config, "train"), _read_tfds(config, "test")
+    known = PREPROCESSINGS[config.data]
+    numbers = (len(names), known.mean, known.std)
+    dataset = Dataset(train, test, "test", *numbers, whole_test_size=10_000, class_names=names)
+    return _hold_out(config, dataset)
+
+
+def _read_tfds(config: Config, split: str) -> tuple[Split, tuple[str, ...]]:
+    """A whole split of a prepared data set in its original order, and the names of its classes."""
+    with explaining(config.data, split, config.data_dir):
+        source = open_tfds(config.data, split, config.data_dir)
+        records = source.__getitems__(range(len(source)))
+        images = np.stack([record["image"] for record in records])
+        labels = np.array([record["label"] for record in records], np.int32)
+        return Split(images, labels), tuple(source.dataset_info.features["label"].names)
+
+
+def _hold_out(config: Config, dataset: Dataset) -> Dataset:
+    """Tests on the last `validation_size` training images, if that is given."""
+    if config.validation_size is None:
+        return dataset
+    train, kept = dataset.train, _count_kept(config, len(dataset.train))
+    return dataclasses.replace(
+        dataset,
+        train=train.head(kept),
+        test=Split(train.images[kept:], train.labels[kept:]),
+        test_name=f"train[{kept}:]",
+        whole_test_size=None,
+    )
+
+
+def _count_kept(config: Config, count: int) -> int:
+    """Number of training images that are left after `validation_size` are held out."""
+    size = config.validation_size or 0
+    if size >= count:
+        raise UserError(f"--validation-size {size} leaves none of the {count} training images")
+    return count - size
+
+
+def _load_imagenet(config: Config) -> Dataset:
+    """The training set, and the validation set or the end of the training set to test on.
+
+    A run that only tests needs training images for that end alone.
     """
     name, where = config.data, config.data_dir
     if config.validation_size is None:
         test = TfdsSource(name, "validation", where)
         train = Part(test, ()) if config.eval_only else TfdsSource(name, "train", where)
-        return _streamed(config, train, test, "validation", whole_test_size=50_000)
+        return _stream(config, train, test, "validation", whole_test_size=50_000)
     train = TfdsSource(name, "train", where)
-    kept = count_kept(config, len(train))
+    kept = _count_kept(config, len(train))
     indices = np.arange(len(train))
     parts = Part(train, indices[:kept]), Part(train, indices[kept:])
-    return _streamed(config, *parts, f"train[{kept}:]")
+    return _stream(config, *parts, f"train[{kept}:]")
 
 
-def load_folder(config: Config) -> Dataset:
-    """A folder's training images, and its test images or a part of the others to test on.
+def _load_folder(config: Config) -> Dataset:
+    """A folder's training images, and its test images or held-out training images to test on.
 
-    A part that is held out is drawn by a fixed seed, as the end of the list is the last class.
-    Where a run only tests, images to train on are needed for that part alone.
-
-    Raises:
-        UserError: what is missing or does not fit; all of it at once.
+    Held-out images are drawn by a fixed seed, because the end of the list is the last class. A run
+    that only tests needs training images for these alone.
     """
     root = at_home(Path(config.data.removeprefix(FOLDER)))
     holds_out = config.validation_size is not None
@@ -47,20 +106,18 @@ def load_folder(config: Config) -> Dataset:
         root, needs_train=holds_out or not config.eval_only, needs_test=not holds_out
     )
     if test is not None:
-        return _streamed(config, train, test, name)
-    kept = count_kept(config, len(train))
+        return _stream(config, train, test, name)
+    kept = _count_kept(config, len(train))
     shuffled = np.random.default_rng(0).permutation(len(train))
     parts = Part(train, shuffled[:kept]), Part(train, shuffled[kept:])
-    return _streamed(config, *parts, f"shuffled train[{kept}:]")
+    return _stream(config, *parts, f"shuffled train[{kept}:]")
 
 
-def _streamed(
-    config: Config,
-    train: Source,
-    test: Source,
-    test_name: str,
-    whole_test_size: int | None = None,
+def _stream(
+    config: Config, train: Source, test: Source, test_name: str, whole_test_size: int | None = None
 ) -> Dataset:
+    from train.data.stream import Stream  # grain, which it needs, takes two seconds to import
+
     known = PREPROCESSINGS["imagenet"]
     return Dataset(
         Stream(train, config),
@@ -73,3 +130,11 @@ def _streamed(
         class_names=train.class_names,
         crop_fraction=config.crop_fraction,
     )
+
+
+_LOADERS: dict[str, Callable[[Config], Dataset]] = {
+    "digits": _load_digits,
+    "cifar10": _load_cifar,
+    "cifar100": _load_cifar,
+    "imagenet2012": _load_imagenet,
+}

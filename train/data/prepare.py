@@ -1,6 +1,6 @@
-"""`resnet-train prepare NAME`: a tensorflow-datasets folder that the trainer reads.
+"""`resnet-train prepare NAME` makes a tensorflow-datasets folder that the trainer reads.
 
-Downloading and converting needs TensorFlow, which nothing else here does: the extra [prepare].
+Downloading and converting needs TensorFlow (the extra [prepare]); training does not.
 """
 
 import argparse
@@ -14,18 +14,16 @@ from train.config.recipes import RECIPES
 from train.data.sources import at_home, open_tfds
 from train.errors import UserError
 
-# What cannot be downloaded, but must be there: https://image-net.org/download-images
+# Archives to download by hand: https://image-net.org/download-images
 MANUAL = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
 NAMES = ("cifar10", "cifar100", *MANUAL)
 
 
 def main(arguments: list[str]) -> int:
-    """Prepares one data set; what is prepared already is left as it is.
+    """Prepares one data set; one that is prepared already stays as it is.
 
-    Raises:
-        UserError: there is no TensorFlow, no such data set, no such folder, or files are missing.
-        OSError: it could not be downloaded or written.
-        SystemExit: help was asked for (0), or an option is unknown (2).
+    UserError if TensorFlow, the data set, its archives or a writable folder is missing; OSError if
+    it could not be downloaded or written.
     """
     chosen = _parse(arguments)
     if chosen.name not in NAMES:
@@ -74,7 +72,7 @@ def _missing_tensorflow() -> list[str]:
 
 
 def _unwritable(data_dir: Path) -> list[str]:
-    """The folder is made, and a file in it: what only looks writable is found out now."""
+    """Makes the folder and a file in it: only that proves that it is writable."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=data_dir):
@@ -88,21 +86,21 @@ def _missing_files(name: str, manual_dir: Path) -> list[str]:
     if not missing:
         return []
     return [
-        f"{name} cannot be downloaded by a program: put {' and '.join(missing)} from "
+        f"{name} must be downloaded by hand: put {' and '.join(missing)} from "
         f"https://image-net.org/download-images into {manual_dir}, or name another --manual-dir"
     ]
 
 
 def _find_prepared(name: str, data_dir: Path) -> dict[str, int]:
-    """How many images each split has; nothing where it is not all there."""
+    """Number of images by split; empty if the data set is not complete."""
     try:
         return _read(name, data_dir)
-    except Exception:  # tfds raises a dozen kinds for what is not there
+    except Exception:  # tfds raises a dozen kinds for missing data
         return {}
 
 
 def _read(name: str, data_dir: Path) -> dict[str, int]:
-    """As the trainer will, which needs neither TensorFlow nor archives."""
+    """Reads as the trainer does, without TensorFlow and archives."""
     return {split: len(records) for split, records in open_tfds(name, None, data_dir).items()}
 
 
@@ -122,8 +120,8 @@ def _prepare(name: str, data_dir: Path, manual_dir: Path) -> None:
             download_dir=data_dir / "downloads",
             download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
         )
-        _read(name, data_dir)  # a folder that was there already may be of another format
-    except Exception as error:  # of the network, checksums, archives, and a full disk
+        _read(name, data_dir)  # an existing folder may have another format
+    except Exception as error:  # network, checksums, archives, a full disk
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"{name} could not be prepared in {data_dir}: {reason}") from error
 

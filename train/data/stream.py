@@ -1,4 +1,4 @@
-"""A split of images that are decoded when a step needs them, by threads and ahead of time."""
+"""A split of images that threads decode a little before a step needs them."""
 
 import contextlib
 import math
@@ -15,16 +15,15 @@ from train.data.sources import Source
 from train.data.views import test_view, train_view
 from train.errors import UserError
 
-_PART = 16  # images that one thread decodes at a time: grain takes 0.1 ms for each task
+_PART = 16  # images that one thread decodes at a time: each task costs grain 0.1 ms
 _BATCHES_AHEAD = 2
 View = tuple[np.ndarray, int]  # an image as the network sees it, and its label
 
 
-class Batch(NamedTuple):
+class DecodedBatch(NamedTuple):
     """images (n, size, size, 3) uint8, labels (n,) int32, counts (n,) bool.
 
-    Where `counts` is False there is no image, only zeros: padding, or an image to test on that
-    cannot be read.
+    Where `counts` is False there are only zeros: for padding, or a test image that cannot be read.
     """
 
     images: np.ndarray
@@ -35,12 +34,12 @@ class Batch(NamedTuple):
 class Stream:
     """A split of encoded images.
 
-    Every batch is a function of the arguments it was asked for by: the same on one host or many,
-    with any number of threads, and after a resume.
+    A batch depends on the arguments of the call alone: it is the same on one host or many, with
+    any number of threads, and after a resume.
 
     Attributes:
-        skipped: images that could not be read so far, by name, each with the reason. Each thread
-            adds to it; nothing is taken out.
+        skipped: reason by name of each image that could not be read so far. Every thread adds to
+            it; nothing is removed.
     """
 
     def __init__(self, source: Source, fields: DataFields):
@@ -65,12 +64,11 @@ class Stream:
 
     def train_batches(
         self, *, seed: int, first_step: int, last_step: int, batch_size: int, rows: np.ndarray
-    ) -> Iterator[Batch]:
+    ) -> Iterator[DecodedBatch]:
         """One batch for each step from `first_step` up to, not including, `last_step`.
 
-        A damaged image's place is taken by the next of the split that can be read.
-        `batch_size` is that of all processes together; `rows` are the places in it which this
-        process holds, (n,) integers.
+        The next readable image of the split replaces a damaged one. `batch_size` counts the images
+        of all processes; `rows`, (n,) integers, are this process's places in the batch.
 
         Raises:
             UserError: no image of the split can be read.
@@ -83,12 +81,12 @@ class Stream:
 
         return self._batches([np.asarray(rows)] * (last_step - first_step), load)
 
-    def test_batches(self, indices: Sequence[np.ndarray]) -> Iterator[Batch]:
-        """One batch for each array of indices (n,), in which -1 is padding."""
+    def test_batches(self, indices: Sequence[np.ndarray]) -> Iterator[DecodedBatch]:
+        """One batch for each array of indices (n,); -1 is padding."""
         return self._batches(indices, lambda _, part: [self._test_image(i) for i in part])
 
     def head(self, count: int) -> Split:
-        """Those of the first `count` images that can be read, as a test sees them."""
+        """The readable ones of the first `count` images, as a test sees them."""
         batch = next(self.test_batches([np.arange(min(count, len(self)))]))
         return Split(batch.images[batch.counts], batch.labels[batch.counts])
 
@@ -96,7 +94,7 @@ class Stream:
         for offset in range(len(self)):
             view = self._read(
                 (index + offset) % len(self),
-                # anew for each try: what a damaged image drew must not show in the next one
+                # a new generator for each try: a damaged image must not change the next one's draws
                 lambda data: train_view(data, np.random.default_rng(key), self._fields),
             )
             if view is not None:
@@ -108,14 +106,14 @@ class Stream:
         return None if index < 0 else self._read(index, lambda data: test_view(data, self._fields))
 
     def _read(self, index: int, view: Callable[[bytes], np.ndarray]) -> View | None:
-        """None for an image that is damaged, which is noted down."""
+        """None for a damaged image, which is added to `skipped`."""
         try:
             data, label = self._source.read(index)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
-                raise  # a disk that fails is no damaged image
+                raise  # a failing disk is not a damaged image
             return self._skip(index, error)
-        except Exception as error:  # of array_record, of a damaged record
+        except Exception as error:  # array_record raises anything for a damaged record
             return self._skip(index, error)
         try:
             return view(data), label
@@ -126,14 +124,12 @@ class Stream:
         self.skipped.setdefault(self._source.name(index), str(error) or type(error).__name__)
 
     def _batches(
-        self,
-        places: Sequence[np.ndarray],
-        load: Callable[[int, list[int]], Sequence[View | None]],
-    ) -> Iterator[Batch]:
-        """A batch for each array of places, put together from parts that the threads load."""
+        self, places: Sequence[np.ndarray], load: Callable[[int, list[int]], Sequence[View | None]]
+    ) -> Iterator[DecodedBatch]:
+        """A batch for each array of places, joined from parts that the threads load."""
         parts_per_batch = math.ceil(max(map(len, places), default=0) / _PART)
 
-        def load_part(number: int) -> Batch:
+        def load_part(number: int) -> DecodedBatch:
             batch, part = divmod(number, parts_per_batch)
             mine = places[batch][part * _PART : (part + 1) * _PART]
             return _stack(load(batch, mine.tolist()), self.image_shape)
@@ -142,15 +138,15 @@ class Stream:
         ahead = max(threads, _BATCHES_AHEAD * parts_per_batch)
         parts = grain.MapDataset.range(len(places) * parts_per_batch).map(load_part)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        # closed with this generator, also where that is only forgotten: the threads end
+        # closing ends the threads, also when this generator is only dropped
         with contextlib.closing(iter(parts.to_iter_dataset(options))) as loaded:
             for _ in places:
                 batch = [next(loaded) for _ in range(parts_per_batch)]
-                yield Batch(*map(np.concatenate, zip(*batch, strict=True)))
+                yield DecodedBatch(*map(np.concatenate, zip(*batch, strict=True)))
 
 
-def _stack(views: Sequence[View | None], shape: tuple[int, int, int]) -> Batch:
-    batch = Batch(
+def _stack(views: Sequence[View | None], shape: tuple[int, int, int]) -> DecodedBatch:
+    batch = DecodedBatch(
         np.zeros((len(views), *shape), np.uint8),
         np.zeros(len(views), np.int32),
         np.array([view is not None for view in views], bool),

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from resnet_spec import list_models
-from train.config import Config
-from train.config.resume import computed_fields
+from train.config import Config, computed_fields
 from train.results.collect import RecordedRun
 from train.results.plan import Asked, asked_by_length, confirm
 from train.results.published import DATA, Published, published

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from resnet_spec import count_multiplications
-from train.config import Config
+from train.config import Config, computed_fields
 from train.config.recipes import RECIPES
-from train.config.resume import computed_fields
 from train.errors import UserError
 from train.results.protocol import HELD_OUT, PART, train_images, validation_size
 from train.results.published import DATA

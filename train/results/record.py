@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.atomic import replacing
-from train.config import Config
-from train.config.resume import computed_fields
+from train.config import Config, computed_fields
 from train.errors import UserError
 from train.results.collect import Outcome, RecordedRun, read_asked
 from train.results.groups import Group, Statistics

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from resnet_spec import find_spec
-from train.config import Config
-from train.config.resume import OF_ONE_START, computed_fields
+from train.config import OF_ONE_START, Config, computed_fields
 from train.errors import DivergedError, StoppedError, device_errors
 from train.results.collect import RecordedRun, find_runs
 from train.results.plan import Asked, configure, image_cost, row_name
 from train.results.protocol import expected_protocol
-from train.run.folder import CHECKPOINTS, SEEDS, saved_config
+from train.run.run_folder import CHECKPOINTS, SEEDS, saved_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,8 +24,8 @@ from resnet_spec.checkpoints import (
     shorten,
 )
 from train.errors import UserError
-from train.run.folder import CHECKPOINTS
 from train.run.retention import Best, add_error, find_best, list_steps, read_errors
+from train.run.run_folder import CHECKPOINTS
 from train.run.saved_state import as_items, fill, find_misfits, read
 from train.step.train_step import TrainState
 

@@ -1,4 +1,4 @@
-"""Tests of weights without training: those of a file, or of runs."""
+"""Tests weights without training: those of a file, or of runs."""
 
 import dataclasses
 import re
@@ -6,32 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.config import Config
-from train.config.resume import check_resumable
-from train.data.dataset import Dataset, load_dataset
+from train.config import Config, check_resumable
+from train.data.dataset import Dataset
+from train.data.load import load_dataset
 from train.errors import UserError
 from train.run import export
 from train.run.display import Display
-from train.run.folder import saved_config, seed_folder
+from train.run.run_folder import saved_config, seed_folder
 from train.run.saved_state import compare_classes, compare_normalisations
 from train.run.trainer import Score, Trainer, describe
-from train.step import parallel
+from train.step import processes
 from train.step.train_step import averaged
 
 
 def evaluate(config: Config) -> list[Score]:
-    """Tests the weights of `init_from`, or those that runs would export, and says the errors.
-
-    Raises:
-        UserError: the configuration does not fit the weights or the data.
-    """
-    with parallel.processes(config), Display(enabled=parallel.is_first_process()) as display:
+    """Tests the weights of `init_from`, or those that runs would export, and prints the errors."""
+    with processes.joined(config), Display(enabled=processes.is_first_process()) as display:
         sources = _sources(config)
         dataset = load_dataset(config)
         config = config.resolved(len(dataset.train))
         scores = []
         for seed, source in sources.items():
-            layout = None if config.resume else config.init_layout  # a run's names are ours
+            layout = None if config.resume else config.init_layout  # a run has our own names
             found = dataclasses.replace(config, init_from=source, init_layout=layout)
             weights = export.load_weights(found, describe(config, dataset))
             if "head.kernel" not in weights.arrays:
@@ -48,13 +44,13 @@ def evaluate(config: Config) -> list[Score]:
 
 
 def _sources(config: Config) -> dict[int, Path | None]:
-    """The weights to test by seed: a file's, or those of runs, which are of what is asked for."""
+    """The weights to test, by seed: a file, or the folders of runs that fit the configuration."""
     folder = config.run_dir
     if not config.resume or folder is None:
         return {config.seed: config.init_from}
     if not folder.is_dir():
         raise UserError(f"--run-dir {folder} does not exist: there is no run to test")
-    if saved := saved_config(folder):  # any of its seeds can be tested
+    if saved := saved_config(folder):  # some of its seeds may be tested
         check_resumable(saved, dataclasses.replace(config, seeds=saved.seeds))
     sources = {seed: seed_folder(folder, config, seed) for seed in config.seed_list}
     if missing := [place.name for place in sources.values() if not place.is_dir()]:
@@ -69,9 +65,9 @@ def _sources(config: Config) -> dict[int, Path | None]:
 def _check_images(
     source: str, found: dict[str, Any] | None, dataset: Dataset, display: Display
 ) -> None:
-    """Weights of other classes, or of images normalised otherwise, would have a wrong error.
+    """Refuses weights of other classes or another normalisation: their error would be wrong.
 
-    Words and the numbers of WordNet's synsets are two ways to call ImageNet's classes.
+    ImageNet's classes have two kinds of names: words, and WordNet's synset numbers.
     """
     here = dataset.preprocessing
     problems, classes = compare_normalisations(found, here), compare_classes(found, here)

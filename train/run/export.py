@@ -1,6 +1,6 @@
-"""The two ends of a run: weights from a file, and the model to one that predicts the same in torch.
+"""Reads a run's first weights from a file, and writes its model to one, checked in torch.
 
-The only place of the trainer that knows the converter and torch.
+The only file of the trainer that uses the converter's layouts and torch.
 """
 
 import importlib.util
@@ -22,15 +22,15 @@ from resnet_spec import ClassifierSpec, Preprocessing
 from train.config import Config
 from train.data.dataset import Dataset, image_dtype, normalise
 from train.errors import AbandonedError, UserError
-from train.run.folder import SEEDS
+from train.run.run_folder import SEEDS
 
 FILE = "model.safetensors"
 _BATCH = 250
-_MOST_STREAMED = 1_000  # images that torch on a CPU goes through in a minute
+_MOST_STREAMED = 1_000  # images, a minute of torch on a CPU
 
 
 class Loaded(NamedTuple):
-    """Weights by Flax's names, what to know about them, and what they say of their images."""
+    """Weights by Flax's names, remarks on them, and their preprocessing as JSON, if known."""
 
     arrays: dict[str, Any]
     notes: list[str]
@@ -40,9 +40,7 @@ class Loaded(NamedTuple):
 def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
     """The weights of `init_from`, for this model; a head of another size is left out.
 
-    Raises:
-        UserError: they cannot be read, their names are not known, or they are of a network that
-            computes something else.
+    UserError if they cannot be read, have unknown names, or belong to another network.
     """
     path = config.init_from
     assert path is not None
@@ -77,7 +75,7 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
 
 
 def _find_layout(config: Config, source: Source) -> tuple[Any, Layout]:
-    """The network whose weights these are, and the layout of their names."""
+    """The network of these weights, and the layout of their names."""
     weights, described = source.weights, source.weights.classifier
     layout = None if config.init_layout is None else find_layout(config.init_layout)
     if described is not None and layout in (None, OURS, source.layout):
@@ -97,11 +95,11 @@ def _find_layout(config: Config, source: Source) -> tuple[Any, Layout]:
 
 @dataclass(frozen=True)
 class Parity:
-    """Both twins on the whole test set, in the model's own precision.
+    """Both twins on the test set, in the model's own precision.
 
     Attributes:
-        flax_error, torch_error: fraction of images that are wrong.
-        largest_difference: of two logits. largest_logit: the magnitude to set it against.
+        flax_error, torch_error: fraction of wrong images.
+        largest_difference: of two logits. largest_logit: the magnitude to compare it with.
         different_predictions: number of images whose largest logit is another class.
     """
 
@@ -122,7 +120,7 @@ class Parity:
 
 
 def has_torch() -> bool:
-    """Whether the torch twin can be checked here."""
+    """Whether torch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
@@ -138,16 +136,14 @@ def check_parity(
 ) -> Parity | None:
     """Loads the file into the torch twin and runs the test set through both, as `dtype`.
 
-    Of streamed images it takes the first thousand; None where none of these can be read.
-
-    Raises:
-        AbandonedError: `stops`, which is asked at each batch, said so.
+    Streamed images: the first thousand; None if none of these can be read. AbandonedError if
+    `stops`, which is called at each batch, says yes.
     """
     run_flax, run_torch = _flax_runner(model), _torch_runner(convert.load(path, backend="torch"))
     outputs = []
     for images, labels in _test_images(dataset, dtype):
         if stops():
-            raise AbandonedError(f"the check of {path} was given up")
+            raise AbandonedError(f"the check of {path} was abandoned")
         outputs.append((run_flax(images), run_torch(images), labels))
     if not outputs:
         return None
@@ -164,7 +160,7 @@ def check_parity(
 
 
 def _test_images(dataset: Dataset, dtype: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Normalised images (n, h, w, c) and labels (n,), some at a time."""
+    """Normalised images (n, h, w, c) and labels (n,), batch by batch."""
     test = dataset.test.head(_MOST_STREAMED) if dataset.is_streamed else dataset.test
     for start in range(0, len(test), _BATCH):
         part = slice(start, start + _BATCH)
@@ -179,7 +175,7 @@ def _flax_runner(model: Any) -> Any:
         return nnx.merge(graph, state, copy=True)(images)
 
     def run(images: np.ndarray) -> np.ndarray:
-        with jax.default_matmul_precision("highest"):  # accelerators default to less than float32
+        with jax.default_matmul_precision("highest"):  # accelerators default to less
             return np.asarray(logits(state, images))
 
     return run

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from train.config import Config
 from train.errors import UserError
+from train.run.json_files import write_whole
 
 FILE = "metrics.jsonl"
 _WANDB_ID = "wandb_id"
@@ -18,18 +19,16 @@ _MOST = 2**63
 
 
 class MetricsLog:
-    """What is measured in one run, written into its folder as it comes.
+    """Writes what is measured in one run into its folder.
 
     A line of `metrics.jsonl` is `{"step": 100, "kind": "train", "loss": 0.5, ...}`, with `null` for
-    a number that JSON has not (NaN, infinity). Lines after `start_step` that an interrupted run
-    left behind are dropped, so that the metrics of a resumed run have neither gap nor repeat; where
-    not `is_tested`, a test of `start_step`, too.
-    Several runs at once have one log each. Where not `enabled`, nothing is opened or written: for
-    every process but the first.
+    NaN and infinity, which JSON lacks. Lines that an interrupted run left after `start_step` are
+    dropped, so that a resumed run has neither gap nor repeat; so is a test of `start_step` itself,
+    unless it `is_tested`. If not `enabled`, as in every process but the first, nothing is written.
 
     Raises:
-        UserError: `config.wandb` asks for Weights & Biases, and it is not installed or refuses.
-        OSError: a file cannot be written, here or later: a run does not go on without its metrics.
+        UserError: `config.wandb` asks for Weights & Biases, which is not installed or refuses.
+        OSError: a file cannot be written, here or later: no run goes on without its metrics.
     """
 
     def __init__(
@@ -44,12 +43,14 @@ class MetricsLog:
         self._sinks: list[_Sink] = []
         if not enabled:
             return
-        with contextlib.ExitStack() as opened:  # what is open is closed if a later one fails
+        with contextlib.ExitStack() as opened:  # closed again if a later one fails
 
             def add(sink: _Sink) -> None:
                 self._sinks.append(opened.enter_context(contextlib.closing(sink)))
 
-            if config is not None and config.wandb is not None:  # first, as it alone may refuse
+            if (
+                config is not None and config.wandb is not None
+            ):  # first, because it alone may refuse
                 add(_WeightsAndBiases(folder, config.wandb, config))
             add(_Lines(folder, start_step, is_tested))
             add(_Events(folder, start_step))
@@ -62,7 +63,7 @@ class MetricsLog:
         self.close()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """What was measured (`kind` is train or test) after so many steps."""
+        """Writes what was measured after `step` steps; `kind` is train or test."""
         for sink in self._sinks:
             sink.write(step, kind, values)
 
@@ -73,9 +74,9 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, none where there is no file.
+    """The lines of a `metrics.jsonl`; none if there is no file.
 
-    A line that an interruption cut short, or that is no line of metrics, is left out.
+    Truncated lines, and lines that are not metrics, are left out.
     """
     if not path.exists():
         return []
@@ -96,7 +97,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _is_number(value: Any) -> bool:
-    """None stands for what JSON has not; a whole number that no float holds is damage."""
+    """None stands for NaN and infinity; a whole number that int64 cannot hold is damage."""
     if isinstance(value, int) and not isinstance(value, bool):
         return abs(value) < _MOST
     return value is None or isinstance(value, float)
@@ -118,9 +119,7 @@ class _Lines:
             for line in read_metrics(path)
             if line["step"] <= last.get(line["kind"], start_step)
         ]
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
@@ -136,8 +135,8 @@ class _Lines:
 class _Events:
     """TensorBoard's events, written at once.
 
-    `tensorboardX.SummaryWriter` writes them in a thread: where the disk is full the thread ends,
-    and the eleventh event after it waits for ever.
+    `tensorboardX.SummaryWriter` writes them in a thread: if the disk is full, the thread ends, and
+    the eleventh event after that waits for ever.
     """
 
     def __init__(self, folder: Path, start_step: int):
@@ -146,11 +145,13 @@ class _Events:
         from tensorboardX.summary import scalar
 
         (folder / "tensorboard").mkdir(exist_ok=True)
-        self._protocol: Any = event_pb2  # whose names are made at run time
+        self._protocol: Any = event_pb2  # its names are made at run time
         self._scalar = scalar
         self._writer = EventsWriter(str(folder / "tensorboard" / "events"))
         start = self._protocol.SessionLog(status=self._protocol.SessionLog.START)
-        self._write(step=start_step + 1, session_log=start)  # hides later steps of before
+        self._write(
+            step=start_step + 1, session_log=start
+        )  # hides later steps of the earlier start
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -165,10 +166,10 @@ class _Events:
 
 
 class _WeightsAndBiases:
-    """A run of Weights & Biases; resumed, it goes on as the same one, by the id in the folder.
+    """A run of Weights & Biases; a resumed run continues it, by the id in the folder.
 
-    Its x axis is our step: steps that a run repeats after an interruption are logged again, with
-    the same values, and one lies over the other.
+    Its x axis is our step: steps that are repeated after an interruption are logged twice, with the
+    same values at the same place.
     """
 
     def __init__(self, folder: Path, project: str, config: Config):
@@ -194,7 +195,7 @@ class _WeightsAndBiases:
             raise UserError(
                 f"--wandb {project}: {error} (log in by `wandb login`, or set WANDB_MODE=offline)"
             ) from error
-        path.write_text(run_id + "\n")
+        write_whole(path, run_id + "\n")
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:

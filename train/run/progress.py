@@ -1,21 +1,22 @@
-"""What runs tell while they train: metrics into their logs, and lines and a bar for a person."""
+"""What runs report while they train: metrics to their logs, lines and a bar to a person."""
 
 import contextlib
 import math
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from train.run.display import Display, Stopwatch, describe_memory, epoch_line
+from train.run.display import Display, Stopwatch, describe_memory, status_line
 from train.run.trainer import Score, Trainer
 from train.run.training_run import Run
 from train.step.train_step import Metrics
 
 
 class Progress:
-    """Of runs side by side, from `first_step` on; nothing of those that are in `diverged`."""
+    """The reports of runs side by side from `first_step` on, without those in `diverged`."""
 
     def __init__(
         self,
@@ -38,11 +39,15 @@ class Progress:
         self._best = [run.best_error for run in runs]
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """One more step is on its way; every now and then its metrics are read and written."""
+        """Reports a step that is on its way: writes metrics at intervals, and a line a minute."""
         if step == self._first_step + 1:
             self._tell_compiled(metrics)
         if step % self._trainer.config.log_every_steps == 0:
             self._log(step, metrics)
+        if self._display.is_quiet():
+            values = zip(*self._read(metrics)[:2], strict=True)
+            runs = [{"train_loss": loss, "train_error": error} for loss, error in values]
+            self._say_status(step, self._alive(runs))
         self._display.advance(step)
 
     def _tell_compiled(self, metrics: Metrics) -> None:
@@ -55,7 +60,7 @@ class Progress:
         self._stopwatch = Stopwatch()
 
     def _log(self, step: int, metrics: Metrics) -> None:
-        losses, errors, skipped = (np.atleast_1d(a).tolist() for a in jax.device_get(metrics))
+        losses, errors, skipped = self._read(metrics)
         self._train_losses = losses
         config = self._trainer.config
         self._rate = self._stopwatch.read(self._images(step))
@@ -74,8 +79,31 @@ class Progress:
             lines.append(values)
         self._display.show(lines)
 
+    def _read(self, metrics: Metrics) -> list[list[Any]]:
+        """Loss, error and number of skipped steps, each of all runs; waits for the step."""
+        return [np.atleast_1d(array).tolist() for array in jax.device_get(metrics)]
+
+    def _alive(self, values: Sequence[Any]) -> list[Any]:
+        """The values of the runs that did not diverge."""
+        runs = zip(self._runs, values, strict=True)
+        return [value for run, value in runs if run.seed not in self._diverged]
+
+    def _say_status(self, step: int, runs: Sequence[Mapping[str, float]]) -> None:
+        rate = self._stopwatch.rate(self._images(step)) if math.isnan(self._rate) else self._rate
+        done, total = step - self._first_step - 1, self._trainer.total_steps
+        self._display.say(
+            status_line(
+                epoch=self._trainer.epoch(step),
+                step=step,
+                runs=runs,
+                images_per_second=rate,
+                elapsed=time.perf_counter() - self._start_time,
+                left=self._stopwatch.left(done, total - self._first_step - 1),
+            )
+        )
+
     def _tell_skipped(self) -> None:
-        """Damaged images that were met since the last time, of this process's share."""
+        """Names damaged images of this process's share that were met since the last time."""
         dataset = self._trainer.dataset
         for split in (dataset.train, dataset.test) if dataset.is_streamed else ():
             for name, reason in list(split.skipped.items()):
@@ -84,14 +112,14 @@ class Progress:
                     self._display.say(f"left out {name}: {reason}")
 
     def _images(self, step: int) -> int:
-        """Of all runs, since the first step was compiled."""
+        """Images of all runs since the first step was compiled."""
         size = self._trainer.config.global_batch_size
         return max(step - self._first_step - 1, 0) * size * len(self._runs)
 
     @contextlib.contextmanager
     def paused(self, step: int) -> Iterator[None]:
-        """For tests and checkpoints after a step that is done: no rate contains them."""
-        if self._train_losses is None:  # nothing was logged yet
+        """Leaves tests and checkpoints after a step out of the rate."""
+        if self._train_losses is None:  # nothing was logged so far
             self._rate = self._stopwatch.rate(self._images(step))
         with self._stopwatch.paused():
             yield
@@ -99,10 +127,10 @@ class Progress:
     def test(
         self, step: int, scores: Sequence[Score], averages: Sequence[Score] | None
     ) -> list[float]:
-        """Writes and tells a test of the newest weights, and of their averages.
+        """Reports a test of the newest weights, and of their averages if runs keep them.
 
         Returns:
-            The errors by which the best checkpoint is chosen: of the weights that are exported.
+            The errors that choose the best checkpoint: those of the weights that are exported.
         """
         told = []
         chosen = [score.error for score in (averages or scores)]
@@ -119,15 +147,5 @@ class Progress:
                 values["train_loss"] = self._train_losses[number]
             told.append(values)
         self._tell_skipped()
-        done, total = step - self._first_step - 1, self._trainer.total_steps
-        self._display.say(
-            epoch_line(
-                epoch=self._trainer.epoch(step),
-                step=step,
-                runs=told,
-                images_per_second=self._rate,
-                elapsed=time.perf_counter() - self._start_time,
-                left=self._stopwatch.left(done, total - self._first_step - 1),
-            )
-        )
+        self._say_status(step, told)
         return chosen

@@ -1,4 +1,4 @@
-"""Which of a run's checkpoints is the best, and that it is kept."""
+"""Finds and keeps the best of a run's checkpoints."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from resnet_spec.checkpoints import DamageError, read_documents, reseal
 
 
 class Best:
-    """A preservation policy of Orbax's that keeps the checkpoint of the lowest error.
+    """A preservation policy for Orbax that keeps the checkpoint with the lowest error.
 
-    Orbax's `BestN` reads errors from a file that nobody verifies. `errors` are by step, and may
-    change afterwards.
+    Orbax's own `BestN` reads errors from a file without a checksum. `errors`, by step, may change
+    later.
     """
 
     def __init__(self, errors: Mapping[int, float]):
@@ -24,21 +24,21 @@ class Best:
 
 
 def find_best(errors: Mapping[int, float], steps: Sequence[int]) -> int | None:
-    """Of these steps, that of the lowest error, the newest of several; None if none has any."""
+    """The step with the lowest error, the newest of several; None if none was tested."""
     tested = [step for step in steps if step in errors]
     return min(tested, key=lambda step: (errors[step], -step), default=None)
 
 
 def list_steps(folder: Path) -> list[int]:
-    """Those of a folder's checkpoints, in order."""
+    """The steps of a folder's checkpoints, in order."""
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 def read_errors(folder: Path) -> dict[int, float]:
-    """The test errors of a folder's checkpoints, by step; of those that say it."""
+    """The test errors of a folder's tested checkpoints, by step."""
     errors: dict[int, float] = {}
     for step in list_steps(folder):
-        with contextlib.suppress(DamageError):  # named when it is to be restored
+        with contextlib.suppress(DamageError):  # reported when it is restored
             error = read_documents(folder / str(step)).progress.get("error")
             if error is not None:
                 errors[step] = error
@@ -46,11 +46,7 @@ def read_errors(folder: Path) -> dict[int, float]:
 
 
 def add_error(folder: Path, step: int, error: float | None) -> dict[int, float]:
-    """Writes the test error of a checkpoint that was saved before it was tested; what is new.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Adds a checkpoint's test error, if it has none; returns what is new. OSError if it cannot."""
     progress = read_documents(folder / str(step)).progress
     if error is None or not progress or progress.get("error") is not None:
         return {}

@@ -1,7 +1,7 @@
-"""Several runs that differ in their seed: side by side in one program, on a device each, in turn.
+"""Chooses how several seeds are trained: side by side in one program, one on each device, in turn.
 
-A vmap over weights makes of each convolution a grouped one, which can be slower than the same
-convolutions in turn; a measurement decides, not a rule.
+vmap over weights turns each convolution into a grouped one, which can be slower than the same
+convolutions in turn: a measurement decides, not a rule.
 """
 
 import time
@@ -14,8 +14,8 @@ from train.config import Config
 from train.data.dataset import Dataset
 from train.errors import UserError
 from train.run.trainer import Trainer
-from train.step import parallel
-from train.step.network import Arrays
+from train.step import parallel, processes
+from train.step.functional import Arrays
 
 _WARM_UP, _TIMED = 2, 8  # steps of the measurement
 
@@ -28,19 +28,16 @@ def arrange(
     before: str | None,
     say: Callable[[str], None],
 ) -> tuple[str, Trainer]:
-    """How the runs of these seeds are trained, and a trainer for it.
+    """The mode in which the runs of these seeds are trained, and a trainer for it.
 
-    `before` is how they were trained so far: they go on so where that can be.
-
-    Raises:
-        UserError: the mode that is asked for cannot be had with these devices or images.
+    Resumed runs keep their mode `before` if they can. UserError if the wanted mode is impossible.
     """
     modes = _possible(config, dataset, len(seeds))
     if config.seeds_mode != "auto" and len(seeds) > 1:
         if config.seeds_mode not in modes:
             streamed = ", with streamed images" if dataset.is_streamed else ""
             raise UserError(
-                f"--seeds-mode {config.seeds_mode} cannot be had for {len(seeds)} seeds on "
+                f"--seeds-mode {config.seeds_mode} is impossible for {len(seeds)} seeds on "
                 f"{parallel.describe_devices()}{streamed}: {' or '.join(modes)} can"
             )
         modes = [config.seeds_mode]
@@ -54,11 +51,11 @@ def arrange(
         try:
             trainers[mode] = _trainer(config, dataset, seeds, weights, mode)
             seconds[mode] = _measure(trainers[mode], seeds, mode)
-        except jax.errors.JaxRuntimeError as error:  # the memory of a device, for one
+        except jax.errors.JaxRuntimeError as error:  # out of memory, for instance
             if mode == "turns":
                 raise
-            say(f"seeds cannot be trained by {mode} here: {str(error).splitlines()[0]}")
-    agreed = parallel.from_first_process(lambda: np.array(list(seconds.values())))
+            say(f"{mode} is impossible for these seeds: {str(error).splitlines()[0]}")
+    agreed = processes.from_first_process(lambda: np.array(list(seconds.values())))
     mode = list(seconds)[int(np.argmin(agreed))]
     shown = ", ".join(f"{mode} {1000 * value:.0f} ms" for mode, value in seconds.items())
     say(f"one step of {len(seeds)} seeds: {shown}; taking {mode}")
@@ -66,7 +63,7 @@ def arrange(
 
 
 def _possible(config: Config, dataset: Dataset, count: int) -> list[str]:
-    """`turns` always is; a stream of images is one run's."""
+    """The possible modes; streamed images serve one run at a time."""
     if count <= 1 or dataset.is_streamed:
         return ["turns"]
     modes = ["turns", "vmap"]
@@ -79,7 +76,7 @@ def _possible(config: Config, dataset: Dataset, count: int) -> list[str]:
 def _trainer(
     config: Config, dataset: Dataset, seeds: Sequence[int], weights: Arrays, mode: str
 ) -> Trainer:
-    if mode != "devices":  # where each has whole batches
+    if mode != "devices":  # else each device has whole batches
         parallel.check_batch_size(config)
     together = None if mode == "turns" else len(seeds)
     over = "seeds" if mode == "devices" else "batch"
@@ -87,7 +84,7 @@ def _trainer(
 
 
 def _measure(trainer: Trainer, seeds: Sequence[int], mode: str) -> float:
-    """Seconds for one step of all seeds, compiled before."""
+    """Seconds for one step of all seeds, without compilation."""
     group = list(seeds)[:1] if mode == "turns" else list(seeds)
     state, start = trainer.place(trainer.first_states(group)), 0.0
     steps = min(_WARM_UP + _TIMED, trainer.total_steps)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop after the step that is under way."""
+"""SIGTERM and SIGINT stop a run after the current step."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from train.errors import StoppedError
-from train.step import parallel
+from train.step import processes
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -25,7 +25,7 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # no other may have handlers
+        if threading.current_thread() is threading.main_thread():  # others may not
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
@@ -33,20 +33,20 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
             outer = getattr(handler, "__self__", None)
-            if isinstance(outer, StopSignals):  # of many runs, in which this one was
+            if isinstance(outer, StopSignals):  # around several runs, of which this was one
                 outer.received = outer.received or self.received
 
     def asker(self) -> Callable[[], Any]:
-        """Whether a signal came to any process; all of them must ask, see `any_process`."""
-        ask_all = parallel.any_process()
+        """A function for all processes to call: whether any got a signal, see `any_process`."""
+        ask_all = processes.any_process()
         return lambda: ask_all(self.received is not None)
 
     def ends_alone(self) -> bool:
-        """Whether a signal came, and no other process has to know: asked where only one works."""
-        return self.received is not None and parallel.is_only_process()
+        """Whether a signal came, and no other process of this run has to know."""
+        return self.received is not None and processes.is_only_process()
 
     def stopped(self, when: str, folder: Path) -> StoppedError:
-        """What to raise for it, of a run that is in `folder`."""
+        """The error to raise for the signal, for a run in `folder`."""
         whose = self.received or "another process"
         return StoppedError(f"stopped by {whose} {when}: go on with --resume --run-dir {folder}")
 

@@ -1,4 +1,4 @@
-"""The starts of a run, of which a resumed one has several: what each was started by, and when."""
+"""The starts of a run, of which a resumed one has several: when, by which command and versions."""
 
 import datetime
 import functools
@@ -13,15 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from train.config import Config
-from train.config.resume import computed_fields
+from train.config import Config, computed_fields
 
 _PACKAGES = ("flax-resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 STARTED_BY = ("when", "command", "commit", "versions", "devices")
 
 
 def this_start(devices: str | None) -> dict[str, Any]:
-    """When (UTC), by which command, commit and versions, on which devices."""
+    """Time (UTC), command, commit, versions and devices of this start."""
     return {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
@@ -32,10 +31,10 @@ def this_start(devices: str | None) -> dict[str, Any]:
 
 
 def earlier_starts(path: Path) -> list[dict[str, Any]]:
-    """Those that a run's `config.json` tells of, oldest first.
+    """The starts in a run's `config.json`, oldest first.
 
-    Older versions told of the last one alone, without its time; a file that is missing or damaged
-    tells of none, and does not keep a run from going on.
+    Older versions noted only the last one, without its time. A missing or damaged file has none; it
+    does not keep a run from going on.
     """
     try:
         content = json.loads(path.read_text())
@@ -45,7 +44,7 @@ def earlier_starts(path: Path) -> list[dict[str, Any]]:
 
 
 def changed_fields(path: Path, now: Config) -> dict[str, list[Any]]:
-    """What is computed otherwise than a run's `config.json` says: field -> [before, now].
+    """Computed fields that differ from a run's `config.json`: field -> [before, now].
 
     A folder of images may move.
     """
@@ -61,9 +60,9 @@ def changed_fields(path: Path, now: Config) -> dict[str, list[Any]]:
 
 
 def find_changes(starts: Sequence[dict[str, Any]], now: Config) -> list[str]:
-    """What of a run's configuration changed between steps that it is made of, one text each.
+    """The changes of a run's configuration between its steps, one text each.
 
-    A start that took no step, or whose steps were taken again, changed nothing.
+    A start without a step, or whose steps were all repeated, changed nothing.
     """
     fields, known = [_plain(now)], list(starts)
     for start in reversed(known[1:]):
@@ -84,18 +83,18 @@ def find_changes(starts: Sequence[dict[str, Any]], now: Config) -> list[str]:
 
 
 def _is_length(name: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Whether a field only says how far a run goes: steps that fall by drops are the same."""
+    """Whether a field only sets the length of a run: with drops, its steps are the same."""
     is_by_drops = before["schedule"] == after["schedule"] == "drops"
     return name in ("epochs", "max_steps") and is_by_drops
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    """As JSON gives it back."""
+    """The computed fields after a round trip through JSON."""
     return json.loads(json.dumps(computed_fields(config)))
 
 
 def _commit() -> str | None:
-    """Of the checkout that this code is in, with `+` where it was changed; None elsewhere."""
+    """The commit of the checkout of this code, with `+` if files changed; None elsewhere."""
     git = ("git", "-C", str(Path(__file__).parent))
     try:
         run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What stays the same through a run: the model, its compiled steps, and the data on the devices."""
+"""The fixed parts of a run: the model, its compiled steps, and the data on the devices."""
 
 import contextlib
 import math
@@ -15,22 +15,21 @@ from flax_resnet.layers import no_values
 from flax_resnet.network import ResidualNetwork
 from resnet_spec import ClassifierSpec, ResNetSpec
 from train.config import MOST_STEPS, Config
-from train.data.batches import Batch, test_batches, train_batches
-from train.data.dataset import Dataset, Split, image_dtype
+from train.data.dataset import Dataset, image_dtype
 from train.errors import AbandonedError, UserError
 from train.step import parallel
-from train.step.augment import Augment
-from train.step.mixing import Mixing
-from train.step.network import Arrays, Network
+from train.step.augment import Augment, Mixing
+from train.step.batches import Batch, test_batches, train_batches
+from train.step.functional import Arrays, Network
 from train.step.optimizer import make_optimizer, make_schedule
 from train.step.train_step import Images, Metrics, TrainState, make_eval_step, make_train_step
 
-_IN_FLIGHT = 2  # batches of a test that are on their way to the devices
+_IN_FLIGHT = 2  # batches of a test that the devices work on at once
 _DTYPES = {"bf16": jnp.bfloat16, "f32": jnp.float32, "f64": jnp.float64}
 
 
 class Score(NamedTuple):
-    """Mean loss and fraction of wrong images over a test set, and how many images these were."""
+    """Mean loss, fraction of wrong images, and number of images of a test."""
 
     loss: float
     error: float
@@ -38,18 +37,21 @@ class Score(NamedTuple):
 
 
 class Trainer:
-    """Trains and tests runs of one configuration, which differ in nothing but their seeds.
+    """Trains and tests runs that differ only in their seeds.
 
     Args:
-        config: with all its numbers in steps, see `Config.resolved`.
+        config: with all numbers in steps, see `Config.resolved`.
         dataset: to train and to test on.
-        together: how many runs one step trains; None for one run at a time.
+        together: number of runs that one step trains; None for one run at a time.
         over: what each device has of them, see `parallel.Spread`.
-        weights: to start from, by Flax's names; what is missing is drawn by the run's seed.
+        weights: to start from, by Flax's names; missing ones are drawn by the run's seed.
 
     Attributes:
-        classifier: the row of the table, and the size of the head.
+        classifier: the network and the size of the head.
         total_steps: length of a whole run.
+
+    Raises:
+        UserError: the configuration does not fit the network, the data or the devices.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Trainer:
         self._weights = weights or {}
         schedule = make_schedule(config, self.total_steps)
         self._optimizer = make_optimizer(config, schedule)
-        self._learning_rate = jax.jit(schedule)  # its operations one by one take 50 ms a line
+        self._learning_rate = jax.jit(schedule)  # not compiled it takes 50 ms
         self.spread = parallel.Spread(config.parallel, together, over, dataset.is_streamed)
         axis_name = self.spread.axis_name
         with no_values():
@@ -85,7 +87,7 @@ class Trainer:
             model,
             axis_name=axis_name,
             frozen_stages=config.frozen_stages,
-            # LARS measures each layer's weights, and a stack is several layers'
+            # LARS needs the norm of each layer's weights, and a stack has several layers
             stacked=config.scan_blocks and config.optimizer != "lars",
         )
         augment, mixing = Augment(config, dataset), Mixing(config, dataset.num_classes)
@@ -108,11 +110,13 @@ class Trainer:
         )
         self._train_data = self._test_data = None
         if not dataset.is_streamed:
-            self._train_data = parallel.place_data(_images(dataset.train))
-            self._test_data = parallel.place_data(_images(dataset.test))
+            self._train_data, self._test_data = (
+                parallel.place_data(Images(split.images, split.labels))
+                for split in (dataset.train, dataset.test)
+            )
 
     def first_states(self, seeds: Sequence[int]) -> list[TrainState]:
-        """What the uninterrupted runs of these seeds start from, on the host."""
+        """The initial states of the runs of these seeds, on the host."""
         return [parallel.to_host(self._first_state(seed)) for seed in seeds]
 
     def _first_state(self, seed: int) -> TrainState:
@@ -131,7 +135,7 @@ class Trainer:
         )
 
     def place(self, states: Sequence[TrainState]) -> TrainState:
-        """States of the host as one on the devices."""
+        """Moves host states to the devices, as one state."""
         packed = [self._network.pack(state) for state in states]
         if self.spread.seeds is None:
             return self.spread.place_state(packed[0])
@@ -148,13 +152,13 @@ class Trainer:
         ]
 
     def batches(self, seeds: Sequence[int], first_step: int) -> Generator[Batch, None, None]:
-        """What `step` takes, from the step after `first_step` to the last one."""
+        """The batches of the steps after `first_step`, for `step`."""
         return train_batches(
             self.config, self.dataset, self.spread, seeds, first_step, self.total_steps
         )
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Trains on one batch; `state` is used up."""
+        """Trains on one batch; `state` cannot be used afterwards."""
         data = self._train_data if batch.images is None else batch.images
         return self._train_step(state, data, batch.indices)
 
@@ -166,20 +170,17 @@ class Trainer:
         return step * self.config.global_batch_size / len(self.dataset.train)
 
     def ends_period(self, step: int) -> bool:
-        """Whether an epoch that is to be tested ends with the step before, or the whole run."""
+        """Whether a test is due after a step: an epoch to be tested ends, or the run."""
         size = len(self.dataset.train) * self.config.eval_every_epochs
         images = step * self.config.global_batch_size
         ends_epoch = images // size > (images - self.config.global_batch_size) // size
         return ends_epoch or step == self.total_steps
 
     def test(self, state: TrainState, *, stops: Callable[[], Any] | None = None) -> list[Score]:
-        """Each run's, over the whole test set, every image once.
+        """The score of each run over the whole test set, every image once.
 
-        `stops` is asked at each batch whether to give the test up; read with `bool`, later.
-
-        Raises:
-            AbandonedError: it said so, in all processes at the same batch.
-            UserError: no image could be read.
+        UserError if none can be read. `stops` is called at each batch; if its answer, read some
+        batches later by `bool`, is yes, AbandonedError in all processes at the same batch.
         """
         sums: list[Any] = []
         answers: list[Any] = []
@@ -191,7 +192,7 @@ class Trainer:
                 if number >= _IN_FLIGHT:
                     jax.block_until_ready(sums[number - _IN_FLIGHT])
                     if bool(answers[number - _IN_FLIGHT]):
-                        raise AbandonedError(f"a test was given up after {number + 1} batches")
+                        raise AbandonedError(f"a test was abandoned after {number + 1} batches")
         totals = [np.sum(parts, axis=0) for parts in zip(*jax.device_get(sums), strict=True)]
         if not np.all(totals[2]):
             raise UserError(_unreadable(self.dataset))
@@ -201,7 +202,7 @@ class Trainer:
         ]
 
     def model(self, state: TrainState) -> Any:
-        """The trained model of a host state, in eval mode and float32, or float64 where it was."""
+        """The model of a host state, in eval mode and float32, or float64 if it was trained so."""
         precision = "f64" if self.config.precision == "f64" else "f32"
         with no_values():
             network = Network(self._make_model(precision, self.config.seed))
@@ -221,24 +222,20 @@ class Trainer:
 
 def _unreadable(dataset: Dataset) -> str:
     sentence = f"none of the {len(dataset.test)} test images can be read"
-    for name, reason in list(dataset.test.skipped.items())[:1]:  # those of this process
+    for name, reason in list(dataset.test.skipped.items())[:1]:  # of this process
         sentence += f"; {name}: {reason}"
     return sentence
 
 
 def describe(config: Config, dataset: Dataset) -> ClassifierSpec:
-    """The network of a configuration, for these images and classes."""
+    """The network of a configuration for a data set's channels and classes."""
     spec = config.network(dataset.image_shape[-1])
     part = config.global_batch_size // config.accumulate_steps
     return ClassifierSpec(spec, dataset.num_classes, statistics_batch_size=part)
 
 
 def count_steps(config: Config, num_images: int) -> int:
-    """Steps of a whole run: the epochs' images in equal batches, or `max_steps` if fewer.
-
-    Raises:
-        UserError: they are more than can be counted.
-    """
+    """Steps of a run: epochs or `max_steps`, if fewer; UserError if int32 cannot hold them."""
     steps = math.ceil(config.epochs * num_images / config.global_batch_size)
     steps = steps if config.max_steps is None else min(steps, config.max_steps)
     if steps > MOST_STEPS:
@@ -253,7 +250,3 @@ def _check_image_size(config: Config, spec: ResNetSpec, image_size: int) -> None
             f"--global-batch-size {config.global_batch_size}: {config.model} shrinks these images "
             "to one pixel, and BatchNorm cannot train on a single value"
         )
-
-
-def _images(split: Split) -> Images:
-    return Images(split.images, split.labels)  # type: ignore[arg-type]

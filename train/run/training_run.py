@@ -1,4 +1,4 @@
-"""One run: its folder, its checkpoints and metrics, and what it ends with."""
+"""One run: its checkpoints and metrics, and its result."""
 
 import contextlib
 import dataclasses
@@ -15,13 +15,12 @@ from train.data.dataset import image_dtype
 from train.errors import UserError
 from train.run import export
 from train.run.checkpoints import Checkpoints
-from train.run.claims import locked, watch_place
-from train.run.folder import RESULT, own_config
 from train.run.json_files import write_json
 from train.run.metrics import MetricsLog
 from train.run.retention import list_steps
+from train.run.run_folder import RESULT, locked, own_config, watch_place
 from train.run.trainer import Score, Trainer
-from train.step import parallel
+from train.step import processes
 from train.step.train_step import TrainState, averaged
 
 Say = Callable[[str], None]
@@ -29,17 +28,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ends with.
+    """The result of a run, `result.json`.
 
     Attributes:
-        weights: which are tested and exported: the average (`ema`) where the run keeps one, else
-            the newest (`raw`).
-        error: the fraction of the test images that they get wrong, after `step` steps.
+        weights: the tested and exported ones: `ema` for the average, `raw` for the newest.
+        error: fraction of wrong test images after `step` steps.
         best_step, best_error: of the checkpoint with the lowest error, which is kept, too.
-        seconds: wall time of all starts of the run; of one that was killed up to the checkpoint
-            that the next went on from.
-        skipped_steps: left out, as their loss or gradient was not finite.
-        skipped_images: damaged ones, and why, as far as this process read them.
+        seconds: wall time of all starts; of a killed one up to the checkpoint that was resumed.
+        skipped_steps: number of steps whose loss or gradient was not finite.
+        skipped_images: damaged images that this process met, each with the reason.
     """
 
     seed: int
@@ -58,7 +55,7 @@ class Result:
 
 
 class Run:
-    """A seed's files; a context manager. Only the first process has any, the others none."""
+    """The files of one seed's run; a context manager. Only the first process has any."""
 
     def __init__(self, seed: int, folder: Path, trainer: Trainer, say: Say):
         self.seed, self.folder = seed, folder
@@ -70,8 +67,8 @@ class Run:
         self._check_place: Callable[[], None] = lambda: None
 
     def __enter__(self) -> "Run":
-        if parallel.is_first_process():
-            if self._trainer.config.seeds is not None:  # in the folder that `train` claimed
+        if processes.is_first_process():
+            if self._trainer.config.seeds is not None:  # in the folder that is claimed
                 self.folder.mkdir(exist_ok=True)
                 self._files.enter_context(locked(self.folder))
             preprocessing = self._trainer.dataset.preprocessing
@@ -85,28 +82,28 @@ class Run:
         self._files.__exit__(*exception)
 
     def restore(self, fresh: TrainState) -> TrainState:
-        """The newest good checkpoint, in all processes; `fresh` where there is none yet."""
+        """The newest good checkpoint, in all processes; `fresh` if there is none."""
 
         def read() -> TrainState:
-            if self.checkpoints is None:  # the first process tells
+            if self.checkpoints is None:  # another process than the first
                 return fresh
             if self.checkpoints.latest_step() is None:
                 self._say(f"{self.folder} holds no checkpoint yet: it starts from the beginning")
                 return fresh
             return self.checkpoints.restore(fresh)
 
-        return parallel.from_first_process(read)
+        return processes.from_first_process(read)
 
     def holds(self, step: int) -> bool:
-        """Whether a checkpoint of this step is there."""
+        """Whether there is a checkpoint of this step."""
 
         def look() -> np.ndarray:
             return np.array(self.checkpoints is None or step in list_steps(self.checkpoints.folder))
 
-        return bool(parallel.from_first_process(look))
+        return bool(processes.from_first_process(look))
 
     def go_back(self, fresh: TrainState, step: int) -> TrainState:
-        """The checkpoint of an earlier step; the newer ones are deleted."""
+        """The checkpoint of an earlier step; deletes the newer ones."""
 
         def read() -> TrainState:
             if self.checkpoints is None:
@@ -116,7 +113,7 @@ class Run:
             self._say(f"{self.folder} goes back to step {step}, the last one that all seeds have")
             return state
 
-        return parallel.from_first_process(read)
+        return processes.from_first_process(read)
 
     @property
     def _restored(self) -> Mapping[str, Any]:
@@ -124,29 +121,29 @@ class Run:
 
     @property
     def weights(self) -> str | None:
-        """Those that it begins with, where they are not its own."""
+        """The name of imported weights that it begins with, else None."""
         return None if self.checkpoints is None else self.checkpoints.weights
 
     @property
     def is_untested(self) -> bool:
-        """Whether the state that it goes on from was saved without a test."""
-        return self._restored.get("error", 0.0) is None  # imported weights do not say
+        """Whether the restored state was saved without a test."""
+        return self._restored.get("error", 0.0) is None  # imported weights have no such entry
 
     @property
     def seconds(self) -> float:
-        """Wall time that its state has taken so far, before it was resumed, too."""
+        """Wall time so far, earlier starts included."""
         before = self._restored.get("seconds", 0.0)
         return round(before + time.perf_counter() - self._start_time, 3)
 
     @property
     def best_error(self) -> float:
-        """The lowest one of a checkpoint so far, infinite before there is any."""
+        """The lowest test error of a checkpoint so far, infinity before the first."""
         best = None if self.checkpoints is None else self.checkpoints.best()
         return math.inf if best is None else best[1]
 
     def begin(self, first_step: int) -> None:
-        """Opens the metrics, cut after `first_step`."""
-        if parallel.is_first_process():
+        """Opens the metrics and drops those after `first_step`."""
+        if processes.is_first_process():
             config = own_config(self._trainer.config, self.seed, self.folder)
             self._metrics = self._files.enter_context(
                 MetricsLog(
@@ -158,30 +155,26 @@ class Run:
             )
 
     def log(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """One line of metrics."""
+        """Writes a line of metrics; `kind` is train or test."""
         if self._metrics is not None:
             self._check_place()
             self._metrics.write(step, kind, values)
 
     def save(self, state: TrainState, error: float | None) -> None:
-        """Starts writing a host state, whose test error is `error` where it is known."""
+        """Starts writing a host state with its test error, if known."""
         if self.checkpoints is not None:
             self._check_place()
             self.checkpoints.save(state, error=error, seconds=self.seconds)
 
     def wait(self) -> None:
-        """Until all is on disk.
-
-        Raises:
-            OSError: it is not, or no longer in the run's folder.
-        """
+        """Waits until all is on disk; OSError if a write failed or the run's folder was moved."""
         if self.checkpoints is not None:
             self._check_place()
             self.checkpoints.wait()
 
 
 def common_states(runs: Sequence[Run], trainer: Trainer) -> list[TrainState]:
-    """What runs side by side start from: the beginning, or the newest step that all have saved."""
+    """The first states of runs side by side: initial, or of the newest step that all saved."""
     fresh = trainer.first_states([run.seed for run in runs])
     if not trainer.config.resume:
         return fresh
@@ -191,13 +184,13 @@ def common_states(runs: Sequence[Run], trainer: Trainer) -> list[TrainState]:
     if step == 0 < max(steps.values()):
         raise UserError(
             f"the seeds' runs are at the steps {steps}: go on with --seeds-mode turns, which "
-            "brings each to its end by itself"
+            "trains each by itself"
         )
     if lacking := [run.seed for run in runs if step and not run.holds(step)]:
         raise UserError(
             f"the seeds' runs are at the steps {steps}, and of seed {lacking[0]} no checkpoint of "
-            f"step {step} is left, as one that diverged stays behind: go on with --seeds-mode "
-            "turns, which brings each to its end by itself"
+            f"step {step} is left, because a run that diverged stays behind: go on with "
+            "--seeds-mode turns, which trains each by itself"
         )
     return [
         state if int(state.step) == step else run.go_back(first, step)
@@ -214,11 +207,7 @@ def finish(
     *,
     stops: Callable[[], bool],
 ) -> Result | None:
-    """Exports a run's model, checks it in torch, and writes `result.json`.
-
-    Raises:
-        AbandonedError: `stops` said so before the end.
-    """
+    """Exports and checks a run, writes `result.json`; AbandonedError if `stops` says yes before."""
     if run.checkpoints is None:
         return None
     run.wait()

@@ -1,4 +1,4 @@
-"""What comes back from the devices while they are kept busy: losses, and whether to stop."""
+"""Watches the losses and signals of steps without making the devices wait."""
 
 import collections
 import math
@@ -12,19 +12,19 @@ from train.config import Config
 from train.errors import DivergedError
 from train.step.train_step import Metrics, TrainState
 
-_IN_FLIGHT = 8  # steps handed to the devices and not yet done; more only fill their queue
-_IN_FLIGHT_TOGETHER = 2  # of several processes, which see the wish to stop so many steps later
+_IN_FLIGHT = 8  # steps that the devices have in their queue; more gain nothing
+_IN_FLIGHT_TOGETHER = 2  # with several processes, which see a signal so many steps later
 
 
 class Watch:
-    """Reads each step's metrics some steps late, so that the devices are not waited for.
+    """Reads each step's metrics some steps late, so that the devices never wait.
 
-    Runs side by side do not touch each other: one that diverges is left to itself, and the others
-    go on. `say` is told.
+    Runs side by side are independent: one that diverges is ignored from then on, which `say` is
+    told, and the others go on.
 
     Attributes:
         must_stop: a signal came; all processes see it at the same step.
-        diverged: the runs that did, by their seeds.
+        diverged: the errors of the runs that diverged, by seed.
     """
 
     def __init__(self, config: Config, seeds: Sequence[int], say: Callable[[str], None]):
@@ -35,13 +35,11 @@ class Watch:
         self._most = _IN_FLIGHT if jax.process_count() == 1 else _IN_FLIGHT_TOGETHER
 
     def step(self, step: int, metrics: Metrics, wants_to_stop: Any) -> None:
-        """One more step is on its way; waits for the one that is `_IN_FLIGHT` steps before it.
+        """Notes a step that was started; waits for the one `_IN_FLIGHT` steps before it.
 
-        Raises:
-            DivergedError: the loss of the last run that is left is NaN or infinite, or too many
-                steps were left out for it.
+        DivergedError if all runs have a loss that is not finite, or too many skipped steps.
         """
-        if isinstance(wants_to_stop, bool):  # of one process: known at once
+        if isinstance(wants_to_stop, bool):  # one process knows at once
             self.must_stop |= wants_to_stop
         self._pending.append((step, metrics, wants_to_stop))
         while len(self._pending) > self._most:
@@ -53,10 +51,9 @@ class Watch:
             self._read()
 
     def is_finite(self, seed: int, state: TrainState) -> bool:
-        """Whether a run did not diverge, nor a host state of it holds NaN or infinite weights.
+        """Whether a run has not diverged and its host state has no NaN or infinite weights.
 
-        The loss of a step is that of the weights before it: a checkpoint must not be trusted to it.
-        Raises as `step` does.
+        The loss of a step says nothing of the weights after it. Raises as `step` does.
         """
         arrays = {**state.params, **state.statistics}
         bad = [name for name, array in arrays.items() if not np.all(np.isfinite(array))]
@@ -69,7 +66,7 @@ class Watch:
         return seed not in self.diverged
 
     def raise_diverged(self) -> None:
-        """Raises a DivergedError that names all that did, if any did."""
+        """Raises a DivergedError that names all runs that diverged, if any."""
         if self.diverged:
             raise DivergedError("\n".join(map(str, self.diverged.values())))
 

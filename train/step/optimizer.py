@@ -1,4 +1,4 @@
-"""SGD and LARS as the papers use them, their state by name, and the learning-rate schedules."""
+"""SGD and LARS as in the papers, their state by name, and the learning-rate schedules."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ _TRUST = 0.001  # the trust coefficient of LARS
 def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
     """Learning rate by step: the warm-up, then drops or half a cosine.
 
-    The configuration is one that is `resolved`: every number in steps.
+    The configuration must be `resolved`: every number in steps.
     """
     rest = total_steps - config.warmup_steps
     if config.schedule == "cosine":
@@ -30,12 +30,12 @@ def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
     last = config.learning_rate if config.warmup == "linear" else first
     warmup = optax.linear_schedule(first, last, max(config.warmup_steps, 1))
     whole = optax.join_schedules([warmup, main], [config.warmup_steps])
-    # optax counts in int32, whose quotients are float32, in float64 runs too
+    # optax divides int32 counts, which gives float32 even in float64 mode
     return lambda step: whole(jnp.asarray(step, float))
 
 
 def unreached(config: Config, total_steps: int) -> str:
-    """A sentence on what a resolved configuration has beyond the end of its run; or nothing."""
+    """A sentence on what a resolved configuration plans after the run's end; empty if nothing."""
     beyond = []
     if config.warmup_steps >= total_steps:
         beyond.append(f"its warm-up does at {config.warmup_steps}")
@@ -52,10 +52,10 @@ def unreached(config: Config, total_steps: int) -> str:
 def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The update of torch.optim.SGD, or LARS, for parameters in a dict by name.
 
-    Gradients are clipped first, where that is on. Weight decay is added to the gradient before the
-    momentum, and only to convolution and linear weights, those called `kernel`. LARS scales the
-    steps of these alone; its momentum is of steps, not of gradients. Without momentum SGD has no
-    buffers of it.
+    Gradients are clipped first, if that is on. Weight decay is added to the gradient before the
+    momentum, only for convolution and linear weights, which are called `kernel`. LARS scales the
+    steps of these alone; its momentum averages steps, not gradients. SGD without momentum has no
+    buffers.
     """
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     if config.optimizer == "lars":
@@ -70,8 +70,8 @@ def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTr
 def _trust(weight_decay: float) -> optax.GradientTransformation:
     """The local rates of LARS (You et al. 2017, arXiv:1708.03888, algorithm 1), with the decay.
 
-    Each is 0.001 |w| / (|g| + decay |w|), where `optax.lars` divides by |g + decay w|; and 1 for
-    weights that are all zero, which would never move.
+    Each is 0.001 |w| / (|g| + decay |w|); `optax.lars` divides by |g + decay w| instead. It is 1
+    for weights that are all zero, which would otherwise never change.
     """
 
     def scale(gradient: Array, weight: Array) -> Array:
@@ -88,7 +88,7 @@ def _trust(weight_decay: float) -> optax.GradientTransformation:
 
 
 def named_state(state: Any) -> dict[str, Array]:
-    """The state of `make_optimizer` by name, whatever the order in which optax keeps it.
+    """The state of `make_optimizer` by name, independent of optax's order.
 
     `momentum.<parameter>`: SGD's or LARS's momentum buffer, of the parameter's shape;
     `schedule_step`: the step whose learning rate comes next.
@@ -101,7 +101,7 @@ def named_state(state: Any) -> dict[str, Array]:
 
 
 def fill_state(fresh: Any, named: Mapping[str, Array]) -> Any:
-    """The inverse of `named_state`: a state of the form of `fresh` with these arrays."""
+    """The inverse of `named_state`: `fresh` with these arrays."""
     values: dict[str, Any] = {"count": named[SCHEDULE_STEP]}
     buffers = optax.tree.get(fresh, "trace", default=None)
     if buffers is not None:

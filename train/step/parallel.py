@@ -1,21 +1,17 @@
-"""One step over the devices of one or many processes; the only place that names `pmap`."""
+"""How a step and its arrays lie on the devices; the only file that names `pmap`."""
 
 import functools
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.config import Config
-from train.errors import DivergedError, StoppedError, UserError
-from train.run.together import ending_together
+from train.errors import UserError
 from train.step.train_step import EvalStep, TrainStep
 
 AXIS = "devices"
@@ -26,10 +22,10 @@ class Spread:
     """How runs and their batches lie on the devices.
 
     Attributes:
-        method: jax.pmap, or jax.jit of a shard_map: the same step, equal to rounding.
-        seeds: runs side by side in one state, as its leading axis; None for one run without it.
-        over: what each device has: its share of the batch of every run, or whole runs.
-        streamed: images come with each batch; else they are on every device.
+        method: jax.pmap, or jax.jit of a shard_map: the same step, equal up to rounding.
+        seeds: number of runs along the state's leading axis; None for one run without that axis.
+        over: each device has a share of the batch of every run, or whole runs.
+        streamed: images come with each batch; otherwise they are on every device.
     """
 
     method: Literal["pmap", "jit"] = "pmap"
@@ -39,14 +35,14 @@ class Spread:
 
     @property
     def axis_name(self) -> str | None:
-        """Over which a step averages."""
+        """The axis over which a step averages."""
         return AXIS if self.over == "batch" else None
 
     def train(self, step: TrainStep) -> Callable[..., Any]:
-        """(state, data, indices) -> (state, metrics); the state's memory is used again.
+        """(state, data, indices) -> (state, metrics); reuses the state's memory.
 
-        Data and indices are as `place_batch` gives them. What comes out is whole, and where the
-        batch lies over the devices the same on all.
+        Data and indices come from `place_batch`. With `over="batch"` the results are the same on
+        all devices.
         """
         if self.seeds is not None:
             step = jax.vmap(step, (0, None, 0))
@@ -54,7 +50,7 @@ class Spread:
         return self._map(step, num_states=1, indices=indices, donate_argnums=(0,))
 
     def evaluate(self, step: EvalStep) -> Callable[..., Any]:
-        """(params, statistics, data, indices) -> sums, in the same way."""
+        """(params, statistics, data, indices) -> sums, likewise."""
         if self.seeds is not None:
             step = jax.vmap(step, (0, 0, None, None))
         indices = PartitionSpec(AXIS) if self.over == "batch" else PartitionSpec()
@@ -83,7 +79,7 @@ class Spread:
 
         data = PartitionSpec(AXIS) if self.streamed else PartitionSpec()
         in_specs = (*[self._state] * num_states, data, indices)
-        # without check_vma=False the gradients of a replicated state would be summed once more
+        # with check_vma the gradients of a replicated state would be summed twice
         mapped = jax.shard_map(
             of_shard, mesh=_mesh(), in_specs=in_specs, out_specs=self._state, check_vma=False
         )
@@ -98,20 +94,20 @@ class Spread:
         return _place(tree, self._state)
 
     def place_batch(self, tree: Any) -> Any:
-        """What `split` gave, on its way to the devices; it is not waited for."""
+        """Starts moving the result of `split` to the devices."""
         if self.over == "seeds":
             return tree
         if jax.process_count() == 1:
             return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec(AXIS)))
         if self.method == "pmap":
-            return tree  # which takes each process's own share
+            return tree  # pmap takes each process's own share
         sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
         return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)
 
     def split(self, array: np.ndarray) -> np.ndarray:
-        """What this process's devices get of a batch, its last axis: (..., batch).
+        """(..., batch) -> the shares of this process's devices, (devices, ..., batch / devices).
 
-        (devices, ..., batch / devices) of this process, or where whole runs lie on the devices all.
+        With whole runs on each device, the whole array.
         """
         if self.over == "seeds":
             return array
@@ -127,128 +123,28 @@ def place_data(tree: Any) -> Any:
 
 
 def _place(tree: Any, spec: PartitionSpec) -> Any:
-    # copied by XLA: a step takes the memory of its state, which NumPy must not own
+    # XLA copies: a step reuses the memory of its state, which NumPy must not own
     copy = jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=NamedSharding(_mesh(), spec))
     return copy(tree)
 
 
-@functools.cache  # asked for at every step, and the devices stay the same
+@functools.cache  # used at every step
 def _mesh() -> Mesh:
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
 def to_host(tree: Any) -> Any:
-    """Copies as NumPy arrays: a step takes the memory of its state, which NumPy would share."""
+    """Copies to NumPy arrays: a step reuses the memory of its state, which NumPy would share."""
     return jax.tree.map(np.array, tree)
 
 
-@contextmanager
-def processes(config: Config) -> Iterator[None]:
-    """Joins the other processes for as long as it lasts, where the configuration says so.
-
-    Raises:
-        UserError: they cannot be found.
-    """
-    if not config.distributed:
-        _check_devices()
-        yield
-        return
-    try:
-        jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"--distributed: the processes did not find each other ({error}): on a TPU pod, Slurm "
-            "or Open MPI start one process on each host; elsewhere say --coordinator HOST:PORT "
-            "--num-processes N --process-id I"
-        ) from error
-    try:
-        with ending_together():
-            yield
-    except (StoppedError, DivergedError):  # of all processes at the same step
-        jax.distributed.shutdown()
-        raise
-    jax.distributed.shutdown()  # not after an error of one: it would wait for the others
-
-
-def _check_devices() -> None:
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter where its plugin is not there
-        asked = os.environ.get("JAX_PLATFORMS") or "any kind"
-        raise UserError(f"JAX finds no device of {asked}. {error}".strip()) from error
-
-
-def is_only_process() -> bool:
-    """Whether no other process trains the same run."""
-    return jax.process_count() == 1
-
-
-def is_first_process() -> bool:
-    """Whether this process writes and prints."""
-    return jax.process_index() == 0
-
-
-def from_first_process(make: Callable[[], Any]) -> Any:
-    """What `make` returns in the first process, a tree of arrays of known form, in all of them.
-
-    Args:
-        make: the others call it for the form alone.
-
-    Raises:
-        UserError: it failed in the first process, whose own error is raised there.
-    """
-    if jax.process_count() == 1:
-        return make()
-    error: Exception | None = None
-    try:
-        tree = make()
-    except Exception as raised:
-        tree, error = None, raised
-    has_failed = multihost_utils.broadcast_one_to_all(np.array(error is not None))
-    if has_failed:
-        raise error or UserError("the first process failed")
-    return multihost_utils.broadcast_one_to_all(tree)
-
-
-def in_first_process(action: Callable[[], None]) -> None:
-    """Does something in the first process only; the others wait for it.
-
-    Raises:
-        UserError: it failed; in the first process its own error is raised.
-    """
-
-    def act() -> np.ndarray:
-        if is_first_process():
-            action()
-        return np.zeros(())
-
-    from_first_process(act)
-
-
-def any_process() -> Callable[[bool], Any]:
-    """A function that all processes call at every step: whether one of them says yes.
-
-    Its answer is read with `bool`, later: to wait for it at once would hold up the devices.
-    """
-    if jax.process_count() == 1:
-        return bool
-    sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
-    largest = jax.jit(jnp.max, out_shardings=NamedSharding(_mesh(), PartitionSpec()))
-
-    def ask(is_yes: bool) -> Any:
-        local = np.full(jax.local_device_count(), is_yes, np.int32)
-        return largest(jax.make_array_from_process_local_data(sharding, local))
-
-    return ask
-
-
 def enable_float64() -> None:
-    """Lets JAX compute in float64, which it otherwise takes for float32."""
+    """Lets JAX compute in float64 instead of turning it into float32."""
     jax.config.update("jax_enable_x64", True)
 
 
 def has_float64() -> bool:
-    """Whether JAX computes in float64 where that is asked for."""
+    """Whether JAX computes in float64."""
     return bool(jax.config.read("jax_enable_x64"))
 
 
@@ -260,7 +156,7 @@ def describe_devices() -> str:
 
 
 def check_batch_size(config: Config) -> None:
-    """Raises a UserError if a batch, or a part of it, does not spread evenly over the devices."""
+    """Raises a UserError if a batch, or a part of it, cannot be cut evenly for the devices."""
     size, devices = config.global_batch_size, jax.device_count()
     multiple = devices * config.accumulate_steps
     if size % multiple:

@@ -1,4 +1,4 @@
-"""The training and the evaluation step: pure functions, one device's share of a batch each."""
+"""The training and the evaluation step: pure functions of one device's share of a batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -10,17 +10,17 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from flax_resnet.convolution import in_loop
 from train.step.augment import Augment, draw_keys
-from train.step.network import Arrays, Network
+from train.step.functional import Arrays, Network
 
 
 class TrainState(NamedTuple):
-    """All that a step reads and changes, but for the images.
+    """All that a step reads and changes, except the images.
 
     Attributes:
-        step: how many are done. seed: of the run; a step does not change it.
-        skipped: how many of the steps were left out, as their loss or gradient was not finite.
-        optimizer: for the parameters that are trained.
-        ema: average of parameters and statistics, where the run keeps one.
+        step: number of steps done. seed: of the run; a step does not change it.
+        skipped: number of these steps whose loss or gradient was not finite.
+        optimizer: its state for the parameters that are trained.
+        ema: average of parameters and statistics, if the run keeps one.
     """
 
     step: Int[Array, ""]
@@ -40,7 +40,7 @@ class Images(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Means over a batch, and how many steps of the run have been left out so far."""
+    """Means over a batch, and the number of skipped steps of the run so far."""
 
     loss: Float[Array, ""]
     error: Float[Array, ""]
@@ -48,7 +48,7 @@ class Metrics(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over a batch, of the images that count, and how many these are."""
+    """Sums over the images of a batch that count, and the number of these."""
 
     loss: Float[Array, ""]
     errors: Float[Array, ""]
@@ -56,7 +56,7 @@ class Sums(NamedTuple):
 
 
 class Mix(Protocol):
-    """Images and labels to blended images and soft labels, see `train.step.mixing`."""
+    """Images and labels to blended images and soft labels, see `train.step.augment`."""
 
     def __call__(
         self, images: Array, labels: Array, keys: Array, batch_key: Array
@@ -77,15 +77,14 @@ def make_train_step(
     ema_decay: float | None = None,
     skips_nonfinite: bool = False,
 ) -> TrainStep:
-    """One step of SGD on the images of some indices, (parts, b) on each device of an axis.
+    """One training step on the images of indices (parts, b) on each device of an axis.
 
-    The parts are one after another in memory: gradients and statistics are the means over them, so
-    BatchNorm's running statistics move once a step, however many parts there are. Augmentation
-    depends on the seed, the step and an image's place in the global batch, not on the number of
-    devices.
+    The parts are computed one after another to save memory. Gradients and statistics are means over
+    them, so BatchNorm's running statistics are updated once a step. Augmentation depends on the
+    seed, the step and an image's place in the global batch, not on the number of devices.
 
     Without `axis_name` one device has the whole batch. With `skips_nonfinite` a step whose loss or
-    gradient is not finite moves nothing but the counters.
+    gradient is not finite changes only the counters.
     """
 
     def train_step(
@@ -100,7 +99,8 @@ def make_train_step(
             return gradients_of(trained, state, Images(*(a[chosen] for a in data)), part)
 
         (loss, (error, statistics)), gradients = _mean_of_parts(of_part, indices)
-        gradients, loss, error = _mean(axis_name, (gradients, loss, error))
+        if axis_name is not None:
+            gradients, loss, error = jax.lax.pmean((gradients, loss, error), axis_name)
         statistics = {**state.statistics, **{n: statistics[n] for n in network.moved}}
         updates, moved = optimizer.update(gradients, state.optimizer, trained)
         changed: Any = optax.apply_updates(trained, updates)
@@ -127,7 +127,9 @@ def _make_loss(
         trained: Arrays, state: TrainState, data: Images, part: Int[Array, ""]
     ) -> tuple[Array, tuple[Array, Arrays]]:
         size = len(data.labels)
-        shard = part * _axis_size(axis_name) + _axis_index(axis_name)
+        shard = part
+        if axis_name is not None:
+            shard = part * jax.lax.axis_size(axis_name) + jax.lax.axis_index(axis_name)
         keys = draw_keys(state.seed, state.step, shard * size + jnp.arange(size))
         images, targets = augment(data.images, keys.images), data.labels
         if mix is not None:
@@ -146,27 +148,28 @@ def _make_loss(
 
 
 def _mean_of_parts(of_part: Callable[..., Any], indices: Int[Array, "parts b"]) -> Any:
-    """The mean of what `of_part` gives; counters, which all parts move alike, as one has them."""
+    """The mean of the results of `of_part`; counters, which are equal for all parts, stay."""
     count = len(indices)
     first = of_part(jnp.int32(0), indices[0])
     if count == 1:
         return first
 
     def add(sums: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(_add, sums, of_part(*part)), None
+        grown = jax.tree.map(lambda a, b: a + b if _is_float(a) else a, sums, of_part(*part))
+        return grown, None
 
     rest = (jnp.arange(1, count, dtype=jnp.int32), indices[1:])
     with in_loop():
         sums, _ = jax.lax.scan(add, first, rest)
-    return jax.tree.map(lambda a: a / count if jnp.issubdtype(a.dtype, jnp.floating) else a, sums)
+    return jax.tree.map(lambda a: a / count if _is_float(a) else a, sums)
 
 
-def _add(sums: Array, array: Array) -> Array:
-    return sums + array if jnp.issubdtype(sums.dtype, jnp.floating) else sums
+def _is_float(array: Array) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def _where(is_finite: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
-    """The new state, or the old one with its counters moved on: the schedule goes by steps."""
+    """The new state, or the old one with new counters, because the schedule counts every step."""
     kept = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, old)
     counted = optax.tree.set(kept.optimizer, count=optax.tree.get(new.optimizer, "count"))
     return kept._replace(
@@ -174,35 +177,20 @@ def _where(is_finite: Bool[Array, ""], new: TrainState, old: TrainState) -> Trai
     )
 
 
-def _mean(axis_name: str | None, tree: Any) -> Any:
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
-
-
-def _axis_index(axis_name: str | None) -> Any:
-    return jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
-
-
-def _axis_size(axis_name: str | None) -> int:
-    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
-
-
 def average(ema: Arrays, new: Arrays, decay: float) -> Arrays:
-    """The sum of decay * ema and (1 - decay) * new, to the bit where both are the same; a counter
-    is the new one.
+    """The average `decay * ema + (1 - decay) * new`, exact where both are equal; new counters.
 
-    Statistics are averaged like parameters, as timm's ModelEma does: those of the newest weights
+    Statistics are averaged like parameters, as in timm's ModelEma: those of the newest weights
     would not fit the average.
     """
     return {
-        name: ema[name] + (1 - decay) * (array - ema[name])
-        if jnp.issubdtype(array.dtype, jnp.floating)
-        else array
+        name: ema[name] + (1 - decay) * (array - ema[name]) if _is_float(array) else array
         for name, array in new.items()
     }
 
 
 def averaged(state: TrainState) -> TrainState:
-    """The state with its average in the place of parameters and statistics; else as it is."""
+    """The state with its average as parameters and statistics; unchanged without an average."""
     if state.ema is None:
         return state
     params = {name: state.ema[name] for name in state.params}
@@ -231,9 +219,9 @@ def make_eval_step(network: Network, augment: Augment, *, axis_name: str | None)
 def cross_entropy(
     logits: Float[Array, "n classes"], targets: Int[Array, " n"] | Float[Array, "n classes"]
 ) -> Float[Array, " n"]:
-    """Of labels, or of each class's share in them.
+    """The loss of each image, for labels or for soft labels.
 
-    In float32 at least: a log-softmax in bfloat16 has ruined runs.
+    At least in float32: a log-softmax in bfloat16 has ruined runs.
     """
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if targets.ndim == 2:
@@ -242,5 +230,5 @@ def cross_entropy(
 
 
 def count_errors(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
-    """1 where the largest logit is not the label's, else 0."""
+    """1 if the largest logit is not the label's, else 0."""
     return (jnp.argmax(logits, axis=-1) != labels).astype(jnp.float32)

@@ -1,39 +1,44 @@
-"""The folder of a run: checked before anything is computed, written only when a run begins."""
+"""The folder of a run: checked before anything is computed, claimed, written and overwritten."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import math
 import os
+import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from resnet_spec.checkpoints import OPTIMIZER
-from train.config import Config
-from train.config.resume import check_resumable
+from train.config import Config, check_resumable
 from train.errors import UserError
-from train.run.json_files import read_own_json, temporary_of, write_json
-from train.run.overwriting import delete_run
+from train.run.json_files import leftovers, read_own_json, write_json
 from train.run.starts import STARTED_BY, changed_fields, earlier_starts, this_start
 
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
+SEEDS = "seeds.json"  # what config.json is, for the runs of several seeds, which have a folder each
 _CONFIG = "config.json"
-SEEDS = "seeds.json"  # the same for the runs of several seeds, which have a folder each
+# All that a run leaves, which --overwrite deletes; last the file that makes the folder a run's.
+_FOLDERS = (CHECKPOINTS, "tensorboard", "profile", "wandb")
+_OF_RESULTS = ("results.json", "results.md", "curves.png", "curves.svg")  # `resnet-train results`
+_FILES = (
+    *(RESULT, "metrics.jsonl", "model.safetensors", "wandb_id", *_OF_RESULTS, _CONFIG, SEEDS),
+)
 
 
 def choose_folder(config: Config) -> Path:
     """The folder of a run, or of the runs of several seeds."""
-    when = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # of several in one second, too
-    return config.run_dir or Path("runs") / f"{config.model}-{_short(config.data)}-{when}"
+    data = Path(config.data.partition(":")[2] or config.data).name  # folder:/images/birds -> birds
+    when = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # unique within a second, too
+    return config.run_dir or Path("runs") / f"{config.model}-{data}-{when}"
 
 
 def check_folder(folder: Path, config: Config) -> None:
-    """Nothing is written or deleted yet.
-
-    Raises:
-        UserError: it cannot be used as the configuration asks, or holds a run of something else.
-    """
+    """Raises a UserError unless a run can begin or go on here; changes nothing."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--run-dir {folder} is a file, not a folder")
     if config.resume:
@@ -59,25 +64,20 @@ def check_folder(folder: Path, config: Config) -> None:
             raise UserError(f"--overwrite: {folder} is no run of this trainer, nothing deleted")
 
 
-def _short(data: str) -> str:
-    """`folder:/images/birds/` -> `birds`."""
-    return Path(data.partition(":")[2] or data).name
-
-
 def seed_folder(folder: Path, config: Config, seed: int) -> Path:
-    """Where the run of one seed is: the folder itself, or one of several within."""
+    """The folder of one seed's run: `folder` itself, or one of several in it."""
     return folder if config.seeds is None else folder / f"seed-{seed}"
 
 
 def own_config(config: Config, seed: int, folder: Path) -> Config:
-    """The configuration of the run of one of several seeds, as if it were alone."""
+    """The configuration of one seed's run, as if it were alone."""
     if config.seeds is None:
         return config
     return dataclasses.replace(config, seed=seed, seeds=None, seeds_mode="auto", run_dir=folder)
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a run has one to go on from."""
+    """Whether a run can go on from a checkpoint."""
     return bool(_list_checkpoints(folder))
 
 
@@ -86,16 +86,16 @@ def _list_checkpoints(folder: Path) -> list[Path]:
 
 
 def _is_of_a_run(checkpoint: Path) -> bool:
-    """Not of weights that were imported, which have taken no step: any run may begin with them."""
+    """False for imported weights, which have taken no step: any run may begin with them."""
     return int(checkpoint.name) > 0 or (checkpoint / OPTIMIZER).exists()
 
 
-def check_length(folder: Path, config: Config, limits: Mapping[str, int]) -> None:
-    """No run that is resumed may be further than it is to go: steps, by the option that sets them.
-
-    Raises:
-        UserError: one is; all that would end it before are named.
-    """
+def check_length(folder: Path, config: Config, train_images: int) -> None:
+    """Raises a UserError if a run has taken more steps than it is to have."""
+    steps = math.ceil(config.epochs * train_images / config.global_batch_size)
+    limits = {f"--epochs {config.epochs}": steps}
+    if config.max_steps is not None:
+        limits[f"--max-steps {config.max_steps}"] = config.max_steps
     for seed in config.seed_list if config.resume else ():
         place = seed_folder(folder, config, seed)
         step = max((int(path.name) for path in _list_checkpoints(place)), default=0)
@@ -108,7 +108,7 @@ def check_length(folder: Path, config: Config, limits: Mapping[str, int]) -> Non
 
 
 def unfinished_seeds(folder: Path, config: Config, total_steps: int) -> list[int]:
-    """The seeds whose runs are to be trained: where they are resumed, those not yet at the end."""
+    """The seeds whose runs have steps left to train."""
     seeds = list(config.seed_list)
     if config.seeds is None or not config.resume:
         return seeds
@@ -116,7 +116,7 @@ def unfinished_seeds(folder: Path, config: Config, total_steps: int) -> list[int
 
 
 def _steps_done(folder: Path) -> int:
-    """Of a run that has its result; -1 before."""
+    """Number of steps of a run that has its result, else -1."""
     try:
         return int(json.loads((folder / RESULT).read_text())["step"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -124,15 +124,11 @@ def _steps_done(folder: Path) -> int:
 
 
 def begin_folder(folder: Path, config: Config, **facts: Any) -> None:
-    """Makes the folder and those of its seeds' runs, without the run that it is to overwrite.
-
-    Raises:
-        UserError: a folder cannot be made or written.
-    """
+    """Makes the folder and those of its seeds, overwrites a run; UserError if it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if config.overwrite:
-            delete_run(folder)
+            _delete_run(folder)
         for seed in config.seed_list:
             seed_folder(folder, config, seed).mkdir(exist_ok=True)
     except OSError as error:
@@ -148,14 +144,11 @@ def note_start(
     weights: str | None = None,
     **facts: Any,
 ) -> None:
-    """Says in `config.json` what goes on from `step` in the runs of these seeds.
+    """Writes into `config.json` how the runs of these seeds go on from `step`.
 
-    By which versions, commit and command (of the newest start, and in `starts` of each, oldest
-    first, with the step and the fields that changed there), and `facts`: on how much data, for how
-    many steps, on which devices. `weights` that a run began with are not its own.
-
-    Raises:
-        UserError: a file cannot be written.
+    It says the versions, commit and command of the newest start, in `starts` those of each start
+    with its step and changed fields (oldest first), and `facts`: number of images and steps, and
+    devices. `weights` names imported weights that a run began with. UserError if it cannot.
     """
     facts |= this_start(facts.get("devices"))
     if config.resume and _config_file(folder).exists():
@@ -182,11 +175,7 @@ def _write_config(path: Path, config: Config, facts: dict[str, Any], start: dict
 
 
 def saved_config(folder: Path) -> Config | None:
-    """The configuration that a run's folder holds; None where weights were only imported.
-
-    Raises:
-        UserError: the file is damaged, or of another version.
-    """
+    """A folder's configuration, None beside imported weights; UserError if it is damaged."""
     if not _config_file(folder).exists():
         return None
     try:
@@ -199,7 +188,7 @@ def saved_config(folder: Path) -> Config | None:
 
 
 def saved_mode(folder: Path) -> str | None:
-    """How the seeds' runs of a folder were trained, None where there are none."""
+    """How the seeds' runs in a folder were trained, None if there are none."""
     try:
         return _read_own(folder).get("mode")
     except (OSError, ValueError, TypeError):
@@ -216,11 +205,7 @@ def saved_origin(folder: Path) -> dict[str, Any]:
 
 
 def check_same_data(folder: Path, train_images: int) -> None:
-    """The order of images is a function of their number: a run goes on with as many as it began.
-
-    Raises:
-        UserError: the folder says that there were more or fewer.
-    """
+    """Raises a UserError if the number of images, which decides their order, has changed."""
     if not _config_file(folder).exists():
         return  # imported weights
     try:
@@ -240,14 +225,14 @@ def _config_file(folder: Path) -> Path:
 
 
 def _read_own(folder: Path) -> dict[str, Any]:
-    """What this trainer wrote of a run or of several; a ValueError if it did not."""
+    """The file that this trainer wrote for a run or several; ValueError if it is another's."""
     return read_own_json(_config_file(folder))
 
 
 def _holds_files(folder: Path) -> bool:
-    """Whether there is more than a run leaves behind that ended before its configuration."""
+    """Whether there is more than a run leaves that was killed before its configuration."""
     files = (path for path in folder.rglob("*") if not path.is_dir())
-    unfinished = [temporary_of(folder / name) for name in (_CONFIG, SEEDS)]
+    unfinished = {*leftovers(folder / _CONFIG), *leftovers(folder / SEEDS)}
     return any(path not in unfinished for path in files)
 
 
@@ -256,3 +241,96 @@ def _is_own(folder: Path) -> bool:
         return bool(_read_own(folder))
     except (OSError, ValueError, TypeError):
         return False
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, config: Config) -> Iterator[None]:
+    """Makes, locks and checks a folder; UserError as in `locked` and `check_folder`."""
+    if config.resume:
+        check_folder(folder, config)
+    else:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--run-dir {folder}: {error}") from error
+    with locked(folder):
+        check_folder(folder, config)
+        yield
+
+
+@contextlib.contextmanager
+def seeds_locked(folder: Path) -> Iterator[None]:
+    """Locks the folders of all seeds against processes that train one of them alone."""
+    with contextlib.ExitStack() as stack:
+        for place in sorted(folder.glob("seed-*")):
+            if place.is_dir():
+                stack.enter_context(locked(place))
+        yield
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Locks a run's folder while the process lasts; UserError if another one is training there.
+
+    Deletes what killed processes left half-written there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is training this run") from error
+        _delete_leftovers(folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def watch_place(folder: Path) -> Callable[[], None]:
+    """A function that raises an OSError if the folder was moved or deleted since now.
+
+    After a move, open files are written in one folder and new files in another.
+    """
+    before = os.stat(folder)
+
+    def check() -> None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(os.stat(folder), before):
+                return
+        raise OSError(
+            f"{folder}: the run's folder was moved or deleted while it was trained; where it is "
+            "now, --resume --run-dir FOLDER goes on from its newest checkpoint"
+        )
+
+    return check
+
+
+def _delete_run(folder: Path) -> None:
+    """Deletes a run and those of its seeds; other files stay, other runs among them.
+
+    The folder stays, too: it may be locked, a link, or another file system. What makes it a run's
+    is deleted last, so that an interrupted deletion can be repeated.
+    """
+    for path in folder.glob("seed-*"):
+        if path.is_dir() and not path.is_symlink():
+            _delete_run(path)
+            if not any(path.iterdir()):
+                path.rmdir()
+    for name in _FOLDERS:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    _delete_leftovers(folder)
+    for name in _FILES:
+        path = folder / name
+        if path.is_symlink() or not path.is_dir():  # a folder of this name is not the run's
+            path.unlink(missing_ok=True)
+
+
+def _delete_leftovers(folder: Path) -> None:
+    """Deletes what killed processes left half-written in a run's folder."""
+    for name in _FILES:
+        for path in leftovers(folder / name):
+            path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The images of each step on their way to the devices: indices of those there, or the images."""
+"""The batches of each step on the devices: indices of images that are there, or the images."""
 
 import collections
 import itertools
@@ -15,15 +15,15 @@ from train.step.parallel import Spread
 from train.step.train_step import Images
 
 _EVAL_BATCH_PER_DEVICE = {True: 100, False: 250}  # streamed images are larger
-_AHEAD = 2  # batches on the devices before they are asked for
+_AHEAD = 2  # batches that are moved to the devices before they are needed
 
 
 class Batch(NamedTuple):
-    """One step's share of this process.
+    """One process's share of a step.
 
     Attributes:
-        indices: into `images`, a negative one counts for nothing.
-        images: None where the whole split is on the devices.
+        indices: into the images; a negative one counts for nothing.
+        images: None if the whole split is on the devices.
     """
 
     indices: Any
@@ -38,7 +38,7 @@ def train_batches(
     first_step: int,
     last_step: int,
 ) -> Generator[Batch, None, None]:
-    """One for each step from the one after `first_step` to `last_step`; runs side by side."""
+    """One batch for each step after `first_step` up to `last_step`; for runs side by side."""
     size, parts = config.global_batch_size, config.accumulate_steps
     if not dataset.is_streamed:
         for step in range(first_step, last_step):
@@ -46,7 +46,7 @@ def train_batches(
             indices = np.stack(orders).reshape(len(seeds), parts, -1)
             yield Batch(spread.place_batch(spread.split(indices if spread.seeds else indices[0])))
         return
-    (seed,) = seeds  # several runs would need as many streams of images
+    (seed,) = seeds  # several runs would need several streams
     rows = spread.split(np.arange(size).reshape(parts, -1))  # (devices, parts, b)
     source = dataset.train.train_batches(
         seed=seed,
@@ -61,7 +61,7 @@ def train_batches(
 
 
 def test_batches(dataset: Dataset, spread: Spread) -> Generator[Batch, None, None]:
-    """The whole test set, every image once, whatever its number."""
+    """The whole test set, every image once, for any number of images."""
     count = len(dataset.test)
     devices = jax.device_count() if spread.over == "batch" else 1
     size = min(_EVAL_BATCH_PER_DEVICE[dataset.is_streamed], math.ceil(count / devices)) * devices
@@ -83,14 +83,14 @@ def test_batches(dataset: Dataset, spread: Spread) -> Generator[Batch, None, Non
 
 
 def _to_devices(spread: Spread, batch: Any) -> Images:
-    """A process's images, (n, h, w, c), cut into its devices' equal shares."""
+    """Cuts a process's images, (n, h, w, c), into equal shares for its devices."""
     count = jax.local_device_count()
     cut = [a.reshape(count, -1, *a.shape[1:]) for a in (batch.images, batch.labels)]
     return Images(*spread.place_batch(cut))
 
 
 def _ahead(source: Iterator[Batch]) -> Generator[Batch, None, None]:
-    """The same, some batches early: they travel to the devices while others are trained on."""
+    """The same, some batches early: they are moved while others are trained on."""
     waiting = collections.deque(itertools.islice(source, _AHEAD))
     while waiting:
         yield waiting.popleft()

@@ -19,29 +19,27 @@ Arrays = dict[str, Array]
 
 
 class Outputs(NamedTuple):
-    """Logits (n, classes), and the statistics that the forward pass has moved on."""
+    """Logits (n, classes), and the updated statistics."""
 
     logits: Float[Array, "n classes"]
     statistics: Arrays
 
 
 class Network:
-    """One model, taken apart.
+    """One model, split into graphs for training and evaluation and one set of arrays.
 
-    Its train and eval graphs share one set of arrays: toggling a shared model would change what
-    is compiled.
+    There are two graphs because toggling a shared model would change what is compiled.
 
     Args:
         axis_name: the mapped axis over which the batch is spread, None for none.
-        frozen_stages: so many stages, and the stem, stay as they are, their BatchNorm as in
-            evaluation; None for none.
-        stacked: the arrays of equal blocks that follow each other are one, see `pack`.
+        frozen_stages: number of stages that are frozen together with the stem, BatchNorm as in
+            evaluation; None freezes nothing.
+        stacked: stack the arrays of equal blocks that follow each other, see `pack`.
 
     Attributes:
-        params, statistics: the model's arrays at the start; their shapes alone where the model was
-            made without values.
+        params, statistics: the model's initial arrays; only shapes if it was made without values.
         trained: names of the parameters that a step changes.
-        moved: names of the statistics that it changes.
+        moved: names of the statistics that a step changes.
     """
 
     def __init__(
@@ -56,7 +54,7 @@ class Network:
         self._stream_numbers = {name: number for number, name in enumerate(streams)}
         self._stacks = stack_blocks(model) if stacked else {}
         variables = named_variables(model)
-        self.params = _values(variables, nnx.Param)
+        self.params = {n: v.get_value() for n, v in variables.items() if isinstance(v, nnx.Param)}
         self.statistics = {n: v.get_value() for n, v in variables.items() if n not in self.params}
         model.set_attributes(BatchNorm, axis_name=axis_name, raise_if_not_found=False)
         frozen = () if frozen_stages is None else ("stem", *range(frozen_stages))
@@ -69,7 +67,7 @@ class Network:
         self._train_graph, state = nnx.split(model)
         model.eval()
         self._eval_graph = nnx.graphdef(model)
-        self._rates = nnx.state(model, BranchDropRate)  # of stochastic depth, the same all along
+        self._rates = nnx.state(model, BranchDropRate)  # of stochastic depth, constant
         self._abstract_state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
 
     def train(
@@ -92,7 +90,7 @@ class Network:
         return self.bind(self._eval_graph, {**params, **statistics}, jax.random.key(0))
 
     def bind(self, graph: Any, arrays: Arrays, key: Array) -> Any:
-        """The model with these arrays and random streams derived from `key`."""
+        """The model with these arrays, and random streams derived from `key`."""
         model = nnx.merge(graph, self._abstract_state, copy=True)
         for name, variable in named_variables(model).items():
             variable.set_value(arrays[name])
@@ -109,8 +107,9 @@ class Network:
         return model
 
     def pack(self, tree: Any) -> Any:
-        """Host arrays by name, anywhere in a tree, as this network's: a stacked network's have a
-        leading axis, one for each of the equal blocks.
+        """Stacks the host arrays of equal blocks along a leading axis, if this network is stacked.
+
+        `tree` holds dicts of arrays by name, anywhere.
         """
         return _map_dicts(self._pack, tree)
 
@@ -136,7 +135,7 @@ class Network:
         return arrays
 
     def members(self, name: str) -> list[str]:
-        """The names that the blocks' own arrays have in a network that is not stacked."""
+        """The names of an array's parts in a network that is not stacked."""
         if name.startswith("stages.") and self._stacks:
             stage, number, rest = name.removeprefix("stages.").split(".", 2)
             place = f"stages.{stage}.{number}."
@@ -155,7 +154,3 @@ def _map_dicts(change: Callable[[Arrays], Arrays], tree: Any) -> Any:
 
 def _dotted(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
-
-
-def _values(variables: dict[str, nnx.Variable[Any]], kind: type) -> Arrays:
-    return {n: v.get_value() for n, v in variables.items() if isinstance(v, kind)}
