@@ -12,14 +12,15 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from convert import checkpoints, files, folders, inference
+from convert import files, folders, inference
 from convert.atomic import check_text
-from convert.diff import command as diff
+from convert.diff import diff_command
 from convert.errors import ConversionError
 from convert.incoming import as_asked, as_ours
 from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS, find_layout, write_layout
 from convert.options import add_part, add_stated, as_options
+from convert.runs.run_folder import write_run
 from convert.sources import read_source
 from convert.weights import Weights
 from resnet_spec import PREPROCESSINGS
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add_part(look)
     look.set_defaults(command=_inspect)
 
-    diff.add_parser(commands)
+    diff_command.add_parser(commands)
 
     layouts = commands.add_parser("layouts", help="the layouts that are known")
     layouts.set_defaults(command=_layouts)
@@ -250,7 +251,7 @@ def _import(options: argparse.Namespace) -> None:
     elif not weights.classifier.head_bias:
         notes.append("the head has no bias")
     if is_folder:
-        checkpoints.write_run(output, weights, allow_nonfinite=options.allow_nonfinite)
+        write_run(output, weights, allow_nonfinite=options.allow_nonfinite)
     else:
         files.write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
     for note in notes:

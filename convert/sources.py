@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from convert import checkpoints, files, folders, programs
+from convert import files, folders, programs
 from convert.errors import ConversionError
+from convert.runs.run_folder import read_run
 from convert.weights import Weights
 from resnet_spec import Preprocessing, ResNetSpec
 
@@ -90,7 +91,7 @@ def read_source(
         return Source(weights, f"model folder of {layout or 'ours'}", layout)
     if is_run:
         return Source(
-            checkpoints.read_run(path, step, average, allow_nonfinite=allow_nonfinite),
+            read_run(path, step, average, allow_nonfinite=allow_nonfinite),
             "training run (Orbax)",
         )
     weights = files.read_weights(

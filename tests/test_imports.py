@@ -85,8 +85,8 @@ def test_a_package_that_is_absent_is_named_and_what_needs_it_is_called_whole(
     absent, arguments, says, tmp_path
 ):
     import convert
-    from convert.checkpoints import write_run
     from convert.files import read_weights
+    from convert.runs.run_folder import write_run
     from tests.twins import make_twins
 
     path = tmp_path / "m.safetensors"
@@ -125,7 +125,7 @@ def test_files_of_torch_are_read_and_written_where_there_is_no_torch(tmp_path):
     assert convert.load(tmp_path / "new.pt", backend="torch").spec == model.spec
 
 
-def test_only_one_file_names_pmap_and_one_hands_over_to_convert():
+def test_only_one_file_names_pmap_and_one_torch_and_few_import_convert():
     from pathlib import Path
 
     root = Path(__file__).parents[1] / "train"
@@ -136,4 +136,10 @@ def test_only_one_file_names_pmap_and_one_hands_over_to_convert():
         return [name for name, text in texts.items() if re.search(pattern, text, re.MULTILINE)]
 
     assert with_lines(r"\bpmap\(") == ["step/parallel.py"]
-    assert with_lines(r"^\s*(from|import) (convert|torch\w*)\b") == ["run/export.py"]
+    assert with_lines(r"^\s*(from|import) torch\w*\b") == ["run/export.py"]
+    of_runs = ["checkpoints", "folder", "retention", "saved_state"]  # the format of a run on disk
+    expected = [f"run/{name}.py" for name in of_runs]
+    assert sorted(with_lines(r"^\s*(from|import) convert\.runs\.")) == expected
+    assert sorted(with_lines(r"^\s*(from|import) convert\b")) == sorted(
+        ["run/export.py", *expected]
+    )

@@ -1,10 +1,17 @@
-"""A comparison as one HTML page that needs nothing beside itself."""
+"""A comparison as one self-contained HTML page, with a plot of the divergence by depth."""
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 
-from convert.diff.comparison import ACTIVATIONS, SECTIONS, Comparison
-from convert.diff.plot import legend, plot
-from convert.diff.report import cells, headings, remark
+from convert.diff.comparison import ACTIVATIONS, SECTIONS, TOLERANCE, Comparison, Row
+from convert.diff.report import cells, headings
+
+_WIDTH, _HEIGHT = 1000, 460
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 984, 24, 340
+_LEAST, _MOST = -18, 2  # powers of ten; a difference of zero is drawn at the bottom
+_MOST_LABELS = 24
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1c1f23; --faint: #6b7280;
@@ -16,7 +23,7 @@ _STYLE = """
 body { background: var(--back); color: var(--text); max-width: 1080px; margin: 2rem auto;
   padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; margin: 0; } h2 { font-size: 1.1rem; display: inline; }
-.same { color: var(--good); } .apart { color: var(--bad); }
+.same { color: var(--good); } .different { color: var(--bad); }
 .faint, .legend { color: var(--faint); }
 .legend span { margin-right: 1.4rem; white-space: nowrap; }
 .legend svg { width: 34px; height: 10px; margin-right: 6px; vertical-align: middle; }
@@ -40,13 +47,13 @@ th, td { text-align: right; padding: .15rem .6rem; border-bottom: 1px solid var(
   white-space: nowrap; }
 th { color: var(--faint); font-weight: 500; }
 th:first-child, td:first-child, td:last-child { text-align: left; }
-tr.parts { background: var(--bad-back); } tr.first td { color: var(--bad); font-weight: 700; }
+tr.differs { background: var(--bad-back); } tr.first td { color: var(--bad); font-weight: 700; }
 """
 
 
 def as_page(comparison: Comparison) -> str:
     """The page's text: verdict, plot and all tables."""
-    verdict = comparison.verdict
+    verdict, curves = comparison.verdict, _curves(comparison)
     title = escape(f"{comparison.titles[0]} against {comparison.titles[1]}")
     lines = "".join(f"<li>{escape(line)}</li>" for line in verdict.lines[:-1])
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in verdict.reasons)
@@ -58,38 +65,170 @@ def as_page(comparison: Comparison) -> str:
         f"<h1>{title}</h1>\n"
         f'<p class="faint">{" and ".join(comparison.frameworks)}, images {batch}, '
         f"{comparison.precision} beside float64, on {comparison.device}</p>\n"
-        f'<p class="{"same" if verdict.same else "apart"}"><strong>{escape(verdict.lines[-1])}'
-        f"</strong></p>\n<ul>{lines}</ul>\n"
+        f'<p class="{"same" if verdict.same else "different"}">'
+        f"<strong>{escape(verdict.lines[-1])}</strong></p>\n<ul>{lines}</ul>\n"
         + (f"<p>Why:</p><ul>{reasons}</ul>\n" if reasons else "")
         + "<h2>Relative difference of each layer's output</h2>\n"
-        f'<p class="legend">{_legend(comparison)}</p>\n{plot(comparison)}\n'
+        f'<p class="legend">{_legend(curves)}</p>\n{_plot(comparison, curves)}\n'
         + "\n".join(_table(comparison, section) for section in comparison.sections)
         + "\n</body></html>\n"
     )
 
 
-def _legend(comparison: Comparison) -> str:
-    return "".join(
-        f'<span><svg viewBox="0 0 34 10"><line class="{style}" x1="0" y1="5" x2="34" y2="5"/>'
-        f"</svg>{escape(text)}</span>"
-        for style, text in legend(comparison)
-    )
-
-
 def _table(comparison: Comparison, section: str) -> str:
-    rows, first = comparison.sections[section], comparison.first_parting(section)
-    head = "".join(f"<th>{escape(text)}</th>" for text in [*headings(comparison, section), ""])
+    rows, first = comparison.sections[section], comparison.first_difference(section)
+    head = "".join(f"<th>{escape(text)}</th>" for text in headings(comparison, section))
     body: list[str] = []
     for row in rows:
-        style = "parts first" if row is first else "parts" if row.parts else ""
-        texts = [*cells(row), remark(row, section, is_first=row is first)]
+        style = "differs first" if row is first else "differs" if row.differs else ""
+        texts = cells(comparison, section, row)
         data = "".join(f"<td>{escape(text)}</td>" for text in texts)
         body.append(f'<tr class="{style}">{data}</tr>' if style else f"<tr>{data}</tr>")
-    parting = sum(row.parts for row in rows)
-    count = f"{parting} of {len(rows)} part" if parting else f"{len(rows)}, none parts"
-    is_open = " open" if section in ACTIVATIONS or parting else ""
+    differing = sum(row.differs for row in rows)
+    count = f"{differing or 'none'} of {len(rows)} differ"
+    is_open = " open" if section in ACTIVATIONS or differing else ""
     return (
         f"<details{is_open}><summary><h2>{escape(SECTIONS[section].capitalize())}</h2> "
         f'<span class="faint">({count})</span></summary><div class="table"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div></details>"
     )
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """One value for each layer; `style` is a CSS class."""
+
+    label: str
+    style: str
+    rows: Sequence[Row]
+    value: Callable[[Row], float | None]
+
+
+def _curves(comparison: Comparison) -> list[_Curve]:
+    sections, precision = comparison.sections, comparison.precision
+    curves = [
+        _Curve(f"float64, {mode}", mode, sections[mode], lambda row: row.exact.relative)
+        for mode in ACTIVATIONS
+    ]
+    if precision == "f64":
+        return curves
+    less = [
+        _Curve(
+            f"{precision}, {mode}",
+            f"{mode} reduced",
+            sections[mode],
+            lambda row: None if row.reduced is None else row.reduced.relative,
+        )
+        for mode in ACTIVATIONS
+    ]
+    noise = _Curve(
+        f"rounding noise of {precision} in one network, train",
+        "noise",
+        sections["train"],
+        lambda row: row.noise,
+    )
+    return [noise, *less, *curves]
+
+
+def _legend(curves: Sequence[_Curve]) -> str:
+    lines = [(curve.style, curve.label) for curve in curves]
+    return "".join(
+        f'<span><svg viewBox="0 0 34 10"><line class="{style}" x1="0" y1="5" x2="34" y2="5"/>'
+        f"</svg>{escape(text)}</span>"
+        for style, text in [*lines, ("bound", f"tolerance of float64, {TOLERANCE:.0e}")]
+    )
+
+
+def _plot(comparison: Comparison, curves: Sequence[_Curve]) -> str:
+    """An `<svg>` element: relative difference of each layer's output, on a logarithmic scale.
+
+    Its colours are the classes `eval`, `train`, `noise`, `bound`, `axis` and `first` of `_STYLE`.
+    """
+    layers = [row.name for row in comparison.sections["eval"]]
+    place = {name: number for number, name in enumerate(layers)}
+    powers = [
+        math.log10(value)
+        for curve in curves
+        for row in curve.rows
+        if (value := curve.value(row)) is not None and 0 < value < math.inf
+    ]
+    low = max(_LEAST, math.floor(min(powers, default=-16)) - 1)
+    high = min(_MOST, max(math.ceil(max(powers, default=-16)), math.log10(TOLERANCE) + 1))
+    scale = _Scale(len(layers), low, math.ceil(high))
+    bound = scale.y(TOLERANCE)
+    parts = [*_axes(scale, layers), _line("bound", _LEFT, bound, _RIGHT, bound)]
+    if (first := comparison.verdict.first_layer) in place:
+        parts += _first(scale, place[first], first)
+    for curve in curves:
+        parts += _draw(curve, scale, place)
+    label = "relative difference of each layer's output, in the order of the forward pass"
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
+        + "".join(parts)
+        + "</svg>"
+    )
+
+
+@dataclass(frozen=True)
+class _Scale:
+    layers: int
+    low: int
+    high: int
+
+    def x(self, number: int) -> float:
+        return _LEFT + (_RIGHT - _LEFT) * (number + 0.5) / max(self.layers, 1)
+
+    def y(self, value: float) -> float:
+        power = self.low if value <= 0 else math.log10(value) if value < math.inf else self.high
+        share = (min(max(power, self.low), self.high) - self.low) / (self.high - self.low)
+        return _BOTTOM - (_BOTTOM - _TOP) * share
+
+
+def _axes(scale: _Scale, layers: Sequence[str]) -> list[str]:
+    parts: list[str] = []
+    for power in range(scale.low, scale.high + 1):
+        y = scale.y(10.0**power)
+        if power == scale.low or (power - scale.low) % 2 == 0:
+            text = "0" if power == scale.low else f'10<tspan dy="-5" font-size="9">{power}</tspan>'
+            parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+            parts.append(_line("axis", _LEFT, y, _RIGHT, y))
+    every = max(1, math.ceil(len(layers) / _MOST_LABELS))
+    for number in range(0, len(layers), every):
+        x, y = scale.x(number), _BOTTOM + 12
+        parts.append(
+            f'<text x="{x:.1f}" y="{y}" text-anchor="end" '
+            f'transform="rotate(-50 {x:.1f} {y})">{escape(layers[number])}</text>'
+        )
+    return parts
+
+
+def _first(scale: _Scale, number: int, name: str) -> list[str]:
+    x = scale.x(number)
+    anchor, shift = ("start", 6) if number < scale.layers / 2 else ("end", -6)
+    return [
+        _line("first", x, _TOP - 10, x, _BOTTOM),
+        f'<text class="first" x="{x + shift:.1f}" y="{_TOP - 6}" text-anchor="{anchor}">'
+        f"they differ at {escape(name)}</text>",
+    ]
+
+
+def _line(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _draw(curve: _Curve, scale: _Scale, place: dict[str, int]) -> list[str]:
+    points: list[tuple[float, float]] = []
+    dots: list[str] = []
+    radius = 3 if scale.layers <= 200 else 1.5
+    for row in curve.rows:
+        value = curve.value(row)
+        if value is None or row.name not in place:
+            continue
+        x, y = scale.x(place[row.name]), scale.y(value)
+        points.append((x, y))
+        dots.append(
+            f'<circle class="{curve.style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
+            f"<title>{escape(row.name)}\n{escape(curve.label)}: {value:.2e}</title></circle>"
+        )
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return [f'<polyline class="{curve.style}" points="{path}"/>', *dots]

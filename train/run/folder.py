@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from resnet_spec.checkpoints import OPTIMIZER
 from train.config import Config
 from train.config.resume import check_resumable
 from train.errors import UserError
@@ -87,6 +86,8 @@ def _list_checkpoints(folder: Path) -> list[Path]:
 
 def _is_of_a_run(checkpoint: Path) -> bool:
     """Not of weights that were imported, which have taken no step: any run may begin with them."""
+    from convert.runs.disk_format import OPTIMIZER  # not at the start of each command
+
     return int(checkpoint.name) > 0 or (checkpoint / OPTIMIZER).exists()
 
 

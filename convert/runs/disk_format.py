@@ -1,40 +1,43 @@
-"""What the folder of a checkpoint holds, and the checksums that tell whether it still does.
+"""The format of a run on disk: names of files, items and arrays; documents and checksums.
 
-Five items. `model`: parameters and statistics by name; `optimizer`: momentum by the parameter's
-name, and the step of the schedule; `ema`: the average of what is in `model`, where the run keeps
-one; `description`: which network they are, and the preprocessing of its images; `progress`: seed,
-steps left out, test error, seconds of training, and the checksums of all. Who trains and who
-converts write and read them by Orbax, which has no checksums of its own: a flipped bit in an array
-comes back silently.
+A checkpoint has five items. `model`: parameters and statistics by name. `optimizer`: momentum by
+the parameter's name, and the step of the schedule. `ema`: the average of what is in `model`, if the
+run keeps one. `description`: the network, and the preprocessing of its images. `progress`: seed,
+skipped steps, test error, seconds of training, and checksums of everything. The trainer and the
+converter write and read them by Orbax, which has no checksums of its own: it does not notice a
+flipped bit in an array.
 
-A checksum is SHA-256, as every Python has it, no two arrays share one by accident, and processors
-compute it about as fast as disks read (1.1 GB/s measured where CRC-32 has 1.9 and BLAKE2 0.6).
+A checksum is SHA-256: it is in the standard library, no two arrays share one by accident, and it is
+about as fast as a disk (1.1 GB/s measured; CRC-32 has 1.9 and BLAKE2 0.6).
 """
 
-import asyncio
-import contextlib
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.atomic import replacing
+
+CHECKPOINTS, CONFIG = "checkpoints", "config.json"  # in the folder of a run
 MODEL, OPTIMIZER, EMA = "model", "optimizer", "ema"
 ARRAY_ITEMS = (MODEL, OPTIMIZER, EMA)
 DESCRIPTION, PROGRESS = "description", "progress"
+PREPROCESSING = "preprocessing"  # a key of the description, beside those of the classifier
+MOMENTUM = "momentum."  # before a parameter's name, in the optimizer
+SCHEDULE_STEP = "schedule_step"  # in the optimizer: the step whose learning rate comes next
 
 _CONTENTS = "_CHECKPOINT_METADATA"  # Orbax's own list of the items
 _JSON = "metadata"  # Orbax's name of the file of a JSON item
-_DIGITS = 32  # kept of a checksum: 128 bits
+_DIGITS = 32  # of a checksum are kept: 128 bits
 _SHOWN = 3  # arrays of one damaged checkpoint
 _PIECE = 2**24  # bytes read at a time
-_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # something else is there
-_REASON = (80, 140)  # characters at either end of an error of TensorStore's, which are long
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_REASON = (80, 140)  # characters kept at either end of a long error of TensorStore
 
-Items = Mapping[str, Mapping[str, Any]]
+Items = Mapping[str, Mapping[str, Any]]  # arrays by item and name
 
 
 class DamageError(ValueError):
@@ -47,7 +50,8 @@ class Documents:
 
     Attributes:
         array_items: names of the items that are arrays.
-        progress: `seal`'s; empty in checkpoints of older versions, which cannot be verified.
+        progress: as `seal` returned it; empty in checkpoints of older versions, which cannot be
+            verified.
     """
 
     description: Mapping[str, Any]
@@ -55,7 +59,7 @@ class Documents:
     progress: Mapping[str, Any]
 
     def verify(self, items: Items) -> None:
-        """Raises a DamageError unless the arrays of some items are those that were written."""
+        """Raises a DamageError if arrays of these items are not those that were written."""
         damage = [
             f"{item}: {problem}"
             for item, arrays in items.items()
@@ -83,16 +87,15 @@ def seal(
         item: {name: checksum(array) for name, array in arrays.items()}
         for item, arrays in items.items()
     }
-    sealed = {**progress, "checksums": sums}
-    return {**sealed, "checksum": _document_checksum(sealed, description)}
+    return _seal_documents({**progress, "checksums": sums}, description)
 
 
 def read_documents(place: Path) -> Documents:
-    """The documents in a checkpoint's folder, verified; they are small.
+    """The documents in a checkpoint's folder, verified.
 
     Raises:
         DamageError: one is missing, or is not what was written.
-        OSError: one cannot be read, which says nothing about what was written.
+        OSError: one cannot be read; this does not mean that it is damaged.
     """
     try:
         if not (place / PROGRESS).exists():
@@ -102,8 +105,7 @@ def read_documents(place: Path) -> Documents:
             arrays = tuple(item for item in ARRAY_ITEMS if item in listed)
             return Documents(_read_json(place, DESCRIPTION), arrays, {})
         description, progress = _read_json(place, DESCRIPTION), _read_json(place, PROGRESS)
-        sealed = {key: value for key, value in progress.items() if key != "checksum"}
-        if progress.get("checksum") != _document_checksum(sealed, description):
+        if progress.get("checksum") != _seal_documents(progress, description)["checksum"]:
             raise DamageError("description or progress is not what was written")
         return Documents(description, tuple(progress["checksums"]), progress)
     except DamageError:
@@ -113,27 +115,22 @@ def read_documents(place: Path) -> Documents:
 
 
 def reseal(place: Path, changes: Mapping[str, Any]) -> None:
-    """Changes what a checkpoint says of its progress; its file is whole at any moment.
+    """Changes entries of a checkpoint's progress; its file is whole at any moment.
 
     Raises:
         DamageError: it is not what was written. OSError: it cannot be written.
     """
     documents = read_documents(place)
-    progress = {k: v for k, v in {**documents.progress, **changes}.items() if k != "checksum"}
-    sealed = {**progress, "checksum": _document_checksum(progress, documents.description)}
-    temporary = place / PROGRESS / f".{_JSON}.new"
-    with temporary.open("w") as file:
-        file.write(json.dumps(sealed))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(place / PROGRESS / _JSON)
+    sealed = _seal_documents({**documents.progress, **changes}, documents.description)
+    with replacing(place / PROGRESS / _JSON) as temporary:
+        temporary.write_text(json.dumps(sealed))
 
 
 def check_readable(folder: Path) -> None:
-    """Reads all files below a folder, for where a reader did not say why it failed.
+    """Reads all files below a folder, after a reader failed without saying why.
 
     Raises:
-        OSError: one that is there cannot be read: what is in it is not known to be damaged.
+        OSError: one that exists cannot be read; this does not mean that it is damaged.
     """
 
     def fail(error: OSError) -> None:
@@ -148,28 +145,6 @@ def check_readable(folder: Path) -> None:
                         pass
             except OSError as error:
                 fail(error)
-
-
-@contextlib.contextmanager
-def patient_loops() -> Iterator[None]:
-    """Lets Orbax end what it began.
-
-    It reads and writes all arrays at once, and on the first that fails closes its event loop under
-    the others: each would then print a traceback, at any time.
-    """
-    impatient = asyncio.new_event_loop
-    asyncio.new_event_loop = _PatientLoop
-    try:
-        yield
-    finally:
-        asyncio.new_event_loop = impatient
-
-
-class _PatientLoop(asyncio.SelectorEventLoop):
-    def close(self) -> None:
-        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
-            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        super().close()
 
 
 def shorten(error: Exception) -> str:
@@ -187,9 +162,11 @@ def _read_json(place: Path, item: str) -> dict[str, Any]:
     return content
 
 
-def _document_checksum(sealed: Mapping[str, Any], description: Mapping[str, Any]) -> str:
-    text = json.dumps([sealed, description], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+def _seal_documents(progress: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
+    """`progress` with a checksum of both documents, instead of one that it may have."""
+    unsealed = {key: value for key, value in progress.items() if key != "checksum"}
+    text = json.dumps([unsealed, description], sort_keys=True)
+    return {**unsealed, "checksum": hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]}
 
 
 def _compare(sums: Mapping[str, str], arrays: Mapping[str, Any]) -> list[str]:
@@ -201,12 +178,3 @@ def _compare(sums: Mapping[str, str], arrays: Mapping[str, Any]) -> list[str]:
         if name in sums and checksum(array) != sums[name]
     ]
     return [*missing, *left_over, *changed]
-
-
-def log_no_tracebacks() -> None:
-    """Of what Orbax raises it logs the traceback, too, thread by thread: not from now on."""
-    logging.getLogger("absl").addFilter(_is_not_raised)
-
-
-def _is_not_raised(record: logging.LogRecord) -> bool:
-    return record.exc_info is None or "orbax" not in record.pathname
