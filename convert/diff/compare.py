@@ -88,14 +88,11 @@ def compare(
     images = _round(images, precision)
     loss = Loss(seed, None if labels is None else np.asarray(labels))
 
-    def make_probes(precision: Precision) -> list[Probe]:
-        return [
-            _make_probe(model_a, precision, device, None),
-            _make_probe(model_b, precision, device, names),
-        ]
-
-    exact_probes = make_probes("f64")
-    reduced_probes = [] if precision == "f64" else make_probes(precision)
+    models = ((model_a, None), (model_b, names))
+    exact_probes = [_make_probe(model, "f64", device, theirs) for model, theirs in models]
+    reduced_probes: list[Probe] = []
+    if precision != "f64":
+        reduced_probes = [_make_probe(model, precision, device, theirs) for model, theirs in models]
     passes: tuple[Callable[[Probe], Sections], ...] = (
         lambda probe: probe.evaluate(images),
         lambda probe: probe.train(images, loss),

@@ -20,7 +20,7 @@ from convert.models import build_flax, build_torch
 from convert.options import add_part, add_stated, stated
 from convert.runs.run_folder import find_checkpoint, has_average
 from convert.sources import Source, read_source
-from resnet_spec import ClassifierSpec, ResNetSpec
+from resnet_spec import ClassifierSpec
 
 _DESCRIPTION = """\
 Runs two networks on one batch, layer by layer, in float64 and in another precision. Says whether
@@ -198,25 +198,18 @@ def _open(side: _Side, options: argparse.Namespace) -> Source:
 def _check_stated(sources: Iterable[Source], options: argparse.Namespace) -> None:
     """Refuses options that contradict the descriptions in files, which are read instead."""
     problems: list[str] = []
+    rates = {"running_variance", *stated(options)}  # a model's name implies others
     for source in sources:
         assert source.weights.classifier is not None
         spec = source.weights.classifier.network
         asked = layout_spec(options.model, "flax-resnet") if options.model else spec
         asked = dataclasses.replace(asked, in_planes=spec.in_planes, **stated(options))
-        problems += [*asked.differences(spec), *_of_training(asked, spec, options)]
+        problems += asked.differences(spec)
+        training = asked.training_differences(spec)
+        problems += [problem for problem in training if problem.partition(":")[0] in rates]
     if problems:
         problems = list(dict.fromkeys(problems))
         raise ConversionError("the files describe another model than the options:", problems)
-
-
-def _of_training(asked: ResNetSpec, spec: ResNetSpec, options: argparse.Namespace) -> list[str]:
-    """Differences in training, which is compared too.
-
-    A model's name implies rates: these count only if the user states them.
-    """
-    names = {"running_variance", *stated(options)}
-    found = asked.training_differences(spec)
-    return [difference for difference in found if difference.partition(":")[0] in names]
 
 
 def _read(

@@ -1,11 +1,12 @@
 """A comparison as one self-contained HTML page, with a plot of the divergence by depth."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
-from convert.diff.comparison import ACTIVATIONS, SECTIONS, TOLERANCE, Comparison, Row
+from convert.diff.comparison import ACTIVATIONS, SECTIONS, TOLERANCE, Comparison
 from convert.diff.report import cells, headings
 
 _WIDTH, _HEIGHT = 1000, 460
@@ -94,40 +95,27 @@ def _table(comparison: Comparison, section: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """One value for each layer; `style` is a CSS class."""
+class _Curve(NamedTuple):
+    """A line of the plot: a value for each layer."""
 
     label: str
-    style: str
-    rows: Sequence[Row]
-    value: Callable[[Row], float | None]
+    style: str  # a CSS class
+    values: dict[str, float]
 
 
 def _curves(comparison: Comparison) -> list[_Curve]:
     sections, precision = comparison.sections, comparison.precision
-    curves = [
-        _Curve(f"float64, {mode}", mode, sections[mode], lambda row: row.exact.relative)
-        for mode in ACTIVATIONS
-    ]
+    exact, reduced = [], []
+    for mode in ACTIVATIONS:
+        values = {row.name: row.exact.relative for row in sections[mode]}
+        exact.append(_Curve(f"float64, {mode}", mode, values))
+        values = {row.name: row.reduced.relative for row in sections[mode] if row.reduced}
+        reduced.append(_Curve(f"{precision}, {mode}", f"{mode} reduced", values))
     if precision == "f64":
-        return curves
-    less = [
-        _Curve(
-            f"{precision}, {mode}",
-            f"{mode} reduced",
-            sections[mode],
-            lambda row: None if row.reduced is None else row.reduced.relative,
-        )
-        for mode in ACTIVATIONS
-    ]
-    noise = _Curve(
-        f"rounding noise of {precision} in one network, train",
-        "noise",
-        sections["train"],
-        lambda row: row.noise,
-    )
-    return [noise, *less, *curves]
+        return exact
+    values = {row.name: row.noise for row in sections["train"] if row.noise is not None}
+    noise = _Curve(f"rounding noise of {precision} in one network, train", "noise", values)
+    return [noise, *reduced, *exact]
 
 
 def _legend(curves: Sequence[_Curve]) -> str:
@@ -144,39 +132,39 @@ def _plot(comparison: Comparison, curves: Sequence[_Curve]) -> str:
 
     Its colours are the classes `eval`, `train`, `noise`, `bound`, `axis` and `first` of `_STYLE`.
     """
-    layers = [row.name for row in comparison.sections["eval"]]
-    place = {name: number for number, name in enumerate(layers)}
-    powers = [
-        math.log10(value)
-        for curve in curves
-        for row in curve.rows
-        if (value := curve.value(row)) is not None and 0 < value < math.inf
-    ]
+    place = {row.name: number for number, row in enumerate(comparison.sections["eval"])}
+    values = [value for curve in curves for value in curve.values.values()]
+    powers = [math.log10(value) for value in values if 0 < value < math.inf]
     low = max(_LEAST, math.floor(min(powers, default=-16)) - 1)
     high = min(_MOST, max(math.ceil(max(powers, default=-16)), math.log10(TOLERANCE) + 1))
-    scale = _Scale(len(layers), low, math.ceil(high))
-    bound = scale.y(TOLERANCE)
-    parts = [*_axes(scale, layers), _line("bound", _LEFT, bound, _RIGHT, bound)]
-    if (first := comparison.verdict.first_layer) in place:
-        parts += _first(scale, place[first], first)
+    scale = _Scale(place, low, math.ceil(high))
+    bound, first = scale.y(TOLERANCE), comparison.verdict.first_layer
+    parts = [*_axes(scale), _line("bound", _LEFT, bound, _RIGHT, bound)]
+    if first in place:
+        x = scale.x(first)
+        anchor, shift = ("start", 6) if x < (_LEFT + _RIGHT) / 2 else ("end", -6)
+        parts += [
+            _line("first", x, _TOP - 10, x, _BOTTOM),
+            f'<text class="first" x="{x + shift:.1f}" y="{_TOP - 6}" text-anchor="{anchor}">'
+            f"they differ at {escape(first)}</text>",
+        ]
     for curve in curves:
-        parts += _draw(curve, scale, place)
+        parts += _draw(curve, scale)
     label = "relative difference of each layer's output, in the order of the forward pass"
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
-        + "".join(parts)
-        + "</svg>"
-    )
+    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
+    return "".join([svg, *parts, "</svg>"])
 
 
 @dataclass(frozen=True)
 class _Scale:
-    layers: int
+    """Pixels of a layer and of a value."""
+
+    place: dict[str, int]  # of each layer in the forward pass
     low: int
     high: int
 
-    def x(self, number: int) -> float:
-        return _LEFT + (_RIGHT - _LEFT) * (number + 0.5) / max(self.layers, 1)
+    def x(self, layer: str) -> float:
+        return _LEFT + (_RIGHT - _LEFT) * (self.place[layer] + 0.5) / len(self.place)
 
     def y(self, value: float) -> float:
         power = self.low if value <= 0 else math.log10(value) if value < math.inf else self.high
@@ -184,51 +172,38 @@ class _Scale:
         return _BOTTOM - (_BOTTOM - _TOP) * share
 
 
-def _axes(scale: _Scale, layers: Sequence[str]) -> list[str]:
+def _axes(scale: _Scale) -> list[str]:
     parts: list[str] = []
-    for power in range(scale.low, scale.high + 1):
+    for power in range(scale.low, scale.high + 1, 2):
         y = scale.y(10.0**power)
-        if power == scale.low or (power - scale.low) % 2 == 0:
-            text = "0" if power == scale.low else f'10<tspan dy="-5" font-size="9">{power}</tspan>'
-            parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-            parts.append(_line("axis", _LEFT, y, _RIGHT, y))
-    every = max(1, math.ceil(len(layers) / _MOST_LABELS))
-    for number in range(0, len(layers), every):
-        x, y = scale.x(number), _BOTTOM + 12
+        text = "0" if power == scale.low else f'10<tspan dy="-5" font-size="9">{power}</tspan>'
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+        parts.append(_line("axis", _LEFT, y, _RIGHT, y))
+    every = max(1, math.ceil(len(scale.place) / _MOST_LABELS))
+    for layer in list(scale.place)[::every]:
+        x, y = scale.x(layer), _BOTTOM + 12
         parts.append(
             f'<text x="{x:.1f}" y="{y}" text-anchor="end" '
-            f'transform="rotate(-50 {x:.1f} {y})">{escape(layers[number])}</text>'
+            f'transform="rotate(-50 {x:.1f} {y})">{escape(layer)}</text>'
         )
     return parts
-
-
-def _first(scale: _Scale, number: int, name: str) -> list[str]:
-    x = scale.x(number)
-    anchor, shift = ("start", 6) if number < scale.layers / 2 else ("end", -6)
-    return [
-        _line("first", x, _TOP - 10, x, _BOTTOM),
-        f'<text class="first" x="{x + shift:.1f}" y="{_TOP - 6}" text-anchor="{anchor}">'
-        f"they differ at {escape(name)}</text>",
-    ]
 
 
 def _line(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _draw(curve: _Curve, scale: _Scale, place: dict[str, int]) -> list[str]:
-    points: list[tuple[float, float]] = []
+def _draw(curve: _Curve, scale: _Scale) -> list[str]:
+    radius = 3 if len(scale.place) <= 200 else 1.5
+    points: list[str] = []
     dots: list[str] = []
-    radius = 3 if scale.layers <= 200 else 1.5
-    for row in curve.rows:
-        value = curve.value(row)
-        if value is None or row.name not in place:
+    for layer, value in curve.values.items():
+        if layer not in scale.place:
             continue
-        x, y = scale.x(place[row.name]), scale.y(value)
-        points.append((x, y))
+        x, y = scale.x(layer), scale.y(value)
+        points.append(f"{x:.1f},{y:.1f}")
         dots.append(
             f'<circle class="{curve.style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
-            f"<title>{escape(row.name)}\n{escape(curve.label)}: {value:.2e}</title></circle>"
+            f"<title>{escape(layer)}\n{escape(curve.label)}: {value:.2e}</title></circle>"
         )
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return [f'<polyline class="{curve.style}" points="{path}"/>', *dots]
+    return [f'<polyline class="{curve.style}" points="{" ".join(points)}"/>', *dots]

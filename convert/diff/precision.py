@@ -50,11 +50,11 @@ def reduced_flags(frameworks: Collection[Framework], device: Device) -> list[str
     torch's default of TF32 in cuDNN counts on a GPU only. JAX's default precision is full on a CPU
     and less than float32 on a GPU.
     """
-    flags: list[str] = []
-    if "torch" in frameworks:
-        flags += _torch_flags(device)
+    flags = _torch_flags(device) if "torch" in frameworks else []
     if "flax" in frameworks:
-        flags += _jax_flags(device)
+        value = _jax_config("jax_default_matmul_precision")
+        if value not in _JAX_FULL and (value is not None or device == "gpu"):
+            flags.append(f"jax_default_matmul_precision is {value!r}: set it to 'highest'")
     if device == "gpu" and os.environ.get("NVIDIA_TF32_OVERRIDE") == "1":
         flags.append("the environment variable NVIDIA_TF32_OVERRIDE is 1: unset it")
     return flags
@@ -74,13 +74,6 @@ def _torch_flags(device: Device) -> list[str]:
     if torch.is_autocast_enabled(kind):
         flags.append(f"torch.autocast({kind!r}) is on: compare outside it")
     return flags
-
-
-def _jax_flags(device: Device) -> list[str]:
-    value = _jax_config("jax_default_matmul_precision")
-    if value in _JAX_FULL or (value is None and device == "cpu"):
-        return []
-    return [f"jax_default_matmul_precision is {value!r}: set it to 'highest'"]
 
 
 def raise_defaults(frameworks: Collection[Framework], device: Device) -> None:

@@ -10,6 +10,7 @@ from convert.diff.comparison import ACTIVATIONS, Comparison, Difference, Row
 from convert.diff.verdict import times
 
 FORMAT_VERSION = 1
+_SETTINGS = ("precision", "device", "images", "flags", "described", "described_training")
 
 
 def as_json(comparison: Comparison) -> str:
@@ -23,12 +24,7 @@ def as_json(comparison: Comparison) -> str:
                 comparison.titles, comparison.frameworks, comparison.only, strict=True
             )
         ],
-        "precision": comparison.precision,
-        "device": comparison.device,
-        "images": comparison.images,
-        "flags": comparison.flags,
-        "described": comparison.described,
-        "described_training": comparison.described_training,
+        **{name: getattr(comparison, name) for name in _SETTINGS},
         "sections": {
             section: [_row_fields(row) for row in rows]
             for section, rows in comparison.sections.items()

@@ -51,8 +51,16 @@ class TorchProbe:
 
     def train(self, images: np.ndarray, loss: Loss) -> Sections:
         self._model.train()
-        with self._recording() as activations, _explaining_single_values():
-            outputs = _record_output(activations, self._model(self._input(images)))
+        with self._recording() as activations:
+            try:
+                outputs = _record_output(activations, self._model(self._input(images)))
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise ConversionError(
+                    "BatchNorm in training needs more than one value per channel: compare on more "
+                    f"images, or larger ones (--batch, --size): {error}"
+                ) from error
         _value(loss, outputs).backward()
         gradients = self._named(
             (name, torch.zeros_like(p) if p.grad is None else p.grad)
@@ -90,19 +98,6 @@ class TorchProbe:
                     hook = _recorder(activations, name)
                     stack.callback(module.register_forward_hook(hook).remove)
             yield activations
-
-
-@contextlib.contextmanager
-def _explaining_single_values() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ConversionError(
-            "BatchNorm in training needs more than one value per channel: compare on more images, "
-            f"or larger ones (--batch, --size): {error}"
-        ) from error
 
 
 def _recorder(activations: Arrays, name: str) -> Any:

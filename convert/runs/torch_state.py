@@ -124,9 +124,8 @@ def run_from_torch(state: Mapping[str, Any], run: str | Path) -> None:
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ConversionError(_NOT_A_RUN, [repr(error)]) from error
     content = {
+        **_content_of(state),
         "config": {**state["config"], "run_dir": str(run)},
-        "train_images": state["rng"]["train_images"],
-        "total_steps": state["total_steps"],
         "versions": {"flax-resnet": __version__},
         "devices": "torch",
     }
@@ -138,7 +137,13 @@ def run_from_torch(state: Mapping[str, Any], run: str | Path) -> None:
 
 def schedule_of(state: Mapping[str, Any]) -> Callable[[int], float]:
     """The run's learning rate by step: the lambda of a `LambdaLR`, with 1 as its base rate."""
-    return _make_schedule({**state, "train_images": state["rng"]["train_images"]})
+    return _make_schedule(_content_of(state))
+
+
+def _content_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config.json` and the state of a run in torch have in common."""
+    content = {name: state[name] for name in ("config", "total_steps")}
+    return {**content, "train_images": state["rng"]["train_images"]}
 
 
 def _make_schedule(content: Mapping[str, Any]) -> Callable[[int], float]:
@@ -185,15 +190,11 @@ def _read_config(run: Path) -> dict[str, Any]:
 def _config_problems(content: Mapping[str, Any]) -> list[str]:
     """The problems of a run's configuration, its number of images and its length."""
     config, total_steps = content["config"], content["total_steps"]
-    counts = {
-        "train_images": content["train_images"],
-        "total_steps": total_steps,
-        "global_batch_size": config["global_batch_size"],
-    }
+    counts = {**content, "global_batch_size": config["global_batch_size"]}
     problems = [
-        f"{name} must be a positive integer, not {value!r}"
-        for name, value in counts.items()
-        if type(value) is not int or value < 1
+        f"{name} must be a positive integer, not {counts[name]!r}"
+        for name in ("train_images", "total_steps", "global_batch_size")
+        if type(counts[name]) is not int or counts[name] < 1
     ]
     try:
         json.dumps(config)
@@ -207,8 +208,7 @@ def _config_problems(content: Mapping[str, Any]) -> list[str]:
 def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint of a run's state in torch; a ConversionError lists all problems."""
     config, step = state["config"], state["step"]
-    content = {**state, "train_images": state["rng"]["train_images"]}
-    if problems := _config_problems(content):
+    if problems := _config_problems(_content_of(state)):
         raise ConversionError(_NOT_A_RUN, problems)
     sgd.check_stock(config)
     classifier = parse_description(state["classifier"], len(state["model"]))
@@ -223,14 +223,12 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
     zeros = {name: np.zeros(shapes[name], dtype) for name in sgd.parameter_names(twin)}
     buffers, problems = sgd.buffers_of_state(state["optimizer"], zeros, config, step)
-    problems = [
-        *_check_network(config, classifier.network),
-        *_check_position(state),
-        *(p for key in weights for p in _check_description(key, classifier, state[key])),
-        *(p for key in weights for p in _check_weights(key, classifier, weights[key], dtype)),
-        *sgd.compare_stock(state["optimizer"], state["scheduler"], stock),
-        *problems,
-    ]
+    problems += _check_network(config, classifier.network)
+    problems += _check_position(state)
+    problems += sgd.compare_stock(state["optimizer"], state["scheduler"], stock)
+    for key, arrays in weights.items():
+        found = _check_weights(classifier, describe_state(state[key]), arrays, dtype)
+        problems += [f"{key}: {problem}" for problem in found]
     if problems:
         raise ConversionError(_NOT_A_RUN, problems)
     items = {key: as_flax(weights[key]) for key in weights}
@@ -265,27 +263,20 @@ def _check_position(state: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _check_description(
-    key: str, classifier: ClassifierSpec, state_dict: Mapping[str, Any]
-) -> list[str]:
-    """A state dict that a twin wrote describes its network; it must be this one."""
-    described = describe_state(state_dict)
-    other = [] if described is None else classifier.network.differences(described.network)
-    return [f"{key}: is of another network: {problem}" for problem in other]
-
-
 def _check_weights(
-    key: str, classifier: ClassifierSpec, arrays: Arrays, dtype: np.dtype
+    classifier: ClassifierSpec, described: ClassifierSpec | None, arrays: Arrays, dtype: np.dtype
 ) -> list[str]:
+    """Problems of a state dict; if a twin wrote it, it describes its network."""
     problems = []
+    if described is not None:
+        differences = classifier.network.differences(described.network)
+        problems = [f"is of another network: {difference}" for difference in differences]
     try:
         check(classifier, arrays)
     except ConversionError as error:
-        problems = error.problems
-    problems += [p for name, array in arrays.items() for p in value_problems(name, array)]
-    problems += [
-        f"dtype: {name} should be {dtype}, is {array.dtype}"
-        for name, array in arrays.items()
-        if is_floating(array.dtype) and array.dtype != dtype
-    ]
-    return [f"{key}: {problem}" for problem in problems]
+        problems += error.problems
+    for name, array in arrays.items():
+        problems += value_problems(name, array)
+        if is_floating(array.dtype) and array.dtype != dtype:
+            problems.append(f"dtype: {name} should be {dtype}, is {array.dtype}")
+    return problems
