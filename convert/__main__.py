@@ -20,7 +20,7 @@ from convert.incoming import as_asked, as_ours
 from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS, find_layout, write_layout
 from convert.options import add_part, add_stated, as_options
-from convert.runs.run_folder import write_run
+from convert.runs.saved_run import write_run
 from convert.sources import read_source
 from convert.weights import Weights
 from resnet_spec import PREPROCESSINGS

@@ -7,7 +7,7 @@ from typing import Literal
 
 from convert import files, folders, programs
 from convert.errors import ConversionError
-from convert.runs.run_folder import read_run
+from convert.runs.saved_run import read_run
 from convert.weights import Weights
 from resnet_spec import Preprocessing, ResNetSpec
 

@@ -13,7 +13,7 @@ import pytest
 import convert
 from convert.files import Weights
 from convert.runs.disk_format import read_documents
-from convert.runs.run_folder import read_run, write_run
+from convert.runs.saved_run import read_run, write_run
 from resnet_spec import ClassifierSpec, find_spec
 from tests.saved_states import (
     CLASSIFIER,

@@ -16,7 +16,7 @@ from etils import epath
 import convert
 from convert.runs.disk_format import ARRAY_ITEMS
 from convert.runs.orbax_access import patient_loops
-from convert.runs.run_folder import read_run
+from convert.runs.saved_run import read_run
 from tests.saved_states import (
     array_file,
     assert_same,

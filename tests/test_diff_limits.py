@@ -13,7 +13,7 @@ from convert.diff import compare
 from convert.diff.comparison import NOISE_FACTOR
 from convert.leaves import as_flax
 from convert.models import arrays_of, describe
-from convert.runs.run_folder import Checkpoint, write_checkpoint
+from convert.runs.saved_run import Checkpoint, write_checkpoint
 from tests.test_diff import IMAGES, make_torch
 
 

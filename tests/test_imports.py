@@ -86,7 +86,7 @@ def test_a_package_that_is_absent_is_named_and_what_needs_it_is_called_whole(
 ):
     import convert
     from convert.files import read_weights
-    from convert.runs.run_folder import write_run
+    from convert.runs.saved_run import write_run
     from tests.twins import make_twins
 
     path = tmp_path / "m.safetensors"

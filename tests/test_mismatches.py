@@ -18,7 +18,7 @@ from convert.__main__ import main
 from convert.files import read_weights
 from convert.inspection import inspect
 from convert.models import describe
-from convert.runs.run_folder import read_run
+from convert.runs.saved_run import read_run
 from tests.commands import assert_refused, run
 from tests.peers import make_peer
 from tests.twins import assert_same_state, make_twins

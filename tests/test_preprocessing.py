@@ -15,7 +15,7 @@ import torch_resnet
 from convert.files import Weights, read_weights, write_weights
 from convert.inspection import as_text, inspect
 from convert.models import arrays_of, describe
-from convert.runs.run_folder import read_run, write_run
+from convert.runs.saved_run import read_run, write_run
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, Preprocessing, find_spec
 from resnet_spec.description import DESCRIPTION_KEY
 from resnet_spec.preprocessing import AKAMASTER_CIFAR10

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.runs.run_folder import read_run, write_run
+from convert.runs.saved_run import read_run, write_run
 from tests.run_folders import arrays
 from train.__main__ import main, parse
 from train.data.dataset import load_dataset

@@ -15,7 +15,7 @@ import torch
 import convert
 from convert.leaves import as_flax
 from convert.runs import rng_at, schedule_of
-from convert.runs.run_folder import Checkpoint, read_run, write_checkpoint, write_run
+from convert.runs.saved_run import Checkpoint, read_run, write_checkpoint, write_run
 from convert.runs.sgd import check_stock, make_schedule
 from examples.continue_in_torch import Batches, train_in_torch
 from resnet_spec import ClassifierSpec, ResNetSpec

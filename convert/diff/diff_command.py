@@ -18,7 +18,7 @@ from convert.errors import ConversionError
 from convert.layouts import find_layout, layout_spec, read_layout, with_channels
 from convert.models import build_flax, build_torch
 from convert.options import add_part, add_stated, stated
-from convert.runs.run_folder import find_checkpoint, has_average
+from convert.runs.saved_run import find_checkpoint, has_average
 from convert.sources import Source, read_source
 from resnet_spec import ClassifierSpec
 

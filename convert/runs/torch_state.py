@@ -14,7 +14,7 @@ from convert.leaves import as_flax, as_torch
 from convert.models import check, torch_skeleton
 from convert.runs import sgd
 from convert.runs.disk_format import CONFIG, EMA, MODEL, OPTIMIZER
-from convert.runs.run_folder import (
+from convert.runs.saved_run import (
     Arrays,
     Checkpoint,
     check_values,
