@@ -1,4 +1,4 @@
-"""Where two networks part: planted faults are found, rounding is not taken for one."""
+"""Where two networks differ: planted faults are found, and rounding is not taken for one."""
 
 import copy
 import dataclasses
@@ -156,14 +156,14 @@ def double_a_gradient(flax_model: Any, torch_model: Any) -> None:
     conv.register_full_backward_hook(lambda module, inputs, outputs: (2 * inputs[0],))
 
 
-PARTS_IN_EVAL = ["eval", "statistics", "weights"]
-PARTS_IN_ALL = ["eval", "train", "gradients", "statistics"]
+DIFFERS_IN_EVAL = ["eval", "statistics", "weights"]
+DIFFERS_IN_ALL = ["eval", "train", "gradients", "statistics"]
 FAULTS = [
-    (swap_statistics_of_one_layer, "stages.1.0.bn1", PARTS_IN_EVAL),
-    (swap_statistics_of_two_layers, "stages.0.0.bn1", PARTS_IN_EVAL),
-    (transpose_a_square_kernel, "stages.1.0.conv2", [*PARTS_IN_ALL, "weights"]),
-    (set_another_epsilon, "stages.1.0.bn1", PARTS_IN_ALL),
-    (pad_as_tensorflow_does, "stages.1.0.conv1", PARTS_IN_ALL),
+    (swap_statistics_of_one_layer, "stages.1.0.bn1", DIFFERS_IN_EVAL),
+    (swap_statistics_of_two_layers, "stages.0.0.bn1", DIFFERS_IN_EVAL),
+    (transpose_a_square_kernel, "stages.1.0.conv2", [*DIFFERS_IN_ALL, "weights"]),
+    (set_another_epsilon, "stages.1.0.bn1", DIFFERS_IN_ALL),
+    (pad_as_tensorflow_does, "stages.1.0.conv1", DIFFERS_IN_ALL),
     (turn_momentum_round, "stages.0.0.bn2", ["statistics"]),
     (double_a_gradient, "stages.0.0.bn1", ["gradients"]),
 ]
@@ -290,7 +290,7 @@ def test_json_and_page_are_complete_and_need_no_network(in_float32):
         assert outside not in page
 
 
-def test_the_page_marks_where_the_networks_part(twins):
+def test_the_page_marks_where_the_networks_differ(twins):
     twins[1].stages[0][0].bn2.eps = 1e-3
     comparison = compare(twins[1], twins[0], IMAGES, precision="f64", titles=("<A>", "B & C"))
     page = as_page(comparison)
@@ -323,7 +323,7 @@ def test_a_peers_model_is_compared_by_its_own_names():
     }
 
 
-def test_networks_of_other_shapes_part_too():
+def test_networks_of_other_shapes_differ_too():
     longer = torch_resnet.from_spec(ResNetSpec("basic", (2, 1), (4, 4), 4, small_images=True), 9)
     comparison = compare(make_torch(), longer, IMAGES, precision="f64")
     verdict = comparison.verdict

@@ -158,7 +158,7 @@ def _check_arguments(
     if names is not None:
         problems += _check_names(names, model_a, model_b)
     if problems:
-        raise ConversionError("these networks cannot be compared so:", problems)
+        raise ConversionError("these networks cannot be compared with these arguments:", problems)
 
 
 def _check_images(images: np.ndarray, *models: Any) -> list[str]:
