@@ -60,12 +60,17 @@ class Documents:
 
     def verify(self, items: Items) -> None:
         """Raises a DamageError if arrays of these items are not those that were written."""
-        damage = [
-            f"{item}: {problem}"
-            for item, arrays in items.items()
-            if self.progress
-            for problem in _compare(self.progress["checksums"][item], arrays)
-        ]
+        if not self.progress:
+            return
+        damage: list[str] = []
+        for item, arrays in items.items():
+            sums = self.progress["checksums"][item]
+            damage += [f"{item}: {name} is missing" for name in sums if name not in arrays]
+            for name, array in arrays.items():
+                if name not in sums:
+                    damage.append(f"{item}: {name} is left over")
+                elif checksum(array) != sums[name]:
+                    damage.append(f"{item}: {name} is not what was written: its checksum differs")
         if damage:
             more = f"; {len(damage) - _SHOWN} more" if len(damage) > _SHOWN else ""
             raise DamageError("; ".join(damage[:_SHOWN]) + more)
@@ -167,14 +172,3 @@ def _seal_documents(progress: Mapping[str, Any], description: Mapping[str, Any])
     unsealed = {key: value for key, value in progress.items() if key != "checksum"}
     text = json.dumps([unsealed, description], sort_keys=True)
     return {**unsealed, "checksum": hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]}
-
-
-def _compare(sums: Mapping[str, str], arrays: Mapping[str, Any]) -> list[str]:
-    missing = [f"{name} is missing" for name in sums if name not in arrays]
-    left_over = [f"{name} is left over" for name in arrays if name not in sums]
-    changed = [
-        f"{name} is not what was written: its checksum differs"
-        for name, array in arrays.items()
-        if name in sums and checksum(array) != sums[name]
-    ]
-    return [*missing, *left_over, *changed]
