@@ -14,8 +14,7 @@ from pathlib import Path
 
 from convert import folders
 from convert.atomic import check_text
-from convert.checkpoints import write_run
-from convert.diff import command as diff
+from convert.diff import diff_command
 from convert.errors import ConversionError
 from convert.files import READABLE, SUFFIXES, write_weights
 from convert.guess import as_options
@@ -25,6 +24,7 @@ from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS, OURS, Layout, find_layout, write_layout
 from convert.models import judge
 from convert.options import add_part, add_stated, stated
+from convert.runs.saved_run import write_run
 from convert.sources import read_source
 from convert.weights import Weights
 from resnet_spec import PREPROCESSINGS
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add_part(look)
     look.set_defaults(command=_inspect)
 
-    diff.add_parser(commands)
+    diff_command.add_parser(commands)
 
     text = "list the known layouts"
     layouts = commands.add_parser("layouts", help=text, description=f"{text.capitalize()}.")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writes files and folders whole or not at all."""
 
 import contextlib
 import os
@@ -10,23 +10,23 @@ from convert.errors import ConversionError
 
 
 def check_text(path: Path) -> None:
-    """Raises a ConversionError for a path that is no text, which not every writer can take."""
+    """Raises a ConversionError for a path that is not UTF-8, which some writers cannot take."""
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError as error:
         name = str(path).encode(errors="backslashreplace").decode()
         raise ConversionError(
-            f"{name} is not UTF-8, and what writes this kind of file takes no other name: give "
+            f"{name} is not UTF-8, and the writer of this kind of file takes no other name: give "
             "another, or write it elsewhere and rename it"
         ) from error
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place, on disk, when all went well.
+    """A temporary file beside `path` that replaces it, synced to disk, if the block succeeds.
 
     Raises:
-        OSError: the file cannot be written; what was at `path` before is still there.
+        OSError: the file cannot be written; what was at `path` before is unchanged.
     """
     mode = 0o666 & ~_umask()
     target = path.resolve() if path.is_symlink() else path
@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(target)
         sync_folder(target.parent)
     except OSError as error:
-        # The system names no open file, and the temporary one is a name that nobody has asked for.
+        # The system's error names no file or the temporary one: the user knows only `path`.
         is_foreign = error.filename not in (None, str(temporary)) and temporary is not None
         if error.errno is None or is_foreign:
             raise
@@ -56,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """The errors that libraries have of their own, for a full disk too, as an OSError of `path`."""
+    """Turns libraries' own errors, such as for a full disk, into an OSError that names `path`."""
     try:
         yield
     except (OSError, ConversionError, ImportError, MemoryError) as error:
@@ -64,24 +64,23 @@ def naming(path: Path) -> Iterator[None]:
             raise
         raise OSError(f"{path} cannot be written: {error}") from error
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise OSError(f"{path} cannot be written: {reason}") from error
+        raise OSError(f"{path} cannot be written: {str(error) or type(error).__name__}") from error
 
 
 def sync_tree(folder: Path) -> None:
     """Puts every file of a new folder on disk, and the folders' own entries."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with (Path(place) / name).open("rb") as file:
                 os.fsync(file.fileno())
-    for path in (*folder.rglob("*"), folder):
-        if path.is_dir():
-            sync_folder(path)
+        sync_folder(Path(place))
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the new name outlast a power cut, where the system can."""
-    # Both files are whole: a system that cannot open or sync a folder may only forget the rename.
+    """Makes a new name survive a power cut, if the system can sync folders.
+
+    If it cannot, it may only forget the rename: the file is whole under its old or new name.
+    """
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

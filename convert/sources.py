@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from convert.checkpoints import read_run
 from convert.errors import ConversionError
 from convert.files import read_description, read_file
 from convert.folders import is_model_folder, layout_of, network_beside, read_folder
 from convert.inference import is_program, read_program_description
 from convert.layouts import Layout
 from convert.models import judge
+from convert.runs.saved_run import read_run
 from convert.weights import Weights
 from resnet_spec import Preprocessing, ResNetSpec
 

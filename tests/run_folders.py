@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.checkpoints import find_checkpoint, read_checkpoint
+from convert.runs.saved_run import find_checkpoint, read_checkpoint
 
 _CLOCK = ("images_per_second",)  # differs between equal runs
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import convert
-from convert.checkpoints import read_run, write_run
 from convert.files import Weights
+from convert.runs.disk_format import read_documents
+from convert.runs.saved_run import read_run, write_run
 from resnet_spec import ClassifierSpec, find_spec
-from resnet_spec.checkpoints import read_documents
 from tests.saved_states import (
     CLASSIFIER,
     PREPROCESSING,

@@ -14,8 +14,9 @@ import pytest
 from etils import epath
 
 import convert
-from convert.checkpoints import read_run
-from resnet_spec.checkpoints import ARRAY_ITEMS, patient_loops
+from convert.runs.disk_format import ARRAY_ITEMS
+from convert.runs.orbax_access import patient_loops
+from convert.runs.saved_run import read_run
 from tests.saved_states import (
     array_file,
     assert_same,

@@ -1,4 +1,4 @@
-"""Where two networks part: planted faults are found, rounding is not taken for one."""
+"""Where two networks differ: planted faults are found, and rounding is not taken for one."""
 
 import copy
 import dataclasses
@@ -22,6 +22,7 @@ from convert.diff.comparison import NOISE_FACTOR, SECTIONS
 from convert.diff.page import as_page
 from convert.diff.precision import reduced_flags
 from convert.diff.report import as_json
+from convert.diff.verdict import judge
 from convert.layouts import torchvision
 from resnet_spec import ResNetSpec, find_spec
 from tests.commands import assert_refused, run, run_here
@@ -155,14 +156,14 @@ def double_a_gradient(flax_model: Any, torch_model: Any) -> None:
     conv.register_full_backward_hook(lambda module, inputs, outputs: (2 * inputs[0],))
 
 
-PARTS_IN_EVAL = ["eval", "statistics", "weights"]
-PARTS_IN_ALL = ["eval", "train", "gradients", "statistics"]
+DIFFERS_IN_EVAL = ["eval", "statistics", "weights"]
+DIFFERS_IN_ALL = ["eval", "train", "gradients", "statistics"]
 FAULTS = [
-    (swap_statistics_of_one_layer, "stages.1.0.bn1", PARTS_IN_EVAL),
-    (swap_statistics_of_two_layers, "stages.0.0.bn1", PARTS_IN_EVAL),
-    (transpose_a_square_kernel, "stages.1.0.conv2", [*PARTS_IN_ALL, "weights"]),
-    (set_another_epsilon, "stages.1.0.bn1", PARTS_IN_ALL),
-    (pad_as_tensorflow_does, "stages.1.0.conv1", PARTS_IN_ALL),
+    (swap_statistics_of_one_layer, "stages.1.0.bn1", DIFFERS_IN_EVAL),
+    (swap_statistics_of_two_layers, "stages.0.0.bn1", DIFFERS_IN_EVAL),
+    (transpose_a_square_kernel, "stages.1.0.conv2", [*DIFFERS_IN_ALL, "weights"]),
+    (set_another_epsilon, "stages.1.0.bn1", DIFFERS_IN_ALL),
+    (pad_as_tensorflow_does, "stages.1.0.conv1", DIFFERS_IN_ALL),
     (turn_momentum_round, "stages.0.0.bn2", ["statistics"]),
     (double_a_gradient, "stages.0.0.bn1", ["gradients"]),
 ]
@@ -179,8 +180,8 @@ def test_a_planted_fault_is_found_and_its_layer_named(
     verdict = comparison.verdict
     assert not verdict.same
     assert verdict.first_layer == layer
-    assert verdict.lines[-1] == f"verdict: they part, first at {layer}"
-    firsts = {section: comparison.first_parting(section) for section in SECTIONS}
+    assert verdict.lines[-1] == f"verdict: they differ, first at {layer}"
+    firsts = {section: comparison.first_difference(section) for section in SECTIONS}
     assert [section for section, row in firsts.items() if row is not None] == sections
     for section in sections:
         row: Any = firsts[section]
@@ -209,7 +210,7 @@ def test_less_than_float32_in_one_network_alone_is_no_rounding(twins):
     assert verdict.same_function
     assert not verdict.same
     assert verdict.first_layer == "stages.0.0.conv2"
-    assert "computes in less than it was asked to" in verdict.reasons[0]
+    assert "computes in less precision than requested" in verdict.reasons[0]
 
 
 def test_bfloat16_is_held_against_its_own_noise():
@@ -245,7 +246,7 @@ def test_nothing_is_called_equal_while_jax_computes_in_less(in_float32, twins):
         assert reduced_flags(["torch"], "cpu") == []
         compared = compare(twins[1], twins[0], IMAGES, precision="f64")
     assert compared.flags == tuple(flags)
-    verdict = dataclasses.replace(in_float32, flags=tuple(flags)).verdict
+    verdict = judge(dataclasses.replace(in_float32, flags=tuple(flags)))
     assert not verdict.same
     assert verdict.same_function
     assert "jax_default_matmul_precision is 'tensorfloat32'" in verdict.lines[-1]
@@ -289,12 +290,12 @@ def test_json_and_page_are_complete_and_need_no_network(in_float32):
         assert outside not in page
 
 
-def test_the_page_marks_where_the_networks_part(twins):
+def test_the_page_marks_where_the_networks_differ(twins):
     twins[1].stages[0][0].bn2.eps = 1e-3
     comparison = compare(twins[1], twins[0], IMAGES, precision="f64", titles=("<A>", "B & C"))
     page = as_page(comparison)
-    assert "they part at stages.0.0.bn2</text>" in page
-    assert '<tr class="parts first"><td>stages.0.0.bn2</td>' in page
+    assert "they differ at stages.0.0.bn2</text>" in page
+    assert '<tr class="differs first"><td>stages.0.0.bn2</td>' in page
     assert "&lt;A&gt; against B &amp; C" in page
     assert "noise" not in page.partition("</style>")[2]  # float64 alone has none
 
@@ -322,7 +323,7 @@ def test_a_peers_model_is_compared_by_its_own_names():
     }
 
 
-def test_networks_of_other_shapes_part_too():
+def test_networks_of_other_shapes_differ_too():
     longer = torch_resnet.from_spec(ResNetSpec("basic", (2, 1), (4, 4), 4, small_images=True), 9)
     comparison = compare(make_torch(), longer, IMAGES, precision="f64")
     verdict = comparison.verdict
@@ -330,7 +331,7 @@ def test_networks_of_other_shapes_part_too():
     assert any("only B has stages.0.1.conv1.weight" in reason for reason in verdict.reasons)
     head = comparison.sections["eval"][-2]
     assert (head.name, head.note) == ("head", "shape (3, 5) against (3, 9)")
-    assert head.parts
+    assert head.differs
 
 
 def test_arguments_that_do_not_fit_are_all_named():
@@ -371,7 +372,7 @@ def test_the_command_says_by_its_exit_code_that_two_files_are_not_the_same(tmp_p
     options = (*options, "--json", "found.json", "--html", "found.html")
     result = run("convert", "diff", "one.safetensors", "other.safetensors", *options, cwd=tmp_path)
     assert result.returncode == 1, result.stderr
-    assert "verdict: they part, first at stem.conv" in result.stdout
+    assert "verdict: they differ, first at stem.conv" in result.stdout
     assert all(layer in result.stdout for layer in LAYERS)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["verdict"]["first_layer"] == "stem.conv"
@@ -410,7 +411,7 @@ def test_the_command_finds_a_fault_of_a_file_and_names_its_layer(
     convert.save("faulty.safetensors", faulty)
     arguments = ["diff", "sound.safetensors", "faulty.safetensors", "--size", "8"]
     assert main([*arguments, "--json", "found.json"]) == 1
-    assert f"verdict: they part, first at {layer}\n" in capsys.readouterr().out
+    assert f"verdict: they differ, first at {layer}\n" in capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["verdict"]["first_layer"] == layer
 
@@ -431,7 +432,7 @@ def test_the_command_compares_the_twins_of_one_file(tmp_path, monkeypatch, capsy
         (["--batch", "0"], "--batch"),
         (["--step-a", "3"], "step"),
         (["--layout", "torchvison"], "did you mean torchvision"),
-        (["--images", "model.safetensors", "--backend-b", "torch"], "not an array"),
+        (["--images", "model.safetensors", "--backend-b", "torch"], "not a .npy file"),
     ):
         assert main([*arguments, *mistake]) == 2, mistake
         assert part in capsys.readouterr().err

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import convert
-from convert import runs
 from convert.folders import model_folder
+from convert.runs import torch_state
 from convert.weights import Weights
 from tests import mutators
 from tests.fuzz_cases import MODEL_FOLDERS
@@ -70,7 +70,7 @@ def test_damaged_configurations_of_runs_are_read_or_refused(tmp_path):
         text = mutators.mutate_json(random.Random(number), content)
         (tmp_path / "config.json").write_text(text)
         try:
-            runs._read_config(tmp_path)
+            torch_state._read_config(tmp_path)
             outcomes["accepted"] += 1
         except convert.ConversionError:
             outcomes["refused"] += 1

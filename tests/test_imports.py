@@ -158,8 +158,8 @@ def test_a_package_that_is_absent_is_named_and_what_needs_it_is_called_whole(
     absent, arguments, says, tmp_path
 ):
     import convert
-    from convert.checkpoints import write_run
     from convert.files import read_weights
+    from convert.runs.saved_run import write_run
     from tests.twins import make_twins
 
     path = tmp_path / "m.safetensors"
@@ -198,7 +198,7 @@ def test_files_of_torch_are_read_and_written_where_there_is_no_torch(tmp_path):
     assert convert.load(tmp_path / "new.pt", backend="torch").spec == model.spec
 
 
-def test_only_one_file_names_pmap_and_one_hands_over_to_convert():
+def test_only_one_file_names_pmap_and_one_torch_and_few_import_convert():
     root = ROOT / "train"
     texts = {p.relative_to(root).as_posix(): p.read_text() for p in root.rglob("*.py")}
     assert "results/table_command.py" in texts
@@ -208,8 +208,14 @@ def test_only_one_file_names_pmap_and_one_hands_over_to_convert():
 
     assert with_lines(r"\bpmap\(") == ["step/parallel.py"]
     assert with_lines(r"^\s*(from|import) torch\w*\b") == ["run/export.py"]
-    assert sorted(with_lines(r"^\s*(from|import) convert\b")) == [
-        "results/record.py",  # for `convert.atomic` alone
-        "run/export.py",
-        "run/json_files.py",  # for `convert.atomic` alone
-    ]
+    of_runs = ["checkpoints", "retention", "run_folder", "saved_state"]  # a run's format on disk
+    expected = [f"run/{name}.py" for name in of_runs]
+    assert sorted(with_lines(r"^\s*(from|import) convert\.runs\.")) == expected
+    assert sorted(with_lines(r"^\s*(from|import) convert\b")) == sorted(
+        [
+            "results/record.py",  # for `convert.atomic` alone
+            "run/export.py",
+            "run/json_files.py",  # for `convert.atomic` alone
+            *expected,
+        ]
+    )

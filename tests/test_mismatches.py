@@ -15,10 +15,10 @@ import convert
 import flax_resnet
 import torch_resnet
 from convert.__main__ import main
-from convert.checkpoints import read_run
 from convert.files import read_weights
 from convert.inspection import inspect
 from convert.models import describe
+from convert.runs.saved_run import read_run
 from tests.commands import assert_refused, run_here
 from tests.peers import make_peer
 from tests.twins import assert_same_state, make_twins

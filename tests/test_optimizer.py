@@ -14,8 +14,9 @@ import torch
 from train.config import Config
 from train.config.recipes import RECIPES
 from train.errors import UserError
+from train.run.saved_state import fill_state, named_state
 from train.run.trainer import count_steps
-from train.step.optimizer import fill_state, make_optimizer, make_schedule, named_state, unreached
+from train.step.optimizer import make_optimizer, make_schedule, unreached
 
 SHAPES = {"conv.kernel": (3, 3, 2, 4), "bn.scale": (4,), "bn.bias": (4,), "head.kernel": (4, 5)}
 OPTIMIZERS: list[dict[str, Any]] = [

@@ -12,10 +12,10 @@ from safetensors.numpy import save_file
 
 import convert
 import torch_resnet
-from convert.checkpoints import read_run, write_run
 from convert.files import Weights, read_weights, write_weights
 from convert.inspection import as_text, inspect
 from convert.models import arrays_of, describe
+from convert.runs.saved_run import read_run, write_run
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, Preprocessing, find_spec
 from resnet_spec.classifier import DESCRIPTION_KEY
 from resnet_spec.preprocessing import AKAMASTER_CIFAR10

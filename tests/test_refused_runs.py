@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoints import read_run, write_run
+from convert.runs.saved_run import read_run, write_run
 from tests.run_folders import arrays
 from train.__main__ import main, parse
 from train.data.load import load_dataset

@@ -16,7 +16,7 @@ import torch
 
 import convert
 import torch_resnet
-from convert.checkpoints import read_run
+from convert.runs.saved_run import read_run
 from resnet_spec import find_spec
 from tests.commands import assert_refused, run, run_here
 from tests.run_folders import assert_same, metrics

@@ -13,11 +13,10 @@ import pytest
 import torch
 
 import convert
-from convert.checkpoints import Checkpoint, read_run, write_checkpoint, write_run
 from convert.leaves import as_flax
 from convert.runs import rng_at, schedule_of
-from convert.schedule import make_schedule, resolve
-from convert.sgd import check_stock
+from convert.runs.saved_run import Checkpoint, read_run, write_checkpoint, write_run
+from convert.runs.sgd import check_stock, make_schedule
 from examples.continue_in_torch import Batches, train_in_torch
 from resnet_spec import ClassifierSpec, ResNetSpec
 from tests.commands import assert_refused, run
@@ -30,6 +29,7 @@ from train.config.recipes import RECIPES
 from train.errors import UserError
 from train.run.checkpoints import Checkpoints
 from train.run.run_folder import begin_folder
+from train.run.saved_state import named_state
 from train.step import optimizer
 
 TOLERANCE = 1e-9
@@ -284,7 +284,7 @@ def test_without_momentum_or_average_there_are_none_in_torch(made, tmp_path):
     no_momentum = optimizer.make_optimizer(config, optimizer.make_schedule(config, 20)).init(
         made.template.params
     )
-    assert set(optimizer.named_state(no_momentum)) == {"schedule_step"}
+    assert set(named_state(no_momentum)) == {"schedule_step"}
 
 
 SCHEDULES: list[dict[str, Any]] = [
@@ -306,7 +306,7 @@ def test_the_plain_schedule_is_the_trainers(name):
         total_steps, train_images = int(steps[-1]), 55 * config.global_batch_size
         resolved = config.resolved(train_images)
         expected = jax.vmap(optimizer.make_schedule(resolved, total_steps))(steps)
-        plain = make_schedule(resolve(config.to_json(), train_images), total_steps)
+        plain = make_schedule(config.to_json(), train_images, total_steps)
         np.testing.assert_allclose([plain(int(s)) for s in steps], expected, rtol=1e-12, atol=1e-15)
 
 
@@ -316,7 +316,7 @@ def test_the_schedule_of_a_run_of_an_older_version_is_what_it_was():
     new = [name for name in config if name.endswith(names) and name != "global_batch_size"]
     assert {"warmup", "drop_epochs", "learning_rate_batch_size"} <= set(new)
     old = {name: value for name, value in config.items() if name not in new}
-    one, other = (make_schedule(resolve(c, 50_000), 62_500) for c in (config, old))
+    one, other = (make_schedule(c, 50_000, 62_500) for c in (config, old))
     assert [one(step) for step in (0, 399, 400, 32_000)] == [0.01, 0.01, 0.1, 0.1 * 0.1]
     assert all(one(step) == other(step) for step in range(0, 62_500, 100))
 

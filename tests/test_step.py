@@ -19,11 +19,12 @@ from train.config import Config
 from train.config.recipes import RECIPES
 from train.data.dataset import Dataset, Split, batch_indices, normalise
 from train.errors import UserError
+from train.run.saved_state import named_state
 from train.run.trainer import Trainer, describe
 from train.step import parallel
 from train.step.augment import Augment, draw_keys
 from train.step.functional import Network, Outputs
-from train.step.optimizer import make_optimizer, make_schedule, named_state
+from train.step.optimizer import make_optimizer, make_schedule
 from train.step.parallel import Spread
 from train.step.train_step import (
     Images,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_spec.checkpoints import read_documents
+from convert.runs.disk_format import read_documents
 from tests.commands import Process, run
 from tests.run_folders import assert_same
 from tests.test_processes import until

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 import torch_resnet
 from benchmarks.peers.torch_step import device, make_sgd, synchronise
-from convert.schedule import make_schedule
+from convert.runs.sgd import make_schedule
 from resnet_spec import find_spec
 from train.__main__ import parse
 from train.config import Config
@@ -52,7 +52,7 @@ class _Loop(abc.ABC):
         images = config.epochs * len(dataset.train)
         self.total_steps = min(images // config.global_batch_size, config.max_steps or images)
         self.optimizer = make_sgd(model, 1.0)
-        schedule = make_schedule(config.to_json(), self.total_steps)
+        schedule = make_schedule(config.to_json(), len(dataset.train), self.total_steps)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
         self.is_gpu = device().type == "cuda"
 

@@ -1,7 +1,6 @@
-"""Where two networks part: layer by layer, rounding told apart from error."""
+"""Compares two networks layer by layer, and tells rounding from real differences."""
 
 from convert.diff.compare import compare
-from convert.diff.comparison import Comparison, Row, Verdict
-from convert.diff.measure import Difference, measure
+from convert.diff.comparison import Comparison, Difference, Row, Verdict, measure
 
 __all__ = ["Comparison", "Difference", "Row", "Verdict", "compare", "measure"]

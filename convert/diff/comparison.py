@@ -1,25 +1,21 @@
-"""What a comparison of two networks finds: rows of a table, and a verdict."""
+"""What a comparison of two networks finds: differences of arrays, rows of tables, a verdict."""
 
-import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from convert.arrays import is_counter
-from convert.diff.measure import Difference
-from convert.diff.precision import UNIT_ROUNDOFF, Device, Framework, Precision
+from convert.diff.precision import Device, Framework, Precision
 
-# Relative to the largest magnitude of an array. Rounding in float64 starts at 1e-16 and reached
-# 1e-12 at most over the depths of the table; the least error worth finding, a float32 weight off
-# by its last bit, 6e-8, in one of a few hundred terms of a sum, moves the result by 1e-10.
+# Relative to the largest magnitude of an array. Rounding in float64 starts at 1e-16 and reached at
+# most 1e-12 over the depths of the table. The smallest error worth finding is a float32 weight
+# whose last bit is wrong (6e-8): in one of a few hundred terms of a sum it moves the result by
+# 1e-10.
 TOLERANCE = 1e-10
-# Where a network is so badly conditioned that rounding exceeds this, rounding is foretold: what it
-# is in a lower precision, times the ratio of the two unit roundoffs, with this margin.
-ROUNDING_MARGIN = 1000.0
-# Two runs of one function differ by no more than both differ from the exact result (the triangle
-# inequality): twice the noise of the better one, where both round alike. Different orders of
-# summation make that a few times as much; beyond 10, one computes in less than it was asked to.
+# Two runs of one function differ by no more than the sum of their differences from the exact result
+# (triangle inequality): twice the noise of the better one, if both round alike. Other orders of
+# summation make that a few times as much. Beyond 10, one computes in less precision than asked.
 NOISE_FACTOR = 10.0
 
 SECTIONS = {
@@ -33,16 +29,68 @@ ACTIVATIONS = ("eval", "train")
 
 
 @dataclass(frozen=True)
+class Difference:
+    """How far two arrays are apart.
+
+    Attributes:
+        absolute: largest difference; infinite if the shapes or the non-finite values differ.
+        relative: the same, divided by the largest magnitude in either array.
+        cosine: of the angle between them; NaN if one is all zeros or the shapes differ.
+    """
+
+    absolute: float
+    relative: float
+    cosine: float
+
+
+APART = Difference(np.inf, np.inf, np.nan)
+
+
+def measure(one: np.ndarray, other: np.ndarray, smallest_scale: float = 0.0) -> Difference:
+    """The difference of two arrays of any real dtypes, computed in float64.
+
+    Args:
+        one: an array; NaNs and infinities that are equal in both count as no difference.
+        other: likewise.
+        smallest_scale: what `relative` divides by if both arrays are smaller than this.
+    """
+    if one.shape != other.shape:
+        return APART
+    one, other = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    equal = (one == other) | (np.isnan(one) & np.isnan(other))
+    finite = np.isfinite(one) & np.isfinite(other)
+    if not np.all(equal | finite):
+        return APART
+    one, other = one[finite], other[finite]
+    absolute = largest(one - other)
+    scale = max(largest(one), largest(other), smallest_scale)
+    return Difference(absolute, absolute / scale if absolute else 0.0, _cosine(one, other))
+
+
+def largest(array: np.ndarray) -> float:
+    """The largest magnitude; 0 for an empty array."""
+    return float(np.abs(array).max()) if array.size else 0.0
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+    scales = largest(one), largest(other)
+    if not all(scales):
+        return np.nan
+    one, other = one / scales[0], other / scales[1]  # their squares neither overflow nor vanish
+    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
+
+
+@dataclass(frozen=True)
 class Row:
-    """One layer's output, or one array.
+    """The comparison of one layer's output, or of one array.
 
     Attributes:
         exact: the difference of both networks in float64 (of weights: as they are).
-        reduced: their difference in the precision asked for; None where that is float64.
-        noise: relative difference of that precision from float64 within one network, the smaller
-            of the two networks'; at least the precision's unit roundoff.
-        tolerance: what `exact.relative` may reach.
-        note: what else is to be said, else empty.
+        reduced: their difference in the requested precision; None if that is float64.
+        noise: relative difference between that precision and float64 within one network, the
+            smaller of the two networks'; at least the unit roundoff of the precision.
+        tolerance: the largest `exact.relative` that counts as rounding.
+        note: a remark for the reader; may be empty.
     """
 
     name: str
@@ -53,40 +101,32 @@ class Row:
     note: str = ""
 
     @property
-    def parts(self) -> bool:
+    def differs(self) -> bool:
         """Whether the difference is more than rounding in float64."""
         return not self.exact.relative <= self.tolerance
 
     @property
     def noise_ratio(self) -> float | None:
-        """How many times the rounding noise the difference in the lower precision is."""
+        """The difference in the lower precision, as a multiple of the rounding noise."""
         if self.reduced is None or self.noise is None:
             return None
         return self.reduced.relative / self.noise
 
     @property
     def overflows(self) -> bool:
-        """Whether values are not finite in the lower precision, though in float64 they are."""
+        """Whether values are finite in float64 and not in the lower precision."""
         is_lost = self.reduced is not None and math.isinf(self.reduced.relative)
         return is_lost and math.isfinite(self.exact.relative)
 
     @property
     def is_counter(self) -> bool:
-        """Whether it counts batches, which no function of the network depends on."""
+        """Whether it counts batches; no output of the network depends on that."""
         return is_counter(self.name)
 
     @property
     def is_noisy(self) -> bool:
-        """Whether the lower precision differs by more than its rounding explains."""
+        """Whether rounding does not explain the difference in the lower precision."""
         return self.noise_ratio is not None and not self.noise_ratio <= NOISE_FACTOR
-
-
-def tolerance(noise: float | None, precision: Precision) -> float:
-    """Of a relative difference in float64, given the noise of a lower precision."""
-    if noise is None or not math.isfinite(noise):
-        return TOLERANCE
-    foretold = noise * UNIT_ROUNDOFF["f64"] / UNIT_ROUNDOFF[precision]
-    return max(TOLERANCE, ROUNDING_MARGIN * foretold)
 
 
 @dataclass(frozen=True)
@@ -94,13 +134,13 @@ class Verdict:
     """Whether two networks are the same, and if not, why.
 
     Attributes:
-        same: same function and same weights, found out in full precision.
+        same: same function and same weights, compared in full precision.
         same_function: in float64 all activations, gradients and statistics are finite and agree.
-            `num_batches_tracked` is left out, which peers drop and nothing is computed from: where
-            it alone differs, this is true, `same` is false, and `reasons` say so.
-        first_layer: the layer, by our name, where they part; None where they do not.
-        reasons: why they are not called the same, a sentence each; empty where they are.
-        lines: the findings, a sentence each, the conclusion last.
+            `num_batches_tracked` does not count: other packages drop it, and nothing is computed
+            from it. If only counters differ, this is true, `same` is false, and `reasons` say so.
+        first_layer: the layer, by our name, where they first differ; None if they do not.
+        reasons: why they are not the same, one sentence each; empty if they are.
+        lines: the findings, one sentence each, the conclusion last.
     """
 
     same: bool
@@ -111,19 +151,18 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two networks on one batch of images.
+class Findings:
+    """The measurements on two networks and one batch of images.
 
     Attributes:
-        titles: what the two are called.
+        titles: the names of the two in reports.
         frameworks: of the two, "torch" or "flax".
         images: shape of the batch (n, h, w, c).
-        flags: the flags that reduced the precision.
+        flags: the settings that reduced the precision.
         only: names of tensors that only one of the two has.
-        described: in which fields the two say that they compute something else.
-        described_training: in which they say that they train otherwise.
-        sections: rows by a key of `SECTIONS`, activations in the order of the forward pass.
-        verdict: see `Verdict`.
+        described: fields in which their descriptions compute something else.
+        described_training: fields in which their descriptions train differently.
+        sections: rows by a key of `SECTIONS`; activations in the order of the forward pass.
     """
 
     titles: tuple[str, str]
@@ -137,28 +176,23 @@ class Comparison:
     described_training: tuple[str, ...]
     sections: dict[str, tuple[Row, ...]]
 
-    @functools.cached_property
-    def verdict(self) -> Verdict:
-        from convert.diff.verdict import judge
+    def first_difference(self, section: str) -> Row | None:
+        """The first row that differs, in the order in which its values are computed.
 
-        return judge(self)
-
-    def first_parting(self, section: str) -> Row | None:
-        """The first row that parts, in the order in which its values are computed.
-
-        Gradients come the other way round: the last layer's are computed first. A counter is the
-        first only where counters alone part.
+        Gradients are computed backward, the last layer's first. Counters come after all others.
         """
         rows = self.sections[section]
         ordered = reversed(rows) if section == "gradients" else rows
-        return min((row for row in ordered if row.parts), key=lambda r: r.is_counter, default=None)
+        return min((r for r in ordered if r.differs), key=lambda r: r.is_counter, default=None)
+
+
+@dataclass(frozen=True)
+class Comparison(Findings):
+    """Two networks on one batch of images: the measurements and the verdict on them."""
+
+    verdict: Verdict
 
 
 def layer_of(name: str) -> str:
     """`stages.0.0.conv1.weight` -> `stages.0.0.conv1`."""
     return name.rpartition(".")[0]
-
-
-def least_noise(precision: Precision, *noises: float) -> float:
-    """The noise to hold a difference against; one network that is too noisy does not hide it."""
-    return max(UNIT_ROUNDOFF[precision], float(np.nanmin(noises)))

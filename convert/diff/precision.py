@@ -1,4 +1,4 @@
-"""Precisions that a network can be run in, and the flags that silently take some of it away."""
+"""The precisions of a run of a network, and settings that silently reduce them."""
 
 import contextlib
 import os
@@ -17,14 +17,14 @@ FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
 DTYPES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "tf32": "float32"}
 UNIT_ROUNDOFF = {"f64": 2.0**-53, "f32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}
 
-# All that torch's networks of convolutions and matrix products read; setting `allow_tf32` or
-# `set_float32_matmul_precision` sets these too, and reading those can raise after these are set.
+# All flags that torch's convolutions and matrix products read. `allow_tf32` and
+# `set_float32_matmul_precision` set these too, and reading them can raise once these are set.
 _TORCH_FLAGS = ("cuda.matmul", "cudnn.conv", "mkldnn.matmul", "mkldnn.conv")
 _JAX_FULL = ("highest", "float32")
 
 
 def check_ready(frameworks: Collection[Framework], device: Device) -> None:
-    """Raises a ConversionError that says why these frameworks cannot run here in float64."""
+    """Raises a ConversionError if one of these frameworks cannot run here in float64."""
     problems: list[str] = []
     if "flax" in frameworks:
         import jax
@@ -45,16 +45,16 @@ def check_ready(frameworks: Collection[Framework], device: Device) -> None:
 
 
 def reduced_flags(frameworks: Collection[Framework], device: Device) -> list[str]:
-    """Every flag that makes float32 less than it is, and what to do about it.
+    """Every setting that reduces the precision of float32, and how to change it.
 
-    torch's default of TF32 in cuDNN counts only where cuDNN can run. JAX has no default precision
-    of its own on a CPU, and less than float32 on a GPU.
+    torch's default of TF32 in cuDNN counts on a GPU only. JAX's default precision is full on a CPU
+    and less than float32 on a GPU.
     """
-    flags: list[str] = []
-    if "torch" in frameworks:
-        flags += _torch_flags(device)
+    flags = _torch_flags(device) if "torch" in frameworks else []
     if "flax" in frameworks:
-        flags += _jax_flags(device)
+        value = _jax_config("jax_default_matmul_precision")
+        if value not in _JAX_FULL and (value is not None or device == "gpu"):
+            flags.append(f"jax_default_matmul_precision is {value!r}: set it to 'highest'")
     if device == "gpu" and os.environ.get("NVIDIA_TF32_OVERRIDE") == "1":
         flags.append("the environment variable NVIDIA_TF32_OVERRIDE is 1: unset it")
     return flags
@@ -65,28 +65,21 @@ def _torch_flags(device: Device) -> list[str]:
 
     flags = [
         f"torch.backends.{name}.fp32_precision is {value!r} (allow_tf32 and "
-        "torch.set_float32_matmul_precision set it, too): set it to 'ieee'"
+        "torch.set_float32_matmul_precision also set it): set it to 'ieee'"
         for name in _TORCH_FLAGS
         if (value := _torch_backend(name).fp32_precision) not in ("none", "ieee")
         and (device == "gpu" or name != "cudnn.conv")
     ]
     kind = "cuda" if device == "gpu" else "cpu"
     if torch.is_autocast_enabled(kind):
-        flags.append(f"torch.autocast({kind!r}) is on: compare outside of it")
+        flags.append(f"torch.autocast({kind!r}) is on: compare outside it")
     return flags
 
 
-def _jax_flags(device: Device) -> list[str]:
-    value = _jax_config("jax_default_matmul_precision")
-    if value in _JAX_FULL or (value is None and device == "cpu"):
-        return []
-    return [f"jax_default_matmul_precision is {value!r}: set it to 'highest'"]
-
-
 def raise_defaults(frameworks: Collection[Framework], device: Device) -> None:
-    """Asks for full float32 where a framework's own default is less.
+    """Sets full float32 where a framework's own default is less, in this process.
 
-    For a process of one's own: what somebody set on purpose stays, to be refused.
+    What the user set on purpose stays, and is refused later.
     """
     if device == "cpu":
         return
@@ -101,7 +94,7 @@ def raise_defaults(frameworks: Collection[Framework], device: Device) -> None:
 
 @contextlib.contextmanager
 def tensor_float32(frameworks: Collection[Framework]) -> Iterator[None]:
-    """TF32 in these frameworks, which a CPU may not know, and afterwards the flags as before."""
+    """Runs these frameworks in TF32, if the device has it, and restores the flags."""
     with contextlib.ExitStack() as stack:
         if "flax" in frameworks:
             import jax
@@ -123,7 +116,7 @@ def _torch_backend(name: str) -> Any:
 
 
 def _jax_config(name: str) -> Any:
-    """The value in force here: `jax.config.read` knows nothing of context managers."""
+    """The current value: `jax.config.read` ignores context managers."""
     import jax
 
     return getattr(jax.config, name)

@@ -1,4 +1,4 @@
-"""A comparison as JSON and as cells of tables, and files that appear whole or not at all."""
+"""A comparison as JSON and as the cells of tables."""
 
 import json
 import math
@@ -6,37 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from convert.atomic import replacing
-from convert.diff.comparison import ACTIVATIONS, Comparison, Row
-from convert.diff.measure import Difference
+from convert.diff.comparison import ACTIVATIONS, Comparison, Difference, Row
 from convert.diff.verdict import times
 
 FORMAT_VERSION = 1
+_SETTINGS = ("precision", "device", "images", "flags", "described", "described_training")
 
 
 def as_json(comparison: Comparison) -> str:
-    """Everything that was found; numbers that JSON has not (infinity, NaN) are null."""
-    verdict = comparison.verdict
+    """All findings. Numbers that JSON does not have (infinity, NaN) are null."""
     fields = {
         "version": FORMAT_VERSION,
-        "verdict": {
-            "same": verdict.same,
-            "same_function": verdict.same_function,
-            "first_layer": verdict.first_layer,
-            "reasons": verdict.reasons,
-            "lines": verdict.lines,
-        },
+        "verdict": vars(comparison.verdict),
         "models": [
             {"title": title, "framework": framework, "only": only}
             for title, framework, only in zip(
                 comparison.titles, comparison.frameworks, comparison.only, strict=True
             )
         ],
-        "precision": comparison.precision,
-        "device": comparison.device,
-        "images": comparison.images,
-        "flags": comparison.flags,
-        "described": comparison.described,
-        "described_training": comparison.described_training,
+        **{name: getattr(comparison, name) for name in _SETTINGS},
         "sections": {
             section: [_row_fields(row) for row in rows]
             for section, rows in comparison.sections.items()
@@ -48,7 +36,7 @@ def as_json(comparison: Comparison) -> str:
 def _row_fields(row: Row) -> dict[str, Any]:
     return {
         "name": row.name,
-        "parts": row.parts,
+        "parts": row.differs,  # its name in version 1 of the format
         "float64": _difference_fields(row.exact),
         "reduced": None if row.reduced is None else _difference_fields(row.reduced),
         "noise": _finite(row.noise),
@@ -67,15 +55,15 @@ def _finite(value: float | None) -> float | None:
 
 
 def headings(comparison: Comparison, section: str) -> list[str]:
-    """Of the columns that `cells` fills."""
+    """Of the columns that `cells` fills; that of the remarks has none."""
     names = ["layer" if section in ACTIVATIONS else "array", "absolute", "relative", "cosine"]
     if comparison.precision != "f64" and section != "weights":
         names += [f"{comparison.precision} relative", "noise", "times noise"]
-    return names
+    return [*names, ""]
 
 
-def cells(row: Row) -> list[str]:
-    """A row of a table, as text."""
+def cells(comparison: Comparison, section: str, row: Row) -> list[str]:
+    """A row of a table, as text; the last cell says where the networks differ, and notes."""
     texts = [
         row.name,
         f"{row.exact.absolute:.1e}",
@@ -84,22 +72,19 @@ def cells(row: Row) -> list[str]:
     ]
     if row.reduced is not None:
         texts += [f"{row.reduced.relative:.1e}", f"{row.noise:.1e}", times(row.noise_ratio)]
-    return texts
-
-
-def remark(row: Row, section: str, *, is_first: bool) -> str:
-    """What the last column says: where the networks part first, and notes."""
-    mark = "first to part" if is_first else "parts" if row.parts else ""
-    if section in ACTIVATIONS and not row.parts and row.is_noisy:
+    mark = "differs" if row.differs else ""
+    if row is comparison.first_difference(section):
+        mark = "first to differ"
+    elif section in ACTIVATIONS and not row.differs and row.is_noisy:
         mark = "more than rounding"
-    return ", ".join(text for text in (mark, row.note) if text)
+    return [*texts, ", ".join(text for text in (mark, row.note) if text)]
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that appears whole, or not at all.
+    """Writes a text file whole or not at all.
 
     Raises:
-        OSError: the file cannot be written; what was there before still is.
+        OSError: the file cannot be written; what was there before is unchanged.
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

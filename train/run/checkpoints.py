@@ -1,6 +1,6 @@
-"""The checkpoints of a run: written by Orbax in the background, and the newest good one read back.
+"""The checkpoints of a run: Orbax writes them in the background; the newest good one is restored.
 
-What is in one is said in `resnet_spec.checkpoints`.
+`convert.runs.disk_format` describes their contents.
 """
 
 import contextlib
@@ -12,40 +12,40 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from resnet_spec import ClassifierSpec, Preprocessing
-from resnet_spec.checkpoints import (
+from convert.runs.disk_format import (
     ARRAY_ITEMS,
+    CHECKPOINTS,
     DESCRIPTION,
+    PREPROCESSING,
     PROGRESS,
     DamageError,
-    log_no_tracebacks,
-    patient_loops,
     seal,
     shorten,
 )
+from convert.runs.orbax_access import log_no_tracebacks, patient_loops, save_arguments
+from resnet_spec import ClassifierSpec, Preprocessing
 from train.errors import UserError
 from train.run.retention import Best, add_error, find_best, list_steps, read_errors
-from train.run.run_folder import CHECKPOINTS
 from train.run.saved_state import as_items, fill, find_misfits, read
 from train.step.train_step import TrainState
 
-_NEWEST = 2  # kept beside the best; if one is damaged, the other goes on
+_NEWEST = 2  # kept beside the best: if one is damaged, the run goes on from the other
 _WAY_OUT = "another run can start from its weights: --init-from {} with a new --run-dir"
 
 
 class Checkpoints:
     """The checkpoints in a run's folder; a context manager that waits for the last write.
 
-    Kept are the two newest and the one of the lowest test error. States are on the host: whoever
-    restores one places it on the devices, as many as there are. Where a run has several processes,
-    one of them has this, and tells the others what it restored.
+    It keeps the two newest and the one with the lowest test error. States are on the host: the
+    caller of `restore` places them on its devices, however many. If a run has several processes,
+    one of them has this object, and sends the others what it restored.
 
     Args:
-        say: is told of every damaged checkpoint; by default it is printed on stderr.
+        say: receives a line about each damaged checkpoint; by default it is printed on stderr.
 
     Attributes:
-        restored: what the restored checkpoint says of its progress; empty where there is none.
-        weights: what was restored where it was weights alone, that are not this run's own.
+        restored: the progress in the restored checkpoint; empty if it has none.
+        weights: a name for imported weights, if these were restored and not a state of this run.
 
     Raises:
         OSError: the folder cannot be made.
@@ -64,7 +64,7 @@ class Checkpoints:
         self._say = say or _print_error
         self.restored: Mapping[str, Any] = {}
         self.weights: str | None = None
-        self._description = {**classifier.to_json(), "preprocessing": preprocessing.to_json()}
+        self._description = {**classifier.to_json(), PREPROCESSING: preprocessing.to_json()}
         self.folder.mkdir(parents=True, exist_ok=True)
         log_no_tracebacks()
         self._errors = read_errors(self.folder)
@@ -75,7 +75,7 @@ class Checkpoints:
         handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in ARRAY_ITEMS}
         handlers |= {name: ocp.JsonCheckpointHandler() for name in (DESCRIPTION, PROGRESS)}
         options = ocp.CheckpointManagerOptions(
-            create=False,  # it is there, and Orbax would wait for the other processes
+            create=False,  # it exists, and Orbax would wait for the other processes
             cleanup_tmp_directories=True,
             lightweight_initialize=True,
             preservation_policy=AnyPreservationPolicy([LatestN(_NEWEST), Best(self._errors)]),
@@ -93,22 +93,22 @@ class Checkpoints:
         except OSError as failure:
             if kind is None:
                 raise
-            self._say(str(failure))  # another error is on its way
+            self._say(str(failure))  # another error is being raised
         finally:
-            with contextlib.suppress(Exception):  # that of the write, once more
+            with contextlib.suppress(Exception):  # it raises that of the write again
                 self._manager.close()
             self._loops.__exit__(None, None, None)
 
     def save(self, state: TrainState, *, error: float | None = None, seconds: float = 0) -> None:
         """Starts writing `state`; all of it is copied before this returns.
 
-        `error` is the test error of exactly this state, None where it was not tested; `seconds`
-        the wall time that it took.
+        `error` is the test error of exactly this state, None if it was not tested; `seconds` the
+        wall time of the training so far. If this very state is saved already, only an `error` that
+        it lacks is added.
 
         Raises:
-            OSError: it cannot be written, or the write before failed; or there is another state of
-                this step. A state that is there already is left as it is, but for an error that was
-                not known.
+            OSError: it cannot be written, the write before failed, or there is another state of
+                this step.
         """
         step, items = int(state.step), as_items(state)
         counts = {"seed": int(state.seed), "skipped": int(state.skipped)}
@@ -118,19 +118,17 @@ class Checkpoints:
             with self._naming_failures():
                 self._errors |= add_error(self.folder, step, error)
             return
-        args: dict[str, Any] = {name: ocp.args.StandardSave(items[name]) for name in items}
-        args[DESCRIPTION] = ocp.args.JsonSave(self._description)
-        args[PROGRESS] = ocp.args.JsonSave(sealed)
         if error is not None:
             self._errors[step] = error
         with self._naming_failures():
-            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+            arguments = save_arguments(items, self._description, sealed)
+            self._manager.save(step, args=arguments, force=True)
 
     def wait(self) -> None:
-        """Until all is on disk.
+        """Returns when everything is on disk.
 
         Raises:
-            OSError: a write failed; the checkpoints before are as they were.
+            OSError: a write failed; the checkpoints before it are unchanged.
         """
         with self._naming_failures():
             self._manager.wait_until_finished()
@@ -139,11 +137,11 @@ class Checkpoints:
     def restore(self, fresh: TrainState, *, step: int | None = None) -> TrainState:
         """The newest good checkpoint, or that of one `step`, as NumPy arrays in `fresh`'s form.
 
-        Damaged ones that are newer are named, and renamed to `<step>.damaged`.
+        Newer ones that are damaged are reported, and renamed to `<step>.damaged`.
 
         Raises:
             UserError: there is none, none is good, or it does not fit the run; all is listed.
-            OSError: one cannot be read; all are left as they are.
+            OSError: one cannot be read; nothing is renamed.
         """
         self.wait()
         steps = list_steps(self.folder)
@@ -172,26 +170,25 @@ class Checkpoints:
         raise UserError("\n  ".join(["no checkpoint is good; each is damaged:", *lines]))
 
     def delete_after(self, step: int) -> None:
-        """Deletes those that are newer: a run that goes on from `step` makes them anew."""
-        newer = [other for other in self._manager.all_steps() if other > step]
-        for other in newer:
+        """Deletes the newer ones: a run that goes on from `step` will save them again."""
+        for other in [other for other in self._manager.all_steps() if other > step]:
             self._manager.delete(other)
             self._errors.pop(other, None)
 
     def latest_step(self) -> int | None:
-        """The newest, that being written among them; None where there is none."""
+        """The newest, perhaps still being written; None if there is none."""
         return self._manager.latest_step()
 
     def best(self) -> tuple[int, float] | None:
-        """Step and test error of the best, the newest of several; None where none was tested."""
+        """Step and test error of the best, the newest if equal; None if none was tested."""
         step = find_best(self._errors, self._manager.all_steps())
         return None if step is None else (step, self._errors[step])
 
     def _is_there(self, step: int, sealed: dict[str, Any]) -> bool:
-        """Whether this state is on disk; one of the step that is damaged is set aside.
+        """Whether this state is on disk; a damaged one of the same step is renamed.
 
         Raises:
-            OSError: another state of the step is there.
+            OSError: another state of the step is on disk.
         """
         if step not in {*self._manager.all_steps(), *list_steps(self.folder)}:
             return False
@@ -207,7 +204,7 @@ class Checkpoints:
         return True
 
     def _set_aside(self, damaged: dict[int, str], newest_good: int | None = None) -> None:
-        """Names damaged checkpoints, and renames them: their steps will be saved again."""
+        """Reports damaged checkpoints and renames them: their steps will be saved again."""
         if not damaged:
             return
         for step, damage in damaged.items():
@@ -231,7 +228,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise anything
             raise OSError(
                 f"{self.folder}: a checkpoint could not be written ({shorten(error)}); "
-                "those before it are as they were"
+                "those before it are unchanged"
             ) from error
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 
 import convert
-from convert.checkpoints import as_flax
 from convert.guess import guess
 from convert.layouts import OURS, Layout, find_layout, read_layout
+from convert.leaves import as_flax
 from convert.sources import Source, read_source
 from resnet_spec import ClassifierSpec, Preprocessing
 from train.config import Config

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_spec.checkpoints import DamageError, read_documents, reseal
+from convert.runs.disk_format import DamageError, read_documents, reseal
 
 
 class Best:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from resnet_spec.checkpoints import OPTIMIZER
 from train.config import Config, check_resumable
 from train.errors import UserError
 from train.run.json_files import leftovers, read_own_json, write_json
@@ -87,6 +86,8 @@ def _list_checkpoints(folder: Path) -> list[Path]:
 
 def _is_of_a_run(checkpoint: Path) -> bool:
     """False for imported weights, which have taken no step: any run may begin with them."""
+    from convert.runs.disk_format import OPTIMIZER  # not at the start of each command
+
     return int(checkpoint.name) > 0 or (checkpoint / OPTIMIZER).exists()
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint read back and verified, and whether and how a run goes on from it."""
+"""Training states as checkpoints have them: named, read back, compared with a run, filled in."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,28 +7,26 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath  # Orbax's own kind of path
+import optax
 
-from resnet_spec import ClassifierSpec, Preprocessing
-from resnet_spec.checkpoints import (
+from convert.runs.disk_format import (
     ARRAY_ITEMS,
     EMA,
     MODEL,
+    MOMENTUM,
     OPTIMIZER,
-    DamageError,
+    PREPROCESSING,
+    SCHEDULE_STEP,
     Documents,
-    check_readable,
-    patient_loops,
     read_documents,
-    shorten,
 )
-from train.step.optimizer import fill_state, named_state
+from convert.runs.orbax_access import read_items
+from resnet_spec import ClassifierSpec, Preprocessing
 from train.step.train_step import TrainState
 
 _SHOWN = 3  # names of one kind of problem
 
-Items = dict[str, dict[str, Any]]  # of NumPy arrays, by item and name
+Items = dict[str, dict[str, Any]]  # NumPy arrays by item and name
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class SavedState:
 
     @property
     def is_imported(self) -> bool:
-        """Whether these are weights alone, from which a run starts."""
+        """Whether these are weights alone, to start a run from."""
         return self.step == 0 and OPTIMIZER not in self.items
 
 
@@ -52,14 +50,9 @@ def read(place: Path) -> SavedState:
         DamageError: it is not what was written. OSError: it cannot be read.
     """
     documents = read_documents(place)
-    try:
-        with patient_loops():
-            items = {name: _read_arrays(place / name) for name in documents.array_items}
-    except Exception as error:  # Orbax raises bare Exception, among others, for damaged files
-        check_readable(place)
-        raise DamageError(shorten(error)) from error
-    documents.verify(items)
-    return SavedState(int(place.name), documents, items)
+    return SavedState(
+        int(place.name), documents, read_items(place, documents, documents.array_items)
+    )
 
 
 def as_items(state: TrainState) -> Items:
@@ -72,24 +65,43 @@ def as_items(state: TrainState) -> Items:
     return jax.tree.map(np.asarray, items)
 
 
+def named_state(state: Any) -> dict[str, Any]:
+    """The state of `train.step.optimizer.make_optimizer` by name, in whatever order optax has it.
+
+    `momentum.<parameter>`: SGD's or LARS's momentum buffer, of the parameter's shape;
+    `schedule_step`: the step whose learning rate comes next.
+    """
+    buffers = optax.tree.get(state, "trace", default={})
+    named = {f"{MOMENTUM}{name}": buffer for name, buffer in buffers.items()}
+    named[SCHEDULE_STEP] = optax.tree.get(state, "count")
+    assert len(named) == len(jax.tree.leaves(state)), "a part of the optimizer has no name"
+    return named
+
+
+def fill_state(fresh: Any, named: Mapping[str, Any]) -> Any:
+    """The inverse of `named_state`: a state of the form of `fresh` with these arrays."""
+    values: dict[str, Any] = {"count": named[SCHEDULE_STEP]}
+    buffers = optax.tree.get(fresh, "trace", default=None)
+    if buffers is not None:
+        values["trace"] = {name: named[f"{MOMENTUM}{name}"] for name in buffers}
+    return optax.tree.set(fresh, **values)
+
+
 def find_misfits(
     saved: SavedState, classifier: ClassifierSpec, preprocessing: Preprocessing, fresh: TrainState
 ) -> list[str]:
-    """Why a run of this model and data that starts from `fresh` cannot go on from `saved`.
+    """Why a run of this model and data, begun with `fresh`, cannot go on from `saved`.
 
-    Names, shapes and dtypes must be the same; weights alone may also be of a narrower dtype.
+    Names, shapes and dtypes must be the same; weights alone may have a narrower dtype.
     """
-    description = saved.documents.description
+    images = saved.documents.description.get(PREPROCESSING)
     problems = [
-        *_compare_models(description, classifier),
+        *_compare_models(saved.documents.description, classifier),
         *(
             f"it {problem}: import the weights with --preprocessing none to go on with these"
-            for problem in compare_normalisations(description.get("preprocessing"), preprocessing)
+            for problem in compare_normalisations(images, preprocessing)
         ),
-        *(
-            f"it {problem}"
-            for problem in compare_classes(description.get("preprocessing"), preprocessing)
-        ),
+        *(f"it {problem}" for problem in compare_classes(images, preprocessing)),
     ]
     seed = saved.documents.progress.get("seed")
     if seed not in (None, int(fresh.seed)):
@@ -110,9 +122,9 @@ def find_misfits(
 
 
 def fill(fresh: TrainState, saved: SavedState) -> TrainState:
-    """The saved state in the form of `fresh`, on the host; there must be no misfit.
+    """The saved state in the form of `fresh`, on the host; `find_misfits` must have found none.
 
-    Imported weights have neither optimizer nor average: those are as at the start of a run.
+    Imported weights have neither optimizer nor average: these start as in a new run.
     """
     shapes = _shapes(fresh)[MODEL]
     model = {name: saved.items[MODEL][name].astype(a.dtype) for name, a in shapes.items()}
@@ -123,7 +135,7 @@ def fill(fresh: TrainState, saved: SavedState) -> TrainState:
         found = model if saved.is_imported else saved.items[EMA]
         ema = {name: found[name].copy() for name in fresh.ema}
     skipped = saved.documents.progress.get("skipped", 0)
-    arrays: dict[str, Any] = {  # of NumPy, which the state's annotations do not say
+    arrays: dict[str, Any] = {  # of NumPy, unlike the annotations of TrainState
         "step": np.asarray(saved.step, fresh.step.dtype),
         "seed": np.asarray(jax.device_get(fresh.seed)),
         "skipped": np.asarray(skipped, fresh.skipped.dtype),
@@ -135,16 +147,8 @@ def fill(fresh: TrainState, saved: SavedState) -> TrainState:
     return TrainState(**arrays)
 
 
-def _read_arrays(folder: Path) -> dict[str, Any]:
-    """An item's arrays in their own dtypes; by its handler, which waits for no other process."""
-    handler, place = ocp.PyTreeCheckpointHandler(), epath.Path(folder)
-    tree: Any = dict(handler.metadata(place).tree)
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return dict(handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
-
-
 def _shapes(state: TrainState) -> Items:
-    """Arrays as `as_items` has them, without memory of their own nor a copy from the devices."""
+    """Arrays as from `as_items`, without memory of their own or a copy from the devices."""
     return as_items(jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), state))
 
 
@@ -153,19 +157,16 @@ def _compare_models(description: Mapping[str, Any], classifier: ClassifierSpec) 
         found = ClassifierSpec.from_json(description)
     except ValueError as error:
         return [f"its description is of another version: {error}"]
-    if found == classifier:
-        return []
-    pairs = {
-        name: (value, getattr(classifier.network, name))
-        for name, value in vars(found.network).items()
-    }
-    pairs |= {n: (getattr(found, n), getattr(classifier, n)) for n in ("num_classes", "head_bias")}
-    different = [f"{n} {one}, not {other}" for n, (one, other) in pairs.items() if one != other]
-    return [f"it is of another model: {', '.join(different)}"]
+    one, other = (
+        {**vars(c.network), "num_classes": c.num_classes, "head_bias": c.head_bias}
+        for c in (found, classifier)
+    )
+    different = [f"{n} {one[n]}, not {other[n]}" for n in one if one[n] != other[n]]
+    return [f"it is of another model: {', '.join(different)}"] if different else []
 
 
 def compare_normalisations(found: Mapping[str, Any] | None, here: Preprocessing) -> list[str]:
-    """Where what weights say of their images (as JSON, if they do) differs from those here."""
+    """How the normalisation recorded with weights (JSON or None) differs from that here."""
     if found is None or (found["mean"], found["std"]) == (list(here.mean), list(here.std)):
         return []
     return [
@@ -175,7 +176,7 @@ def compare_normalisations(found: Mapping[str, Any] | None, here: Preprocessing)
 
 
 def compare_classes(found: Mapping[str, Any] | None, here: Preprocessing) -> list[str]:
-    """Where the classes that weights say they have (as JSON, if they do) differ from those here."""
+    """How the class names recorded with weights (JSON or None) differ from those here."""
     names = (found or {}).get("class_names")
     if None in (names, here.class_names) or tuple(names or ()) == here.class_names:
         return []

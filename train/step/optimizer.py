@@ -1,17 +1,13 @@
-"""SGD and LARS as in the papers, their state by name, and the learning-rate schedules."""
+"""SGD and LARS as the papers use them, and the learning-rate schedules."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
 from train.config import Config
 
-MOMENTUM = "momentum."  # and a parameter's name
-SCHEDULE_STEP = "schedule_step"
 _TRUST = 0.001  # the trust coefficient of LARS
 
 
@@ -85,28 +81,6 @@ def _trust(weight_decay: float) -> optax.GradientTransformation:
         return {n: scale(g, params[n]) if weights[n] else g for n, g in gradients.items()}
 
     return optax.stateless(update)
-
-
-def named_state(state: Any) -> dict[str, Array]:
-    """The state of `make_optimizer` by name, independent of optax's order.
-
-    `momentum.<parameter>`: SGD's or LARS's momentum buffer, of the parameter's shape;
-    `schedule_step`: the step whose learning rate comes next.
-    """
-    buffers = optax.tree.get(state, "trace", default={})
-    named = {f"{MOMENTUM}{name}": buffer for name, buffer in buffers.items()}
-    named[SCHEDULE_STEP] = optax.tree.get(state, "count")
-    assert len(named) == len(jax.tree.leaves(state)), "a part of the optimizer has no name"
-    return named
-
-
-def fill_state(fresh: Any, named: Mapping[str, Array]) -> Any:
-    """The inverse of `named_state`: `fresh` with these arrays."""
-    values: dict[str, Any] = {"count": named[SCHEDULE_STEP]}
-    buffers = optax.tree.get(fresh, "trace", default=None)
-    if buffers is not None:
-        values["trace"] = {name: named[f"{MOMENTUM}{name}"] for name in buffers}
-    return optax.tree.set(fresh, **values)
 
 
 def _is_weight(params: dict) -> dict:

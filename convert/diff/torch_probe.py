@@ -1,4 +1,4 @@
-"""A torch network, its layers' outputs read by forward hooks."""
+"""Reads the outputs of a torch network's layers by forward hooks."""
 
 import contextlib
 import copy
@@ -11,7 +11,7 @@ from torch import nn
 
 from convert.arrays import to_numpy
 from convert.diff.precision import DTYPES, Device, Precision
-from convert.diff.runs import OUTPUT, Arrays, Loss, TrainStep
+from convert.diff.probe import OUTPUT, Arrays, Loss, Sections
 from convert.errors import ConversionError
 from torch_resnet import StochasticDepth
 
@@ -19,8 +19,8 @@ _NORMS = nn.modules.batchnorm._BatchNorm
 _DROPOUTS = nn.modules.dropout._DropoutNd
 
 
-class TorchRun:
-    """A copy of a torch model; see `Run`."""
+class TorchProbe:
+    """A copy of a torch model; see `Probe`."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class TorchRun:
         self._our_names = None if names is None else {their: our for our, their in names.items()}
         for module in self._model.modules():
             if isinstance(module, _NORMS) and self._dtype == torch.bfloat16:
-                module.float()  # as the Flax twin: statistics are never less than float32
+                module.float()  # as in the Flax twin: statistics are at least float32
             elif isinstance(module, _DROPOUTS):
                 module.p = 0.0
             elif isinstance(module, StochasticDepth):
@@ -43,22 +43,31 @@ class TorchRun:
         self._model.zero_grad(set_to_none=True)
         self._model.requires_grad_(True)
 
-    def evaluate(self, images: np.ndarray) -> Arrays:
+    def evaluate(self, images: np.ndarray) -> Sections:
         self._model.eval()
         with torch.no_grad(), self._recording() as activations:
             _record_output(activations, self._model(self._input(images)))
-        return activations
+        return {"eval": activations}
 
-    def train(self, images: np.ndarray, loss: Loss) -> TrainStep:
+    def train(self, images: np.ndarray, loss: Loss) -> Sections:
         self._model.train()
-        with self._recording() as activations, _explaining_single_values():
-            outputs = _record_output(activations, self._model(self._input(images)))
+        with self._recording() as activations:
+            try:
+                outputs = _record_output(activations, self._model(self._input(images)))
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise ConversionError(
+                    "BatchNorm in training needs more than one value per channel: compare on more "
+                    f"images, or larger ones (--batch, --size): {error}"
+                ) from error
         _value(loss, outputs).backward()
         gradients = self._named(
             (name, torch.zeros_like(p) if p.grad is None else p.grad)
             for name, p in self._model.named_parameters()
         )
-        return TrainStep(activations, gradients, self._named(self._model.named_buffers()))
+        statistics = self._named(self._model.named_buffers())
+        return {"train": activations, "gradients": gradients, "statistics": statistics}
 
     def _input(self, images: np.ndarray) -> torch.Tensor:
         channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -68,7 +77,7 @@ class TorchRun:
         return layer if self._our_names is None else self._our_names.get(layer)
 
     def _named(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Arrays:
-        """Tensors under our names; those of layers that have none keep theirs."""
+        """Tensors under our names, or under their own in layers that we have no name for."""
         arrays: Arrays = {}
         for name, tensor in tensors:
             layer, _, leaf = name.rpartition(".")
@@ -79,7 +88,7 @@ class TorchRun:
     def _recording(self) -> Iterator[Arrays]:
         """Fills a dict with each layer's output; of a layer called twice, the last.
 
-        Dropout and layers that return their input are no layers here.
+        Dropout and layers that return their input are left out.
         """
         activations: Arrays = {}
         with contextlib.ExitStack() as stack:
@@ -89,19 +98,6 @@ class TorchRun:
                     hook = _recorder(activations, name)
                     stack.callback(module.register_forward_hook(hook).remove)
             yield activations
-
-
-@contextlib.contextmanager
-def _explaining_single_values() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ConversionError(
-            "BatchNorm in training needs more than one value to a channel: compare on more images, "
-            f"or larger ones (--batch, --size): {error}"
-        ) from error
 
 
 def _recorder(activations: Arrays, name: str) -> Any:
@@ -114,7 +110,7 @@ def _recorder(activations: Arrays, name: str) -> Any:
 
 
 def _record_output(activations: Arrays, output: Any) -> torch.Tensor:
-    """Notes and returns what the network itself returned; transformers' models, an object."""
+    """Records and returns the network's output; models of transformers return an object."""
     output = getattr(output, "logits", output)
     activations[OUTPUT] = _channels_last(output)
     return output

@@ -1,4 +1,4 @@
-"""A run's optimizer as torch's own SGD and LambdaLR, and as the named arrays of a checkpoint."""
+"""A run's optimizer: as torch's SGD and LambdaLR, and as the named arrays of a checkpoint."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,16 +9,13 @@ import numpy as np
 from convert.arrays import as_arrays, compare_shapes, value_problems
 from convert.errors import ConversionError
 from convert.leaves import as_flax, as_torch
+from convert.runs.disk_format import MOMENTUM, SCHEDULE_STEP
 
 if TYPE_CHECKING:
     import torch
 
 Arrays = Mapping[str, np.ndarray]
-_MOMENTUM, _SCHEDULE_STEP = (
-    "momentum.",
-    "schedule_step",
-)  # names in the item, as in `train.step.optimizer`
-# What torch's SGD does, in fields that configurations of older versions do not have.
+# Values for which torch's SGD does the same. Configurations of older versions lack these fields.
 _STOCK = {
     "optimizer": "sgd",
     "clip_norm": None,
@@ -29,11 +26,50 @@ _STOCK = {
 _COMPARED = ("params", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
 
+def make_schedule(
+    config: Mapping[str, Any], train_images: int, total_steps: int
+) -> Callable[[int], float]:
+    """Learning rate by step of a run with these fields of `train.config.Config`.
+
+    `train.step.optimizer` has the same schedule in JAX, which `convert` and a `LambdaLR` must do
+    without; a test compares them.
+    """
+    config = _in_steps(config, train_images)
+    warmup_steps, peak = config["warmup_steps"], config["learning_rate"]
+    drop_steps, drop_factor = config["drop_steps"], config["drop_factor"]
+    cosine_steps = max(total_steps - warmup_steps, 1)
+    first = min(config["warmup_learning_rate"], peak)
+    last = peak if config.get("warmup", "constant") == "linear" else first
+
+    def learning_rate(step: int) -> float:
+        if step < warmup_steps:
+            return first + (last - first) * step / warmup_steps
+        if config["schedule"] == "cosine":
+            progress = min(step - warmup_steps, cosine_steps) / cosine_steps
+            return peak * (1 + math.cos(math.pi * progress)) / 2
+        return peak * math.prod(drop_factor for drop in drop_steps if drop <= step)
+
+    return learning_rate
+
+
+def _in_steps(config: Mapping[str, Any], train_images: int) -> dict[str, Any]:
+    """As `Config.resolved`; older versions have no fields in epochs, nor a base batch size."""
+    resolved, batch_size = dict(config), config["global_batch_size"]
+    steps_per_epoch = train_images / batch_size
+    if (drops := config.get("drop_epochs")) is not None:
+        resolved["drop_steps"] = tuple(round(epochs * steps_per_epoch) for epochs in drops)
+    if (epochs := config.get("warmup_epochs")) is not None:
+        resolved["warmup_steps"] = round(epochs * steps_per_epoch)
+    if (base := config.get("learning_rate_batch_size")) is not None:
+        resolved["learning_rate"] = config["learning_rate"] * batch_size / base
+    return resolved
+
+
 def check_stock(config: Mapping[str, Any]) -> None:
-    """Fields of the data and the loss (mixup, label smoothing, ...) are not the optimizer's.
+    """Checks the fields of the optimizer; those of data and loss (mixup, ...) do not matter.
 
     Raises:
-        ConversionError: torch's SGD does not make the steps of this run; all reasons are named.
+        ConversionError: torch's SGD does other steps than this run; all reasons are named.
     """
     problems = [
         f"{name} is {config[name]!r}"
@@ -58,17 +94,16 @@ def make_stock(
     """
     import torch
 
-    decays = {True: config["weight_decay"], False: 0.0}
     groups = [
         {
             "params": [p for p in model.parameters() if (p.ndim > 1) == is_decayed],
-            "weight_decay": weight_decay,
+            "weight_decay": config["weight_decay"] if is_decayed else 0.0,
             "initial_lr": 1.0,
         }
-        for is_decayed, weight_decay in decays.items()
+        for is_decayed in (True, False)
     ]
     momentum = config["momentum"]
-    nesterov = config["nesterov"] and momentum > 0  # which torch refuses without momentum
+    nesterov = config["nesterov"] and momentum > 0  # torch refuses it without momentum
     optimizer = torch.optim.SGD(groups, lr=1.0, momentum=momentum, nesterov=nesterov)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule, last_epoch=step - 1)
     return optimizer, scheduler
@@ -88,14 +123,14 @@ def buffers_of_item(
     Raises:
         ConversionError: the item is not that of an optimizer of these parameters at this step.
     """
-    buffers = {n.removeprefix(_MOMENTUM): a for n, a in item.items() if n.startswith(_MOMENTUM)}
+    buffers = {n.removeprefix(MOMENTUM): a for n, a in item.items() if n.startswith(MOMENTUM)}
     named = as_torch(buffers)
     problems = _compare_buffers(named, parameters if config["momentum"] else {})
-    others = set(item) - {f"{_MOMENTUM}{name}" for name in buffers}
-    if others != {_SCHEDULE_STEP}:
-        problems += [f"should hold {_SCHEDULE_STEP} beside the momentum, holds {sorted(others)}"]
-    elif int(item[_SCHEDULE_STEP]) != step:
-        problems += [f"{_SCHEDULE_STEP} is {item[_SCHEDULE_STEP]} at step {step}"]
+    others = sorted(name for name in item if not name.startswith(MOMENTUM))
+    if others != [SCHEDULE_STEP]:
+        problems += [f"should hold {SCHEDULE_STEP} beside the momentum, holds {others}"]
+    elif int(item[SCHEDULE_STEP]) != step:
+        problems += [f"{SCHEDULE_STEP} is {item[SCHEDULE_STEP]} at step {step}"]
     if problems:
         raise ConversionError("the optimizer is not that of this model and run:", problems)
     return named
@@ -103,21 +138,17 @@ def buffers_of_item(
 
 def item_of_buffers(buffers: Arrays, step: int) -> dict[str, np.ndarray]:
     """The inverse of `buffers_of_item`."""
-    named = {f"{_MOMENTUM}{name}": array for name, array in as_flax(buffers).items()}
-    return {**named, _SCHEDULE_STEP: np.array(step, np.int32)}
+    named = {f"{MOMENTUM}{name}": array for name, array in as_flax(buffers).items()}
+    return {**named, SCHEDULE_STEP: np.array(step, np.int32)}
 
 
 def buffers_of_state(
-    state: Mapping[str, Any],
-    names: list[str],
-    zeros: Arrays,
-    config: Mapping[str, Any],
-    step: int,
+    state: Mapping[str, Any], zeros: Arrays, config: Mapping[str, Any], step: int
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The momentum buffers in a state dict of SGD by the parameter's name, and what is wrong.
+    """The momentum buffers in a state dict of SGD by the parameter's name, and its problems.
 
-    An optimizer that has not made a step yet has none: they are `zeros`, of the right shapes and
-    dtypes. `names` are in the order of `parameter_names`.
+    An optimizer that has not made a step yet has no buffers: they are `zeros`, of the parameters'
+    shapes and dtypes, in the order of `parameter_names`.
     """
     found = as_arrays(
         {
@@ -130,10 +161,11 @@ def buffers_of_state(
         return {}, []
     if not found and step == 0:
         return dict(zeros), []
-    unknown = [f"left over: parameter {index}" for index in found if index not in range(len(names))]
-    buffers = {names[i]: found[i] for i in sorted(found) if i in range(len(names))}
-    problems = _compare_buffers(buffers, zeros)
-    return buffers, [f"optimizer: {problem}" for problem in [*unknown, *problems]]
+    names = dict(enumerate(zeros))
+    unknown = [f"left over: parameter {index}" for index in found if index not in names]
+    buffers = {names[index]: found[index] for index in sorted(found) if index in names}
+    problems = [*unknown, *_compare_buffers(buffers, zeros)]
+    return buffers, [f"optimizer: {problem}" for problem in problems]
 
 
 def compare_stock(
@@ -141,10 +173,9 @@ def compare_stock(
     scheduler: Mapping[str, Any],
     stock: "tuple[torch.optim.SGD, torch.optim.lr_scheduler.LambdaLR]",
 ) -> list[str]:
-    """How two state dicts differ from those of `make_stock` at the same step."""
+    """The differences of two state dicts from those of `make_stock` at the same step."""
     expected_optimizer, expected_scheduler = (one.state_dict() for one in stock)
-    groups = expected_optimizer["param_groups"]
-    given = optimizer["param_groups"]
+    groups, given = expected_optimizer["param_groups"], optimizer["param_groups"]
     if len(given) != len(groups):
         return [f"optimizer: should have {len(groups)} groups of parameters, has {len(given)}"]
     problems = []

@@ -1,4 +1,4 @@
-"""`resnet-convert diff`: two files or runs, or one as both twins, and where they part."""
+"""`resnet-convert diff`: where two files or runs differ, or one in both frameworks."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from convert import checkpoints, folders
+from convert import folders
 from convert.arrays import to_numpy
 from convert.diff.compare import compare
 from convert.diff.page import as_page
@@ -18,25 +18,26 @@ from convert.errors import ConversionError
 from convert.layouts import OURS, find_layout, read_layout
 from convert.models import build_flax, build_torch
 from convert.options import add_part, add_stated, stated
+from convert.runs.saved_run import find_checkpoint, has_average
 from convert.sources import Source, read_source
-from resnet_spec import ClassifierSpec, ResNetSpec
+from resnet_spec import ClassifierSpec
 
 _DESCRIPTION = """\
-Runs two networks on one batch, layer by layer, in float64 and in another precision, and says
-whether they are the same function, and if not, where they part first. With one file its torch
-twin is compared with its Flax twin; what is not said of B is then as said of A. Exit code: 0 the
-same, 1 not, be it only in the counters of batches, 2 a mistake in the command.
+Runs two networks on one batch, layer by layer, in float64 and in another precision. Says whether
+they are the same function, and if not, where they first differ. With one file, its torch twin is
+compared with its Flax twin; options not given for B are then those of A. Exit code: 0 the same,
+1 different, even if only in counters of batches, 2 a mistake in the command.
 """
 
 
 def add_parser(commands: Any) -> None:
     """Adds the command to those of `resnet-convert`."""
     parser = commands.add_parser(
-        "diff", help="where two models part, layer by layer", description=_DESCRIPTION
+        "diff", help="where two models differ, layer by layer", description=_DESCRIPTION
     )
     parser.add_argument("source_a", metavar="A", type=Path, help="file of weights, or a run")
     parser.add_argument(
-        "source_b", metavar="B", type=Path, nargs="?", help="likewise; default: A once more"
+        "source_b", metavar="B", type=Path, nargs="?", help="likewise; default: A again"
     )
     for side, backend in (("a", "torch"), ("b", "flax")):
         title = side.upper()
@@ -44,24 +45,26 @@ def add_parser(commands: Any) -> None:
             f"--backend-{side}",
             choices=FRAMEWORKS,
             default=backend,
-            help=f"what runs {title}; default: {backend}",
+            help=f"framework that runs {title}; default: {backend}",
         )
-        parser.add_argument(f"--layout-{side}", metavar="LAYOUT", help=f"of a peer's file {title}")
+        for name, text in (
+            ("layout", "names in the file {}, if they are not ours"),
+            ("entry", "state dict to read from the file {}, if torch.save wrote several"),
+            ("prefix", "prefix of the names to read from the file {}"),
+        ):
+            text = text.format(title)
+            parser.add_argument(f"--{name}-{side}", metavar=name.upper(), help=text)
         parser.add_argument(
-            f"--entry-{side}", metavar="ENTRY", help=f"of what torch.save wrote, of a file {title}"
+            f"--step-{side}", type=int, metavar="STEP", help=f"step of the run {title}"
         )
-        parser.add_argument(
-            f"--prefix-{side}", metavar="PREFIX", help=f"of the names to take of a file {title}"
-        )
-        parser.add_argument(f"--step-{side}", type=int, metavar="STEP", help=f"of a run {title}")
         parser.add_argument(
             f"--weights-{side}",
             choices=("raw", "ema"),
             help=f"of a run {title} that averages its weights: the newest or the average; "
             "default: the average",
         )
-    parser.add_argument("--layout", help="of a peer's file: of both, where not said for one")
-    parser.add_argument("--model", help="name in our table, for a file that does not say it")
+    parser.add_argument("--layout", help="names in both files, unless given for one")
+    parser.add_argument("--model", help="name in our table, for a file without a description")
     add_part(parser)
     add_stated(parser)
     parser.add_argument(
@@ -88,21 +91,21 @@ def _run(options: argparse.Namespace) -> int:
     from convert.diff.terminal import print_tables  # its package may not be installed
 
     _check_options(options)
-    backends = options.backend_a, options.backend_b
+    sides = _sides(options)
+    backends = sides[0].backend, sides[1].backend
     if "flax" in backends:
         import jax
 
         jax.config.update("jax_enable_x64", True)  # float64 tells rounding from error
     raise_defaults(backends, options.device)
-    sides = _sides(options)
     sources = [_open(side, options) for side in sides]
     if all(source.weights.classifier is not None for source in sources):
         _check_stated(sources, options)
     weights = [_read(*pair, options) for pair in zip(sides, sources, strict=True)]
-    images = _images(options, weights[0][0])  # its mistakes come to light before the work
+    images = _images(options, weights[0][0])  # before the networks are built, as it may fail
     models = [
-        (build_torch if side.backend == "torch" else build_flax)(classifier, arrays)
-        for side, (classifier, arrays) in zip(sides, weights, strict=True)
+        (build_torch if backend == "torch" else build_flax)(classifier, arrays)
+        for backend, (classifier, arrays) in zip(backends, weights, strict=True)
     ]
     comparison = compare(
         models[0],
@@ -123,10 +126,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 class _Side(NamedTuple):
-    """One of the two, as the user asks for it."""
+    """The options of one of the two."""
 
     source: Path
-    backend: str
+    backend: Literal["torch", "flax"]
     layout: str | None
     entry: str | None
     prefix: str | None
@@ -135,7 +138,7 @@ class _Side(NamedTuple):
 
 
 def _sides(options: argparse.Namespace) -> tuple[_Side, _Side]:
-    """A and B; where B is A once more, what is not said of B is as said of A."""
+    """A and B. If B is A again, options not given for B are those of A."""
     given = vars(options)
     choices = [{name: given[f"{name}_{side}"] for name in _Side._fields} for side in "ab"]
     if options.source_b is None:
@@ -147,28 +150,24 @@ def _sides(options: argparse.Namespace) -> tuple[_Side, _Side]:
 
 
 def _title(side: _Side) -> str:
-    """`runs/a (step 10, moving average) in torch`: what of a run was read."""
+    """`runs/a (step 10, moving average) in torch`: what was read from a run."""
     if not side.source.is_dir() or folders.is_model_folder(side.source):
         return f"{side.source} in {side.backend}"
-    checkpoint = checkpoints.find_checkpoint(side.source, side.step)
+    checkpoint = find_checkpoint(side.source, side.step)
     chosen = f"step {checkpoint.name}"
-    if checkpoints.has_average(checkpoint):
+    if has_average(checkpoint):
         chosen += ", newest weights" if side.weights == "raw" else ", moving average"
     return f"{side.source} ({chosen}) in {side.backend}"
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """Mistakes that would else come to light after all the work."""
-    problems = [
-        f"--{name} {path}: the folder {path.parent} does not exist"
-        for name, path in (("json", options.json), ("html", options.html))
-        if path is not None and not path.parent.is_dir()
-    ]
-    problems += [
-        f"--{name} {path} is a folder"
-        for name, path in (("json", options.json), ("html", options.html))
-        if path is not None and path.is_dir()
-    ]
+    """Finds mistakes before the work that they would waste."""
+    problems = []
+    for name, path in (("json", options.json), ("html", options.html)):
+        if path is not None and not path.parent.is_dir():
+            problems.append(f"--{name} {path}: the folder {path.parent} does not exist")
+        elif path is not None and path.is_dir():
+            problems.append(f"--{name} {path} is a folder")
     if options.json is not None and options.json == options.html:
         problems.append(f"--json and --html are both {options.json}")
     for layout in (options.layout, options.layout_a, options.layout_b):
@@ -177,9 +176,9 @@ def _check_options(options: argparse.Namespace) -> None:
     for name in ("batch", "size"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            problems.append(f"--{name} is a positive number, not {value}")
+            problems.append(f"--{name} must be positive, not {value}")
     if options.seed < 0:
-        problems.append(f"--seed is not negative, unlike {options.seed}")
+        problems.append(f"--seed must not be negative, not {options.seed}")
     if problems:
         raise ConversionError("this comparison cannot be made:", problems)
 
@@ -196,27 +195,20 @@ def _open(side: _Side, options: argparse.Namespace) -> Source:
 
 
 def _check_stated(sources: Iterable[Source], options: argparse.Namespace) -> None:
-    """What is said of files that all say it themselves must be true: nobody would look at it."""
+    """Refuses options that contradict the descriptions in files, which are read instead."""
     problems: list[str] = []
+    rates = {"running_variance", *stated(options)}  # a model's name implies others
     for source in sources:
         assert source.weights.classifier is not None
         spec = source.weights.classifier.network
         asked = OURS.network(options.model) if options.model else spec
         asked = dataclasses.replace(asked, in_planes=spec.in_planes, **stated(options))
-        problems += [*asked.differences(spec), *_of_training(asked, spec, options)]
+        problems += asked.differences(spec)
+        training = asked.training_differences(spec)
+        problems += [problem for problem in training if problem.partition(":")[0] in rates]
     if problems:
         problems = list(dict.fromkeys(problems))
-        raise ConversionError("the files say which model they hold, and it is another:", problems)
-
-
-def _of_training(asked: ResNetSpec, spec: ResNetSpec, options: argparse.Namespace) -> list[str]:
-    """What the file says otherwise of training, which is compared, too.
-
-    A model's name brings rates along: these count where the user states them.
-    """
-    names = {"running_variance", *stated(options)}
-    found = asked.training_differences(spec)
-    return [difference for difference in found if difference.partition(":")[0] in names]
+        raise ConversionError("the files describe another model than the options:", problems)
 
 
 def _read(
@@ -229,7 +221,7 @@ def _read(
     if options.model is None:
         raise ConversionError(
             f"{side.source} does not say which model it holds: give --model NAME, and --layout "
-            "where its names are not ours"
+            "if its names are not ours"
         )
     layout = OURS if side.layout is None else find_layout(side.layout)
     spec = layout.network(options.model, arrays, **stated(options))
@@ -252,7 +244,7 @@ def _load_array(path: Path) -> np.ndarray:
         return to_numpy(np.load(path, allow_pickle=False))
     except OSError:
         raise
-    except Exception as error:  # of several kinds, for files of other formats
+    except Exception as error:  # NumPy raises several kinds for other formats
         raise ConversionError(
-            f"{path} is not an array of numbers in a .npy file: {error}"
+            f"{path} is not a .npy file with an array of numbers: {error}"
         ) from error

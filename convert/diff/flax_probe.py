@@ -1,4 +1,4 @@
-"""A Flax NNX network, its layers' outputs read by wrapping the calls of their classes."""
+"""Reads the outputs of a Flax NNX network's layers by wrapping the calls of their classes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,13 +11,15 @@ from flax import nnx
 
 from convert import leaves
 from convert.diff.precision import DTYPES, Device, Precision
-from convert.diff.runs import OUTPUT, Arrays, Loss, TrainStep
+from convert.diff.probe import OUTPUT, Arrays, Loss, Sections
 from flax_resnet import BatchNorm, StochasticDepth
 from flax_resnet.variables import named_variables
 
+_NORMS = (BatchNorm, nnx.BatchNorm)
 
-class FlaxRun:
-    """A copy of a Flax model, run operation by operation; see `Run`."""
+
+class FlaxProbe:
+    """A copy of a Flax model, run operation by operation; see `Probe`."""
 
     def __init__(self, model: nnx.Module, precision: Precision, device: Device):
         self._device = jax.devices(device)[0]
@@ -26,13 +28,13 @@ class FlaxRun:
         for _, module in nnx.iter_modules(self._model):
             _run_plainly(module)
 
-    def evaluate(self, images: np.ndarray) -> Arrays:
+    def evaluate(self, images: np.ndarray) -> Sections:
         self._model.eval()
         with jax.default_device(self._device), _recording(self._model) as activations:
             activations[OUTPUT] = self._model(jnp.asarray(images, self._dtype))
-        return {name: np.asarray(array) for name, array in activations.items()}
+        return {"eval": {name: np.asarray(array) for name, array in activations.items()}}
 
-    def train(self, images: np.ndarray, loss: Loss) -> TrainStep:
+    def train(self, images: np.ndarray, loss: Loss) -> Sections:
         self._model.train()
         graph, params, rest = nnx.split(self._model, nnx.Param, ...)
         layers: list[str] = []
@@ -42,22 +44,24 @@ class FlaxRun:
             with _recording(model) as activations:
                 outputs = model(jnp.asarray(images, self._dtype))
             activations[OUTPUT] = outputs
-            layers[:] = activations  # a dict that leaves `jax.grad` is sorted by name
+            layers[:] = activations  # `jax.grad` returns dicts sorted by name
             statistics = nnx.state(model, nnx.BatchStat)
             return _value(loss, outputs), (list(activations.values()), statistics)
 
         with jax.default_device(self._device):
             gradients, (outputs, statistics) = jax.grad(value, has_aux=True)(params)
         arrays = [np.asarray(output) for output in outputs]
-        return TrainStep(
-            dict(zip(layers, arrays, strict=True)), self._named(gradients), self._named(statistics)
-        )
+        return {
+            "train": dict(zip(layers, arrays, strict=True)),
+            "gradients": self._named(gradients),
+            "statistics": self._named(statistics),
+        }
 
     def _copy(self, model: nnx.Module) -> Any:
         norms = {path for path, m in nnx.iter_modules(model) if isinstance(m, _NORMS)}
         graph, state = nnx.split(model)
         flat = nnx.to_flat_state(state)
-        wide = jnp.promote_types(self._dtype, jnp.float32)  # statistics are never less
+        wide = jnp.promote_types(self._dtype, jnp.float32)  # statistics are at least float32
 
         def convert(path: Any, variable: Any) -> Any:
             value = variable.get_value()
@@ -80,11 +84,8 @@ class FlaxRun:
         }
 
 
-_NORMS = (BatchNorm, nnx.BatchNorm)
-
-
 def _run_plainly(module: Any) -> None:
-    """Without random draws, scans and mapped axes, in the precision of inputs and parameters."""
+    """Removes random draws, scans and mapped axes, and computes in the inputs' precision."""
     if isinstance(module, nnx.Dropout | StochasticDepth):
         module.rate = 0.0
     plain = {"scan_blocks": False, "remat": False, "axis_name": None, "dtype": None}
@@ -96,9 +97,8 @@ def _run_plainly(module: Any) -> None:
 def _recording(model: nnx.Module) -> Iterator[dict[str, Any]]:
     """Fills a dict with each layer's output; of a layer called twice, the last.
 
-    Dropout and layers that return their input are no layers here. The classes of the model's
-    layers are wrapped for the while: Python looks a call up in the class, so that a wrapper on the
-    object would never run.
+    Dropout and layers that return their input are left out. The classes of the layers are wrapped,
+    not the objects: Python looks up a call in the class.
     """
     modules = [(p, m) for p, m in nnx.iter_modules(model) if not isinstance(m, nnx.Dropout)]
     sequentials = {path for path, module in modules if isinstance(module, nnx.Sequential)}
@@ -130,7 +130,7 @@ def _recorded(call: Any, names: dict[int, str], activations: dict[str, Any]) -> 
 
 
 def _name(path: tuple[Any, ...], sequentials: set[tuple[Any, ...]]) -> str:
-    """As torch says it: a layer of an `nnx.Sequential` by its number alone."""
+    """As in torch: a layer of an `nnx.Sequential` by its number alone."""
     return ".".join(
         str(part)
         for position, part in enumerate(path)

@@ -1,4 +1,4 @@
-"""Whole training runs between the Flax trainer and stock torch: weights, optimizer, position."""
+"""The whole state of a training run for stock torch: weights, optimizer, position; and back."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,25 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from convert import checkpoints, sgd
 from convert.arrays import as_arrays, is_floating, to_tensor, value_problems
-from convert.checkpoints import Checkpoint
 from convert.description import as_state_dict, describe_state, parse_description
 from convert.errors import ConversionError
 from convert.leaves import as_flax, as_torch
 from convert.models import check, torch_skeleton
-from convert.schedule import make_schedule, resolve
+from convert.runs import sgd
+from convert.runs.disk_format import CONFIG, EMA, MODEL, OPTIMIZER
+from convert.runs.saved_run import (
+    Arrays,
+    Checkpoint,
+    check_values,
+    find_checkpoint,
+    new_run,
+    read_checkpoint,
+    write_checkpoint,
+)
 from convert.wrappers import TORCHS_PREFIXES, unwrap
 from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec, __version__, configured_spec
-from resnet_spec.checkpoints import EMA, MODEL, OPTIMIZER
 
-Arrays = Mapping[str, np.ndarray]
 _KEYS = (
     *("classifier", "preprocessing", "config", "total_steps", "step", "rng"),
     *("model", "ema", "optimizer", "scheduler"),
 )
 _NOT_A_RUN = "this is not the state of a run as run_to_torch returns it:"
-_CONFIG_FILE = "config.json"  # which `train.run.run_folder` writes
 _PRECISIONS = ("bf16", "f32", "f64")
 _CONFIG_FIELDS = (
     *("model", "seed", "global_batch_size", "precision", "momentum", "nesterov", "weight_decay"),
@@ -37,53 +42,51 @@ _CONFIG_FIELDS = (
 def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
     """A checkpoint of a training run, the newest or that of one `step`, for stock torch.
 
-    All values are tensors and plain Python types, so `torch.load` reads them back as they are:
+    All values are tensors and plain Python types, which `torch.load` reads back unchanged:
 
-    - `classifier`: the JSON of the `ClassifierSpec` whose torch twin it is.
+    - `classifier`: the JSON of the `ClassifierSpec` of the torch twin.
     - `preprocessing`: the JSON of the `Preprocessing` of its images, or None.
-    - `config`, `total_steps`: the run's configuration, and its length.
+    - `config`, `total_steps`: the run's configuration and its length.
     - `step`: how many steps are done.
     - `rng`: the seed and the position in the data, see `rng_at`. The images of a step and their
-      augmentation are functions of seed and step; dropout and stochastic depth each framework
-      draws by itself.
-    - `model`, `ema`: state dicts of the twin; `ema` is None where the run keeps no average.
+      augmentation are functions of seed and step; each framework draws dropout and stochastic depth
+      by itself.
+    - `model`, `ema`: state dicts of the twin; `ema` is None if the run keeps no average.
     - `optimizer`: a state dict of `torch.optim.SGD` with two groups: the parameters of more than
       one axis, which decay, and the rest, both in the order of `model.parameters()`.
     - `scheduler`: a state dict of a `LambdaLR` whose lambda is `schedule_of(state)`.
 
     Raises:
-        ConversionError: there is no such checkpoint, it is damaged, it holds only weights, or the
-            run does what torch's SGD does not; all such fields are named.
+        ConversionError: there is no such checkpoint, it is damaged, it holds only weights, or
+            torch's SGD does not do the steps of this run; all such fields are named.
     """
     run = Path(run)
-    folder = checkpoints.find_checkpoint(run, step)
+    folder = find_checkpoint(run, step)
     content = _read_config(run)
     config = content["config"]
     sgd.check_stock(config)
-    has_average = config["ema_decay"] is not None
-    items = (MODEL, OPTIMIZER, EMA) if has_average else (MODEL, OPTIMIZER)
-    checkpoint = checkpoints.read_checkpoint(folder, items)
+    weights = (MODEL,) if config["ema_decay"] is None else (MODEL, EMA)
+    checkpoint = read_checkpoint(folder, (*weights, OPTIMIZER))
     classifier, step = checkpoint.classifier, checkpoint.step
-    arrays = as_torch(checkpoint.items[MODEL])
-    ema = as_torch(checkpoint.items[EMA]) if has_average else None
+    arrays = {item: as_torch(checkpoint.items[item]) for item in weights}
     twin = torch_skeleton(classifier)
-    names = sgd.parameter_names(twin)
     try:
-        for weights in (arrays, ema or {}):
-            checkpoints.check_values("a run that has diverged cannot go on:", weights)
-        check(classifier, arrays)
-        if ema is not None:
-            check(classifier, ema)
-        parameters = {name: arrays[name] for name in names}
+        for item in weights:
+            check_values("a run that has diverged cannot go on:", arrays[item])
+        for item in weights:
+            check(classifier, arrays[item])
+        parameters = {name: arrays[MODEL][name] for name in sgd.parameter_names(twin)}
         buffers = sgd.buffers_of_item(checkpoint.items[OPTIMIZER], parameters, config, step)
     except ConversionError as error:
         raise ConversionError(f"{folder}: {error}") from error
-    schedule = _make_schedule(content)
-    optimizer, scheduler = sgd.make_stock(twin, config, schedule, step)
+    optimizer, scheduler = sgd.make_stock(twin, config, _make_schedule(content), step)
     for name, parameter in twin.named_parameters():
         if name in buffers:
             optimizer.state[parameter]["momentum_buffer"] = to_tensor(buffers[name])
-    order = list(twin.state_dict())
+    states = {
+        item: as_state_dict({name: found[name] for name in twin.state_dict()}, classifier)
+        for item, found in arrays.items()
+    }
     return {
         "classifier": classifier.to_json(),
         "preprocessing": checkpoint.preprocessing and checkpoint.preprocessing.to_json(),
@@ -91,21 +94,21 @@ def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
         "total_steps": content["total_steps"],
         "step": step,
         "rng": rng_at(config, content["train_images"], step),
-        "model": as_state_dict({name: arrays[name] for name in order}, classifier),
-        "ema": None if ema is None else as_state_dict({n: ema[n] for n in order}, classifier),
+        "model": states[MODEL],
+        "ema": states.get(EMA),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
     }
 
 
 def run_from_torch(state: Mapping[str, Any], run: str | Path) -> None:
-    """Writes what `run_to_torch` returns, trained on or not, as the new folder of a run.
+    """Writes what `run_to_torch` returned, perhaps trained further, as the folder of a new run.
 
-    `resnet-train --resume --run-dir RUN` goes on from it. The folder appears whole or not at all.
+    `resnet-train --resume --run-dir RUN` continues it. The folder appears whole or not at all.
 
     Raises:
-        ConversionError: the folder is not empty, or something is missing, left over or does not
-            fit the run's configuration; all of it is listed.
+        ConversionError: the folder is not empty, or entries are missing, left over or do not fit
+            the run's configuration; all of them are listed.
     """
     run = Path(run)
     problems = [f"missing: {key}" for key in _KEYS if key not in state]
@@ -121,33 +124,37 @@ def run_from_torch(state: Mapping[str, Any], run: str | Path) -> None:
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ConversionError(_NOT_A_RUN, [repr(error)]) from error
     content = {
+        **_content_of(state),
         "config": {**state["config"], "run_dir": str(run)},
-        "train_images": state["rng"]["train_images"],
-        "total_steps": state["total_steps"],
         "versions": {"flax-resnet": __version__},
         "devices": "torch",
     }
     text = json.dumps(content, indent=2) + "\n"
-    with checkpoints.new_run(run) as folder:
-        (folder / _CONFIG_FILE).write_text(text)
-        checkpoints.write_checkpoint(folder, checkpoint)
+    with new_run(run) as folder:
+        (folder / CONFIG).write_text(text)
+        write_checkpoint(folder, checkpoint)
 
 
 def schedule_of(state: Mapping[str, Any]) -> Callable[[int], float]:
     """The run's learning rate by step: the lambda of a `LambdaLR`, with 1 as its base rate."""
-    return _make_schedule({**state, "train_images": state["rng"]["train_images"]})
+    return _make_schedule(_content_of(state))
+
+
+def _content_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config.json` and the state of a run in torch have in common."""
+    content = {name: state[name] for name in ("config", "total_steps")}
+    return {**content, "train_images": state["rng"]["train_images"]}
 
 
 def _make_schedule(content: Mapping[str, Any]) -> Callable[[int], float]:
-    config = resolve(content["config"], content["train_images"])
-    return make_schedule(config, content["total_steps"])
+    return sgd.make_schedule(content["config"], content["train_images"], content["total_steps"])
 
 
 def rng_at(config: Mapping[str, Any], train_images: int, step: int) -> dict[str, int]:
-    """Where the random streams of a run are after so many steps.
+    """The position of a run's random streams after so many steps.
 
-    `epoch` and `index` are those of the next image: epochs, each in an order of its own, follow
-    each other without a gap, and batches are cut from them whatever their ends.
+    `epoch` and `index` are those of the next image. Epochs, each in its own order, follow without
+    a gap; a batch may contain the end of one and the start of the next.
     """
     epoch, index = divmod(step * config["global_batch_size"], train_images)
     return {
@@ -160,10 +167,10 @@ def rng_at(config: Mapping[str, Any], train_images: int, step: int) -> dict[str,
 
 
 def _read_config(run: Path) -> dict[str, Any]:
-    path = run / _CONFIG_FILE
+    path = run / CONFIG
     if not path.is_file():
         raise ConversionError(
-            f"{run} has no {_CONFIG_FILE}: it is no whole run, but weights may be exported"
+            f"{run} has no {CONFIG}: it is not a whole run, but its weights may be exported"
         )
     try:
         content = json.loads(path.read_text())
@@ -181,32 +188,27 @@ def _read_config(run: Path) -> dict[str, Any]:
 
 
 def _config_problems(content: Mapping[str, Any]) -> list[str]:
-    """What cannot be in a run's configuration, its number of images or its length."""
+    """The problems of a run's configuration, its number of images and its length."""
     config, total_steps = content["config"], content["total_steps"]
-    counts = {
-        "train_images": content["train_images"],
-        "total_steps": total_steps,
-        "global_batch_size": config["global_batch_size"],
-    }
+    counts = {**content, "global_batch_size": config["global_batch_size"]}
     problems = [
-        f"{name} is a positive integer, not {value!r}"
-        for name, value in counts.items()
-        if type(value) is not int or value < 1
+        f"{name} must be a positive integer, not {counts[name]!r}"
+        for name in ("train_images", "total_steps", "global_batch_size")
+        if type(counts[name]) is not int or counts[name] < 1
     ]
     try:
         json.dumps(config)
         schedule = _make_schedule(content)
         _ = [float(schedule(step)) for step in (0, config["warmup_steps"], total_steps)]
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
-        problems.append(f"its schedule or fields are not numbers and text: {error}")
+        problems.append(f"its fields are not the numbers and text of a schedule: {error}")
     return problems
 
 
 def _read_state(state: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint of a run's state in torch; a ConversionError lists all that is wrong."""
+    """The checkpoint of a run's state in torch; a ConversionError lists all problems."""
     config, step = state["config"], state["step"]
-    content = {**state, "train_images": state["rng"]["train_images"]}
-    if problems := _config_problems(content):
+    if problems := _config_problems(_content_of(state)):
         raise ConversionError(_NOT_A_RUN, problems)
     sgd.check_stock(config)
     classifier = parse_description(state["classifier"], len(state["model"]))
@@ -216,19 +218,17 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
         if state[key] is not None
     }
     twin = torch_skeleton(classifier)
-    names = sgd.parameter_names(twin)
     stock = sgd.make_stock(twin, config, schedule_of(state), step)
     dtype = np.dtype("float64" if config["precision"] == "f64" else "float32")
-    zeros = {n: np.zeros(tuple(p.shape), dtype) for n, p in twin.named_parameters()}
-    buffers, problems = sgd.buffers_of_state(state["optimizer"], names, zeros, config, step)
-    problems = [
-        *_check_network(config, classifier.network),
-        *_check_position(state),
-        *(p for key in weights for p in _check_description(key, classifier, state[key])),
-        *(p for key in weights for p in _check_weights(key, classifier, weights[key], dtype)),
-        *sgd.compare_stock(state["optimizer"], state["scheduler"], stock),
-        *problems,
-    ]
+    shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
+    zeros = {name: np.zeros(shapes[name], dtype) for name in sgd.parameter_names(twin)}
+    buffers, problems = sgd.buffers_of_state(state["optimizer"], zeros, config, step)
+    problems += _check_network(config, classifier.network)
+    problems += _check_position(state)
+    problems += sgd.compare_stock(state["optimizer"], state["scheduler"], stock)
+    for key, arrays in weights.items():
+        found = _check_weights(classifier, describe_state(state[key]), arrays, dtype)
+        problems += [f"{key}: {problem}" for problem in found]
     if problems:
         raise ConversionError(_NOT_A_RUN, problems)
     items = {key: as_flax(weights[key]) for key in weights}
@@ -239,7 +239,7 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
 
 
 def _check_network(config: Mapping[str, Any], spec: ResNetSpec) -> list[str]:
-    """Where the configuration, by which the trainer goes on, is of another network or precision."""
+    """Differences of the configuration, which the trainer goes by, from the state's network."""
     problems = []
     if config["precision"] not in _PRECISIONS:
         known = ", ".join(_PRECISIONS)
@@ -263,27 +263,20 @@ def _check_position(state: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _check_description(
-    key: str, classifier: ClassifierSpec, state_dict: Mapping[str, Any]
-) -> list[str]:
-    """A state dict that a twin wrote says itself which network it is of."""
-    described = describe_state(state_dict)
-    other = [] if described is None else classifier.network.differences(described.network)
-    return [f"{key}: is of another network: {problem}" for problem in other]
-
-
 def _check_weights(
-    key: str, classifier: ClassifierSpec, arrays: Arrays, dtype: np.dtype
+    classifier: ClassifierSpec, described: ClassifierSpec | None, arrays: Arrays, dtype: np.dtype
 ) -> list[str]:
+    """Problems of a state dict; if a twin wrote it, it describes its network."""
     problems = []
+    if described is not None:
+        differences = classifier.network.differences(described.network)
+        problems = [f"is of another network: {difference}" for difference in differences]
     try:
         check(classifier, arrays)
     except ConversionError as error:
-        problems = error.problems
-    problems += [p for name, array in arrays.items() for p in value_problems(name, array)]
-    problems += [
-        f"dtype: {name} should be {dtype}, is {array.dtype}"
-        for name, array in arrays.items()
-        if is_floating(array.dtype) and array.dtype != dtype
-    ]
-    return [f"{key}: {problem}" for problem in problems]
+        problems += error.problems
+    for name, array in arrays.items():
+        problems += value_problems(name, array)
+        if is_floating(array.dtype) and array.dtype != dtype:
+            problems.append(f"dtype: {name} should be {dtype}, is {array.dtype}")
+    return problems

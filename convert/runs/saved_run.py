@@ -1,7 +1,6 @@
-"""The checkpoints in a training run's folder: `<run>/checkpoints/<step>`.
+"""The folder of a training run: its checkpoints are read, and a new run is written.
 
-What is in one is said in `resnet_spec.checkpoints`. Nothing of JAX computes here: arrays stay
-NumPy's, in their own dtypes.
+Nothing is computed by JAX: arrays stay NumPy's, in their own dtypes.
 """
 
 import contextlib
@@ -10,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,36 +17,31 @@ from convert.arrays import same_bits, value_problems
 from convert.atomic import check_text, sync_folder, sync_tree
 from convert.description import parse_description
 from convert.errors import ConversionError
-from convert.files import Weights
 from convert.leaves import as_flax, as_torch
 from convert.models import check
-from convert.orbax_folders import check_own
-from resnet_spec import ClassifierSpec, Preprocessing
-from resnet_spec.checkpoints import (
+from convert.runs.disk_format import (
+    CHECKPOINTS,
     DESCRIPTION,
     EMA,
     MODEL,
+    PREPROCESSING,
     PROGRESS,
-    log_no_tracebacks,
-    patient_loops,
     read_documents,
-    seal,
     shorten,
 )
+from convert.runs.orbax_access import read_items, write_step
+from convert.weights import Weights
+from resnet_spec import ClassifierSpec, Preprocessing
 
-FOLDER = "checkpoints"
-
-_PREPROCESSING = "preprocessing"
+# Files that Orbax of any version writes into each of its checkpoints.
+_OF_ORBAX = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
 
 Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One step of a run; `items` are arrays with Flax's names and axes.
-
-    `preprocessing` is a field of the description, beside the model's.
-    """
+    """One step of a run; `items` are arrays with Flax's names and axes."""
 
     step: int
     classifier: ClassifierSpec
@@ -64,12 +58,12 @@ def read_run(
 ) -> Weights:
     """The weights of a run's newest checkpoint, or of one `step`, with torch's names and axes.
 
-    `weights` are the newest ones or their moving average; by default what the run itself exports,
-    the average where it keeps one.
+    `weights` are the newest ones or their moving average. The default is what the run itself
+    exports: the average, if it keeps one.
 
     Raises:
-        ConversionError: there is no such checkpoint or average, it is damaged, or a value is NaN
-            or infinite.
+        ConversionError: there is no such checkpoint or average, it is damaged, or a value is NaN,
+            infinite or a negative variance.
     """
     folder = find_checkpoint(run, step)
     averaged = has_average(folder)
@@ -78,7 +72,7 @@ def read_run(
     item = EMA if averaged and weights != "raw" else MODEL
     checkpoint = read_checkpoint(folder, (item,))
     arrays = as_torch(checkpoint.items[item])
-    check_values(f"{folder} holds what no weights should:", arrays, allow_nonfinite)
+    check_values(f"{folder} holds values that weights must not have:", arrays, allow_nonfinite)
     return Weights(arrays, checkpoint.classifier, checkpoint.preprocessing)
 
 
@@ -86,20 +80,33 @@ def find_checkpoint(run: Path, step: int | None = None) -> Path:
     """The folder of a run's newest checkpoint, or of that of one `step`.
 
     Raises:
-        ConversionError: there is none, or it is another program's.
+        ConversionError: there is none, or another program wrote it.
     """
-    folder = run / FOLDER if (run / FOLDER).is_dir() else run
+    folder = run / CHECKPOINTS if (run / CHECKPOINTS).is_dir() else run
     if not folder.is_dir():
-        raise ConversionError(f"{run} is no folder of a training run")
+        raise ConversionError(f"{run} is not the folder of a training run")
     steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
     if not steps:
-        check_own(folder)
+        _check_own(folder)
     if not steps or (step is not None and step not in steps):
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         raise ConversionError(f"{run} holds {wanted}; steps there: {steps or 'none'}")
     found = folder / str(steps[-1] if step is None else step)
-    check_own(found)
+    _check_own(found)
     return found
+
+
+def _check_own(folder: Path) -> None:
+    """Raises a ConversionError if a folder is Orbax's, but nothing in it is this trainer's."""
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    if any(path.name in (DESCRIPTION, PROGRESS) for path in paths):
+        return
+    if any((place / name).exists() for place in (folder, *paths) for name in _OF_ORBAX):
+        raise ConversionError(
+            f"{folder} is an Orbax checkpoint, but not one of this trainer: restore it with the "
+            "program that wrote it, and pass its tree to `convert.from_layout`, or write its "
+            "arrays by numpy.savez with names like params/conv_init/kernel, and import that .npz"
+        )
 
 
 def has_average(folder: Path) -> bool:
@@ -113,20 +120,18 @@ def has_average(folder: Path) -> bool:
 
 
 def read_checkpoint(folder: Path, items: tuple[str, ...]) -> Checkpoint:
-    """These items of one checkpoint's folder, with their checksums verified where it has any.
+    """These items of one checkpoint's folder; checksums are verified, if it has any.
 
     Raises:
-        ConversionError: one is not there or damaged.
+        ConversionError: an item is missing or damaged.
     """
     with _naming_damage(folder):
         documents = read_documents(folder)
         if missing := [name for name in items if name not in documents.array_items]:
             raise ConversionError(f"{folder} holds no {' nor '.join(missing)}")
-        with patient_loops():
-            found = {name: _read_arrays(folder / name) for name in items}
-        documents.verify(found)
+        found = read_items(folder, documents, items)
         classifier = parse_description(documents.description, len(found[items[0]]))
-        preprocessing = documents.description.get(_PREPROCESSING)
+        preprocessing = documents.description.get(PREPROCESSING)
         if preprocessing is not None:
             preprocessing = Preprocessing.from_json(preprocessing)
             preprocessing.check(classifier)
@@ -134,11 +139,11 @@ def read_checkpoint(folder: Path, items: tuple[str, ...]) -> Checkpoint:
 
 
 def write_run(run: Path, weights: Weights, *, allow_nonfinite: bool = False) -> None:
-    """A new run's folder with these weights at step 0; `resnet-train --resume` goes on from it.
+    """Writes a new run with these weights at step 0; `resnet-train --resume` continues it.
 
     Raises:
-        ConversionError: the folder is not empty, the model is not described, or a value is NaN or
-            infinite.
+        ConversionError: the folder is not empty, the model is not described, or a value is NaN,
+            infinite or a negative variance.
         OSError: the folder cannot be written.
     """
     if weights.classifier is None:
@@ -154,10 +159,10 @@ def write_run(run: Path, weights: Weights, *, allow_nonfinite: bool = False) -> 
 
 @contextlib.contextmanager
 def new_run(run: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `run` when all went well.
+    """A temporary folder that becomes `run` when the block ends without an error.
 
     Raises:
-        ConversionError: the run's folder is there already, and is not empty.
+        ConversionError: the run's folder exists and is not empty.
         OSError: it cannot be written.
     """
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
@@ -184,26 +189,12 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Writes one checkpoint into a run's folder, and reads it back.
 
     Raises:
-        ConversionError: it reads back otherwise than written.
+        ConversionError: it reads back differently.
     """
-    import orbax.checkpoint as ocp
-
-    items: dict[str, Any] = {
-        name: ocp.args.StandardSave(dict(arrays)) for name, arrays in checkpoint.items.items()
-    }
     description = checkpoint.classifier.to_json()
     if checkpoint.preprocessing is not None:
-        description[_PREPROCESSING] = checkpoint.preprocessing.to_json()
-    items[DESCRIPTION] = ocp.args.JsonSave(description)
-    items[PROGRESS] = ocp.args.JsonSave(seal({}, description, checkpoint.items))
-    log_no_tracebacks()
-    with (
-        patient_loops(),
-        contextlib.closing(ocp.CheckpointManager((run / FOLDER).resolve())) as manager,
-    ):
-        manager.save(checkpoint.step, args=ocp.args.Composite(**items))
-        manager.wait_until_finished()
-        manager.check_for_errors()
+        description[PREPROCESSING] = checkpoint.preprocessing.to_json()
+    write_step(run / CHECKPOINTS, checkpoint.step, checkpoint.items, description)
     folder = find_checkpoint(run, checkpoint.step)
     found = read_checkpoint(folder, tuple(checkpoint.items))
     wrong = [
@@ -213,11 +204,11 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
         if name not in found.items[item] or not same_bits(found.items[item][name], array)
     ]
     if wrong:
-        raise ConversionError(f"{folder} reads back otherwise than written:", wrong)
+        raise ConversionError(f"{folder} reads back differently from what was written:", wrong)
 
 
 def check_values(what: str, arrays: Arrays, allow_nonfinite: bool = False) -> None:
-    """Raises a ConversionError that lists every array with values that are none of a weight."""
+    """Raises a ConversionError that lists arrays with NaN, infinite or negative-variance values."""
     problems = [
         problem
         for name, array in arrays.items()
@@ -233,17 +224,5 @@ def _naming_damage(folder: Path) -> Iterator[None]:
         yield
     except (ConversionError, ImportError):
         raise
-    except Exception as error:  # Orbax raises bare Exception, among others, for damaged files
+    except Exception as error:  # a description may be damaged in any way
         raise ConversionError(f"{folder} is not a whole checkpoint: {shorten(error)}") from error
-
-
-def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """By the item's handler: a manager would read, and could refuse, what is beside it."""
-    import jax
-    import orbax.checkpoint as ocp
-    from etils import epath  # Orbax's own kind of path
-
-    handler, place = ocp.PyTreeCheckpointHandler(), epath.Path(folder.resolve())
-    tree: Any = dict(handler.metadata(place).tree)
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return dict(handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
