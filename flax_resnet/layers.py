@@ -143,10 +143,12 @@ class BatchNorm(nnx.Module):
 
     Ioffe & Szegedy 2015, arXiv:1502.03167. Unlike Flax's own it keeps the *unbiased* variance of
     a batch (times m / (m - 1) for m values per channel), weighs a new batch by `momentum`, counts
-    batches, takes the variance in two passes, and does not slow down tracing with depth.
-    It computes in float32 at least, and so are its parameters and statistics. The count of batches
-    is an int32: a mean over devices (`jax.lax.pmean`) is for the two others, it would make a float
-    of it, and JAX compile again.
+    batches, and does not slow down tracing with depth. It computes in float32 at least, and so are
+    its parameters and statistics. The variance takes two passes over the batch, of bfloat16 one.
+    Devices that share a batch wait for one another once in the forward pass and once in the
+    backward pass. Forward-mode and second derivatives work.
+    The count of batches is an int32: a mean over devices (`jax.lax.pmean`) is for the two others,
+    it would make a float of it, and JAX compile again.
 
     Attributes:
         use_running_average: set by `model.train()` and `model.eval()`.
@@ -195,7 +197,6 @@ class BatchNorm(nnx.Module):
             y = _normalise(x, scale, bias, mean, var, self.epsilon)
         else:
             count = self._count(x)
-            # the rule below needs one axis name, for these statistics and for their gradients
             y, mean, var = _normalise_batch(self.axis_name, self.epsilon, x, scale, bias, mean)
             self._track(mean, var, count)
         return y.astype(self.dtype or x.dtype)
@@ -252,9 +253,8 @@ def _normalise_batch(
 ) -> tuple[Float[Array, "n h w c"], Float[Array, " c"], Float[Array, " c"]]:
     """A batch normalised by its own statistics, its mean and its biased variance.
 
-    Its derivative is written out, as JAX's own waits for the other devices once for the mean and
-    once for the variance. `shift` is a guess of the mean; results do not depend on it but for
-    rounding.
+    The derivative is written out: JAX's own waits for the other devices twice, for the mean and
+    for the variance. `shift` is a guess of the mean, which changes rounding only.
     """
     mean, var = _statistics(axis_name, x, shift)
     return _normalise(x, scale, bias, mean, var, epsilon), mean, var
@@ -265,14 +265,16 @@ def _statistics(
 ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
     """Mean and biased variance over all devices, which wait for one another once.
 
-    Of bfloat16 both are sums that one pass takes, of values less `shift`: XLA adds them up where
-    a convolution on TPU writes its outputs. The variance loses (mean - shift)^2 / variance
-    roundings of float32, less than bfloat16 lost when it rounded the values themselves. Of other
-    values the variance takes a second pass, and devices are told each other's statistics: where
-    means are a thousand deviations, sums of squares would lose the variance.
+    Two passes in general: where the mean is a thousand deviations, float32 sums of squares lose
+    the variance. Devices then exchange their statistics.
+
+    bfloat16 takes one pass, over values less `shift`: XLA for TPU adds them up while a convolution
+    writes its outputs. The relative error of the variance is about
+    2^-24 (mean - shift)^2 / variance. Rounding the values to bfloat16 has changed it by more.
     """
     axes = tuple(range(x.ndim - 1))
     if x.dtype == jnp.bfloat16:
+        shift = jnp.where(jnp.isfinite(shift), shift, 0)  # training does not need it
         shifted = _centre(x, shift)
         moments = _mean(axis_name, jnp.mean(shifted, axes), jnp.mean(jnp.square(shifted), axes))
         return shift + moments[0], jnp.maximum(moments[1] - jnp.square(moments[0]), 0)
@@ -281,19 +283,19 @@ def _statistics(
     if axis_name is None:
         return mean, var
     size, index = _axis_size(axis_name), jax.lax.axis_index(axis_name)
-    # not `all_gather`: `jax.shard_map` would not know that all devices have the same
+    # a sum instead of `all_gather`: `jax.shard_map` knows that all devices have the same sum
     table = jnp.zeros((size, 2, *mean.shape), mean.dtype).at[index].set(jnp.stack((mean, var)))
     means, variances = jnp.moveaxis(jax.lax.psum(table, axis_name), 1, 0)
-    mean = jnp.mean(means, 0)
     # Chan et al. 1979, for devices that all have as many values
-    return mean, jnp.mean(variances + jnp.square(means - mean), 0)
+    between = jnp.square(means - jnp.mean(means, 0, keepdims=True))
+    return jnp.mean(means, 0), jnp.mean(variances + between, 0)
 
 
 @_normalise_batch.defjvp
 def _differentiate(
     axis_name: str | None, epsilon: float, primals: tuple[Array, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    """Keeps `x` and (c,) arrays; a gradient waits for other devices once, as the output does."""
+    """A gradient keeps `x` and (c,) arrays, and waits for the other devices once."""
     x, scale, bias, shift = primals
     y, mean, var = _normalise_batch(axis_name, epsilon, x, scale, bias, shift)
 
@@ -310,13 +312,13 @@ def _differentiate(
         dy = dx * _as_rank(x, gain) + centred * _as_rank(x, slope) + _as_rank(x, offset)
         return dy, dmean, 2 * product
 
-    # a gradient computes again what it needs of `x`, which else it would keep in float32
+    # without a checkpoint a gradient would keep the centred values, in float32
     rule = jax.checkpoint(tangents_of, prevent_cse=False)
     return (y, mean, var), rule(x, scale, mean, var, *tangents[:3])
 
 
 def _mean(axis_name: str | None, *values: Float[Array, " c"]) -> Float[Array, "values c"]:
-    """Of the devices' values; one reduction for all of them."""
+    """The mean over devices of several values, in one reduction."""
     stacked = jnp.stack(values)
     return stacked if axis_name is None else jax.lax.pmean(stacked, axis_name)
 
