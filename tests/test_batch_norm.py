@@ -29,7 +29,7 @@ def test_a_batch_on_many_devices_is_torchs_in_float64(devices, spread):
     output = norm(torch_x)
     (output * to_nchw(weights)).sum().backward()
     assert torch_x.grad is not None
-    expected = (
+    expected: Any = (
         _nhwc(output),
         norm.running_mean,
         norm.running_var,
@@ -133,9 +133,7 @@ def _run(
     return np.reshape(y, x.shape), mean, var, np.reshape(of_x, x.shape), of_scale, of_bias
 
 
-def _mapped(
-    scale: Any, bias: Any, *, devices: int, spread: str = "pmap", mean: Any = None
-) -> Callable[..., Any]:
+def _mapped(scale: Any, bias: Any, *, devices: int, spread: str = "pmap", mean: Any = None) -> Any:
     call, chosen = _call(scale, bias, mean), jax.devices()[:devices]
     if spread == "pmap":
         return jax.pmap(call, _AXIS, devices=chosen)
