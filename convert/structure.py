@@ -204,7 +204,7 @@ def _specs(stem: Shape, convs: Collection[Shape]) -> Iterator[ResNetSpec]:
         "in_planes": stem[1],
         "small_images": stem[2:] == (3, 3),
     }
-    kinds = [kind for kind in SHORTCUTS if kind != "centred_identity"]
+    kinds: list[Any] = [kind for kind in SHORTCUTS if kind != "centred_identity"]
     for block, preact, shortcut in itertools.product(("basic", "bottleneck"), (False, True), kinds):
         stages = _basic_stages(threes, shortcut) if block == "basic" else _deep_stages(threes, ones)
         for planes, width in _planes(block, stem[0], stages, ones):

@@ -50,7 +50,7 @@ def run_here(
             code = main(words)
         except SystemExit as error:  # of --help, or of an option that does not exist
             code = error.code
-    return subprocess.CompletedProcess(words, code or 0, out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess(words, int(code or 0), out.getvalue(), err.getvalue())
 
 
 class Process(subprocess.Popen[Any]):
