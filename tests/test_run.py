@@ -16,6 +16,7 @@ import torch
 
 import convert
 import torch_resnet
+from convert.inspection import inspect
 from convert.runs.saved_run import read_run
 from resnet_spec import find_spec
 from tests.commands import assert_refused, run, run_here
@@ -121,6 +122,14 @@ def test_the_export_predicts_the_same_in_torch(finished):
     assert model.spec.in_planes == 1
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
     assert int(model.get_buffer("stem.bn.num_batches_tracked")) == 24
+
+
+@uses_finished
+def test_the_result_has_the_digest_of_the_weights_whatever_they_are_read_from(finished):
+    run_dir, _ = finished
+    digest = json.loads((run_dir / "result.json").read_text())["digest"]
+    assert inspect(run_dir)["digest"] == digest
+    assert inspect(run_dir / "model.safetensors")["digest"] == digest
 
 
 @uses_finished

@@ -14,9 +14,11 @@ import numpy as np
 from flax import nnx
 
 import convert
+from convert.arrays import digest
 from convert.guess import guess
 from convert.layouts import OURS, Layout, find_layout, read_layout
 from convert.leaves import as_flax
+from convert.models import arrays_of
 from convert.sources import Source, read_source
 from resnet_spec import ClassifierSpec, Preprocessing
 from train.config import Config
@@ -124,11 +126,11 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def export(run_dir: Path, model: Any, preprocessing: Preprocessing) -> Path:
-    """Writes `model.safetensors` into the run's folder."""
+def export(run_dir: Path, model: Any, preprocessing: Preprocessing) -> tuple[Path, str]:
+    """Writes `model.safetensors` into the run's folder; its path, and the digest of the weights."""
     path = run_dir / FILE
     convert.save(path, model, preprocessing=preprocessing)
-    return path
+    return path, digest(arrays_of(model))
 
 
 def check_parity(

@@ -37,6 +37,7 @@ class Result:
         seconds: wall time of all starts; of a killed one up to the checkpoint that was resumed.
         skipped_steps: number of steps whose loss or gradient was not finite.
         skipped_images: damaged images that this process met, each with the reason.
+        digest: of the exported weights, as `resnet-convert inspect` prints it.
     """
 
     seed: int
@@ -51,6 +52,7 @@ class Result:
     skipped_steps: int
     skipped_images: dict[str, str]
     exported: str
+    digest: str
     parity: export.Parity | None
 
 
@@ -213,7 +215,7 @@ def finish(
     run.wait()
     config, dataset = trainer.config, trainer.dataset
     model = trainer.model(averaged(state))
-    exported = export.export(run.folder, model, dataset.preprocessing)
+    exported, digest = export.export(run.folder, model, dataset.preprocessing)
     weights = "raw" if config.ema_decay is None else "ema"
     say(f"exported {exported}{', averaged weights' if weights == 'ema' else ''}")
     parity = None
@@ -237,6 +239,7 @@ def finish(
         skipped_steps=int(state.skipped),
         skipped_images={name: why for s in streams for name, why in s.skipped.items()},
         exported=exported.name,
+        digest=digest,
         parity=parity,
     )
     write_json(run.folder / RESULT, dataclasses.asdict(result))
