@@ -1,5 +1,7 @@
 """Guesses the layout and model of a file of tensors from names and shapes alone."""
 
+import contextlib
+import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,6 +76,25 @@ def undecided(spec: ResNetSpec, stated: Collection[str] = ()) -> list[str]:
     fields = [f"{name}={getattr(spec, name)!r}" for name in names if name not in stated]
     small = ["no max pooling after the first convolution"] if spec.small_images else []
     return [*fields, *_AS_IN_THE_PAPERS, *small]
+
+
+def name_of(spec: ResNetSpec) -> str:
+    """The name in the table, and the fields that differ from that row: `ResNet20, padding=same`."""
+    names = list(ResNetSpec.__dataclass_fields__)
+    shape = operator.attrgetter("block", "stage_depths", "preact")
+    best: list[str] | None = None
+    for name in (name for name, row in MODELS.items() if shape(row) == shape(spec)):
+        wide = name if "Wide" in name else name.replace("ResNet", "WideResNet")
+        for full in (name, f"{wide}-{spec.width}", f"{wide}-{spec.width}-{spec.drop_rate}"):
+            with contextlib.suppress(ValueError):
+                row = find_spec(full)
+                differs = [f for f in names if getattr(row, f) != getattr(spec, f)]
+                if best is None or len(differs) < len(best) - 1:
+                    best = [full, *(f"{f}={getattr(spec, f)}" for f in differs)]
+    if best is not None:
+        return ", ".join(best)
+    blocks = f"{spec.stage_depths} {'pre-activated ' if spec.preact else ''}{spec.block} blocks"
+    return f"a network without a name in the table ({blocks}, {spec.shortcut} shortcuts)"
 
 
 def as_options(fields: Mapping[str, Any]) -> str:
