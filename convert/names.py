@@ -62,6 +62,8 @@ def with_names(source: Source, renames: Sequence[str]) -> Source:
 def read_map(path: Path) -> dict[str, str]:
     """The names in a file of `--names`: ours -> the file's, of layers or of tensors.
 
+    What `inspect --names --json` prints is such a file, too.
+
     Raises:
         ConversionError: it is not a JSON object of names.
         OSError: it cannot be read.
@@ -76,6 +78,8 @@ def read_map(path: Path) -> dict[str, str]:
         entries = json.loads(path.read_bytes(), object_pairs_hook=as_dict)
     except (ValueError, RecursionError) as error:
         raise ConversionError(f"--names {path}: this is not JSON: {error}") from error
+    if isinstance(entries, dict) and isinstance(entries.get("names"), dict):
+        entries = entries["names"]  # of what `inspect --json` prints
     if not isinstance(entries, dict) or not all(isinstance(n, str) for n in entries.values()):
         raise ConversionError(
             f'--names {path}: this is no JSON object of names, as {{"stem.conv": "conv_in"}}'
@@ -278,7 +282,7 @@ def _their_path(found: Recognition, path: str) -> str:
     """The file's path of a layer of ours, or what the names of a block of ours begin with."""
     if theirs := found.names.get(f"{path}.weight"):
         return theirs[: -len(theirs.replace("/", ".").rpartition(".")[2]) - 1]
-    names = [name for ours, name in found.names.items() if ours.startswith(f"{path}.")]
-    first, last = min(names), max(names)
-    count = next((i for i, pair in enumerate(zip(first, last)) if len({*pair}) > 1), len(first))
-    return first[:count]
+    first, *others = [name for ours, name in found.names.items() if ours.startswith(f"{path}.")]
+    while not all(name.startswith(first) for name in others):
+        first = first[:-1]
+    return first

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
-from resnet_spec import SHORTCUTS, ClassifierSpec, ResNetSpec
+from resnet_spec import SHORTCUTS, ClassifierSpec, ResNetSpec, ShortcutKind
 
 Shape = tuple[int, ...]
 Key = tuple[str, Shape]
@@ -227,7 +227,7 @@ def _specs(stem: Shape, convs: Collection[Shape]) -> Iterator[ResNetSpec]:
         "in_planes": stem[1],
         "small_images": stem[2:] == (3, 3),
     }
-    kinds = [kind for kind in SHORTCUTS if kind != "centred_identity"]
+    kinds: list[ShortcutKind] = [kind for kind in SHORTCUTS if kind != "centred_identity"]
     for block, preact, shortcut in itertools.product(("basic", "bottleneck"), (False, True), kinds):
         stages = _basic_stages(threes, shortcut) if block == "basic" else _deep_stages(threes, ones)
         for planes, width in _planes(block, stem[0], stages, ones):
@@ -336,7 +336,7 @@ def _assign(
         chosen, doubtful = _assign_block(roles, block, is_sorted)
         paths |= chosen
         undecided += doubtful
-    return _Assignment(classifier, paths, undecided)
+    return _Assignment(classifier, paths, undecided, is_sorted)
 
 
 def _assign_by_shapes(classifier: ClassifierSpec, layers: Sequence[Layer]) -> "_Assignment":
@@ -347,8 +347,9 @@ def _assign_by_shapes(classifier: ClassifierSpec, layers: Sequence[Layer]) -> "_
         waiting.setdefault(layer.key, []).append(layer)
     for path, key in _places(classifier):
         alike.setdefault(key, []).append(path)
-    paths = {p: la for key in alike for p, la in zip(alike[key], waiting[key], strict=True)}
-    return _Assignment(classifier, paths, [tuple(ps) for ps in alike.values() if len(ps) > 1])
+    places = {p: la for key in alike for p, la in zip(alike[key], waiting[key], strict=True)}
+    are_open = [tuple(paths) for paths in alike.values() if len(paths) > 1]
+    return _Assignment(classifier, places, are_open, is_sorted=True)
 
 
 @dataclass
@@ -358,6 +359,7 @@ class _Assignment:
     classifier: ClassifierSpec
     paths: dict[str, Layer]
     open: list[tuple[str, ...]]
+    is_sorted: bool
 
     def recognition(self) -> Recognition:
         names = {
@@ -393,8 +395,16 @@ class _Assignment:
         rest = [path for path in members if path not in wanted]
         if len(rest) == len(members):
             return group
-        counts = Counter(self.paths[path].key for path in rest)
-        return tuple(path for path in rest if counts[self.paths[path].key] > 1)
+        still_open: list[str] = []
+        for key in dict.fromkeys(self.paths[path].key for path in rest):
+            alike = [path for path in rest if self.paths[path].key == key]
+            layers, is_certain = _in_order([self.paths[path] for path in alike], self.is_sorted)
+            is_branch = len({path.rpartition(".")[0] for path in alike}) == 1
+            if is_certain and is_branch and not any("shortcut" in path for path in alike):
+                self.paths |= dict(zip(alike, layers, strict=True))
+            elif len(alike) > 1:
+                still_open += alike
+        return tuple(still_open)
 
     def _read(
         self, told: Mapping[str, str], layers: Sequence[Layer]
@@ -556,7 +566,8 @@ def _find_shortcut(
         [layer for layer in block.layers if words & {*layer.words[depth:]}]
         for words in _SHORTCUT_WORDS
     ]
-    for group in (*called, *_containers(block), *_with_numbers_of(by_shape, block)):
+    more = [[*by_shape, *(la for la in group if la not in by_shape)] for group in called]
+    for group in (*called, *more, *_containers(block), *_with_numbers_of(by_shape, block)):
         if fits(group):
             return list(group)
     if is_sorted:
