@@ -227,9 +227,16 @@ def test_bad_values_are_reported_by_the_files_own_names(tmp_path):
     assert "stages.1" not in result.stderr
 
 
+def narrow_resnet18() -> Any:
+    """Four stages with three shortcuts, random in every leaf."""
+    model = torch_resnet.from_spec(ResNetSpec("basic", (2, 2, 2, 2), (8, 16, 32, 64), 8), 10)
+    randomise(model)
+    return model
+
+
 def open_file(folder: Path) -> tuple[Any, dict[str, str]]:
     """A file in which nothing tells a shortcut's normalisation from its block's last one."""
-    _, model = make_twins("ResNet18", dtype="float32")
+    model = narrow_resnet18()
     rename = scheme("layer{S}.{b}.", LETTERS.__getitem__, {"conv": "e", "bn": "f"}, OUTSIDE[1])
     state, truth = theirs_of(model, rename, "sorted")
     torch.save(state, folder / "theirs.pt")
@@ -261,7 +268,7 @@ def test_what_nothing_decides_is_shown_and_decided_by_names(tmp_path):
     result = run_here(
         "convert", "import", "theirs.pt", "--names", "map.json", "-o", "ours.pt", cwd=tmp_path
     )
-    assert_refused(result, "layer4.0.d is stages.3.0.bn2 and layer4.0.f is", "other way round")
+    assert_refused(result, "layer4.0.d is stages.3.0.bn2", "layer4.0.f is", "other way round")
     map_file.write_text(json.dumps({**some, "stages.3.0.shortcut_bn": "layer4.0.f"}))
     take(tmp_path, "theirs.pt", "--names", "map.json")
     assert_is(tmp_path / "ours.pt", model)
@@ -304,7 +311,7 @@ def test_wrong_names_are_refused_all_at_once(tmp_path):
             (
                 "stages.1.0.bn9 is no layer or tensor of this network",
                 "layer2.0.z is no layer of the file",
-                "stages.1.0.conv1 cannot be layer2.0.c: conv (128, 64, 3, 3)",
+                "stages.1.0.conv1 cannot be layer2.0.c: conv (16, 8, 3, 3)",
                 "layer4.0.f is used 2 times",
             ),
         ),
@@ -375,7 +382,7 @@ def test_names_alone_give_a_bijection_that_nothing_else_shows(tmp_path):
 
 def test_the_order_of_a_safetensors_file_is_not_taken_for_the_authors(tmp_path):
     """It is sorted by dtype, then by name, so that counters come first."""
-    _, model = make_twins("ResNet18", dtype="float32")
+    model = narrow_resnet18()
     rename = scheme("layer{S}.{b}.", LETTERS.__getitem__, {"conv": "e", "bn": "B"}, OUTSIDE[1])
     state, _ = theirs_of(model, rename)
     torch.save(state, tmp_path / "theirs.pt")
