@@ -110,17 +110,24 @@ def guess(shapes: Shapes) -> list[Guess]:
 
     The shapes are those of all tensors in the file, by name.
     """
+    if exact := guess_exactly(shapes):
+        return exact
     views = [_View(layout, shapes) for layout in LAYOUTS.values()]
     names = (*MODELS, *_other_widths(shapes))
     near = _of_about_the_depth(shapes, names)
     candidates = list(_candidates(views, near))
-    exact = [found for candidate in candidates if (found := _fit(*candidate)) is not None]
-    if exact:
-        return exact
     best = _nearest(candidates)
     if best is None or best.share < _ENOUGH:  # cut off, or of a depth that is not in the table
         best = _nearest([*candidates, *_candidates(views, [n for n in names if n not in near])])
     return [] if best is None else [best]
+
+
+def guess_exactly(shapes: Shapes) -> list[Guess]:
+    """The layouts and models of which a file has all tensors and no other."""
+    views = [_View(layout, shapes) for layout in LAYOUTS.values()]
+    near = _of_about_the_depth(shapes, (*MODELS, *_other_widths(shapes)))
+    fits = (_fit(*candidate) for candidate in _candidates(views, near))
+    return [found for found in fits if found is not None]
 
 
 def find_prefix(names: Collection[str]) -> str | None:

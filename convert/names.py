@@ -11,7 +11,7 @@ import numpy as np
 
 from convert.arrays import is_counter
 from convert.errors import ConversionError
-from convert.guess import Guess, guess, name_of
+from convert.guess import Guess, guess, guess_exactly, name_of
 from convert.layouts import OURS
 from convert.leaves import to_torch
 from convert.sources import Source
@@ -155,8 +155,7 @@ def determine(
         ConversionError: several networks or bijections fit, or none as the user states it; or no
             tensor of the file can be in a network of ours, with its name.
     """
-    guesses = guess({n: a.shape for n, a in arrays.items()}) if told is None else []
-    exact = [one for one in guesses if one.share == 1]
+    exact = guess_exactly({n: a.shape for n, a in arrays.items()}) if told is None else []
     if exact:
         ways = [(by_layout(arrays, one), f"with {one.options}") for one in exact]
         sentence = f"taken {ways[0][1]}: every name and shape fits"
@@ -165,7 +164,7 @@ def determine(
         if found.problems:
             raise ConversionError(f"--names does not fit {path}:", found.problems)
         if not found.networks and model is None:
-            raise _nothing(path, found, guesses)
+            raise _nothing(path, arrays, found)
         ways = [(one, name_of(one.classifier.network)) for one in found.networks]
         sentence = "recognised by structure: {name}"
     if not ways:
@@ -210,7 +209,7 @@ def _as_stated(
     return spec, [f"not as {' '.join(stated)} has it: {differences}"]
 
 
-def _nothing(path: Path, found: Found, guesses: Sequence[Guess]) -> ConversionError:
+def _nothing(path: Path, arrays: Mapping[str, np.ndarray], found: Found) -> ConversionError:
     """The refusal of a file whose tensors determine no network of ours."""
     what = (
         f"give --model, the name in our table of what {path} holds, and --layout where its names "
@@ -219,8 +218,8 @@ def _nothing(path: Path, found: Found, guesses: Sequence[Guess]) -> ConversionEr
     problems = []
     if found.left_over:
         problems.append(f"no layer of a ResNet of ours has {name_some(found.left_over)}")
-    if guesses and guesses[0].share >= 0.5:
-        near = guesses[0]
+    guesses = guess({name: array.shape for name, array in arrays.items()})
+    if guesses and (near := guesses[0]).share >= 0.5:
         name = f"{near.model} in the layout {near.layout.name}"
         problems += [f"not {name}, the nearest: {problem}" for problem in near.problems]
     problems.append("`resnet-convert inspect` shows what it holds")

@@ -33,8 +33,9 @@ LETTERS = {"conv1": "a", "bn1": "b", "conv2": "c", "bn2": "d"}
 
 
 def numbered_scheme(number: int) -> Names:
-    parts = (BLOCKS, LAYERS, SHORTCUT_NAMES, OUTSIDE)
-    return scheme(*(choices[number % len(choices)] for choices in parts))
+    block, layer = BLOCKS[number % len(BLOCKS)], LAYERS[number % len(LAYERS)]
+    shortcut = SHORTCUT_NAMES[number % len(SHORTCUT_NAMES)]
+    return scheme(block, layer, shortcut, OUTSIDE[number % len(OUTSIDE)])
 
 
 def theirs_of(model: Any, rename: Names, order: str = "definition") -> tuple[State, dict[str, str]]:
