@@ -23,6 +23,7 @@ from convert.inference import FORMS, export_onnx, export_program
 from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS, OURS, Layout, find_layout, write_layout
 from convert.models import judge
+from convert.names import read_map, with_names
 from convert.options import add_part, add_stated, stated
 from convert.runs.saved_run import write_run
 from convert.sources import read_source
@@ -102,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser("inspect", help=text, description=f"{text.capitalize()}.")
     look.add_argument("source", type=Path, help="file of weights, training run or model folder")
     look.add_argument("--json", action="store_true", help="write JSON, for programs")
+    look.add_argument(
+        "--names",
+        action="store_true",
+        help="print our name of every tensor and the file's; with --json the map that "
+        "`import --names` reads",
+    )
+    _add_rename(look)
     add_part(look)
     look.set_defaults(command=_inspect)
 
@@ -159,7 +167,9 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "import",
         help="make a file of ours, or a new run, of any weights",
         description="Reads weights under our names or another package's, and writes a file that "
-        "says which model it holds, or a run to resume from.",
+        "says which model it holds, or a run to resume from. Without --layout and --model it takes "
+        "a known layout that fits whole, else it recognises the network by the shapes and the "
+        "order of the tensors, whatever they are called.",
     )
     parser.add_argument("source", type=Path, help=f"{', '.join(READABLE)}, or a model folder")
     parser.add_argument(
@@ -170,10 +180,19 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument(
         "--layout",
-        help="whose names the file has (see `resnet-convert layouts` and `inspect`); default: ours",
+        help="whose names the file has (see `resnet-convert layouts` and `inspect`); default: "
+        "what fits",
     )
     parser.add_argument(
-        "--model", help="name of the model in our table; not needed where the source says it"
+        "--model",
+        help="name of the model in our table; not needed where the source says it, or its tensors",
+    )
+    _add_rename(parser)
+    parser.add_argument(
+        "--names",
+        type=Path,
+        metavar="MAP.json",
+        help="our names -> the file's, of layers or of tensors, as many as decide which is which",
     )
     parser.add_argument(
         "--statistics-batch-size",
@@ -183,6 +202,17 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add_stated(parser)
     _add_common(parser)
     parser.set_defaults(command=_import)
+
+
+def _add_rename(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rename",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="replace text in the names of a file's tensors (plain text, wherever it stands), "
+        "before anything but --prefix looks at them; may be repeated, and is done in that order",
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -273,9 +303,10 @@ def _import(options: argparse.Namespace) -> None:
     if is_folder:
         check_text(output)
     said = Statement(
-        layout=OURS if options.layout is None else find_layout(options.layout),
+        layout=None if options.layout is None else find_layout(options.layout),
         model=options.model,
         fields=stated(options),
+        names=None if options.names is None else read_map(options.names),
         statistics_batch_size=options.statistics_batch_size,
         reset_counters=options.reset_counters,
         allow_nonfinite=options.allow_nonfinite,
@@ -286,6 +317,7 @@ def _import(options: argparse.Namespace) -> None:
         entry=options.entry,
         prefix=options.prefix,
     ).accepted(keeps_preprocessing=options.preprocessing is None)
+    source = with_names(source, options.rename)
     keeps_head = options.head == "keep"
     weights = as_ours(source, said, options.head)
     weights = change_as_asked(
@@ -312,7 +344,13 @@ def _print_notes(notes: Iterable[str]) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    found = inspect(options.source, options.prefix, options.entry)
+    found = inspect(
+        options.source,
+        options.prefix,
+        options.entry,
+        renames=options.rename,
+        has_names=options.names,
+    )
     print(json.dumps(found, indent=2) if options.json else as_text(found))
 
 

@@ -87,8 +87,8 @@ def load(
     weights = read_file(path, entry=entry)
     if weights.classifier is None:
         raise ConversionError(
-            f"{path} does not say which model it holds: name its layout and model, as in "
-            "`resnet-convert import FILE --layout torchvision --model ResNet50 -o OUT`"
+            f"{path} does not say which model it holds: `resnet-convert import {path} -o OUT` "
+            "finds it out and writes a file that says it"
         )
     judge(path, weights, allow_nonfinite=allow_nonfinite)
     classifier, arrays = weights.classifier, dict(weights.arrays)

@@ -1,5 +1,7 @@
 """Guesses the layout and model of a file of tensors from names and shapes alone."""
 
+import contextlib
+import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,6 +78,25 @@ def undecided(spec: ResNetSpec, stated: Collection[str] = ()) -> list[str]:
     return [*fields, *_AS_IN_THE_PAPERS, *small]
 
 
+def name_of(spec: ResNetSpec) -> str:
+    """The name in the table, and the fields that differ from that row: `ResNet20, padding=same`."""
+    names = list(ResNetSpec.__dataclass_fields__)
+    shape = operator.attrgetter("block", "stage_depths", "preact")
+    best: list[str] | None = None
+    for name in (name for name, row in MODELS.items() if shape(row) == shape(spec)):
+        wide = name if "Wide" in name else name.replace("ResNet", "WideResNet")
+        for full in (name, f"{wide}-{spec.width}", f"{wide}-{spec.width}-{spec.drop_rate}"):
+            with contextlib.suppress(ValueError):
+                row = find_spec(full)
+                differs = [f for f in names if getattr(row, f) != getattr(spec, f)]
+                if best is None or len(differs) < len(best) - 1:
+                    best = [full, *(f"{f}={getattr(spec, f)}" for f in differs)]
+    if best is not None:
+        return ", ".join(best)
+    blocks = f"{spec.stage_depths} {'pre-activated ' if spec.preact else ''}{spec.block} blocks"
+    return f"a network without a name in the table ({blocks}, {spec.shortcut} shortcuts)"
+
+
 def as_options(fields: Mapping[str, Any]) -> str:
     """Fields as a user states them: `--bottleneck-stride 1x1`."""
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in fields.items())
@@ -89,17 +110,24 @@ def guess(shapes: Shapes) -> list[Guess]:
 
     The shapes are those of all tensors in the file, by name.
     """
+    if exact := guess_exactly(shapes):
+        return exact
     views = [_View(layout, shapes) for layout in LAYOUTS.values()]
     names = (*MODELS, *_other_widths(shapes))
     near = _of_about_the_depth(shapes, names)
     candidates = list(_candidates(views, near))
-    exact = [found for candidate in candidates if (found := _fit(*candidate)) is not None]
-    if exact:
-        return exact
     best = _nearest(candidates)
     if best is None or best.share < _ENOUGH:  # cut off, or of a depth that is not in the table
         best = _nearest([*candidates, *_candidates(views, [n for n in names if n not in near])])
     return [] if best is None else [best]
+
+
+def guess_exactly(shapes: Shapes) -> list[Guess]:
+    """The layouts and models of which a file has all tensors and no other."""
+    views = [_View(layout, shapes) for layout in LAYOUTS.values()]
+    near = _of_about_the_depth(shapes, (*MODELS, *_other_widths(shapes)))
+    fits = (_fit(*candidate) for candidate in _candidates(views, near))
+    return [found for found in fits if found is not None]
 
 
 def find_prefix(names: Collection[str]) -> str | None:

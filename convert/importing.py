@@ -12,7 +12,9 @@ from convert.errors import ConversionError
 from convert.guess import as_options, undecided
 from convert.layouts import OURS, Layout, read_layout
 from convert.layouts.translate import HEAD_ALONE
+from convert.names import RESIDUAL, determine, under_our_names
 from convert.sources import Source
+from convert.structure import Recognition
 from convert.weights import Weights
 from convert.wrappers import name_some, without_training_state
 from resnet_spec import DIALECT, PREPROCESSINGS, RATES, ResNetSpec
@@ -26,17 +28,19 @@ class Statement:
     """What the user says of weights.
 
     Attributes:
-        layout: whose names they have.
+        layout: whose names they have, None where the user does not say it.
         model: the name in our table, None where the source says it.
         fields: fields of the spec that neither names nor shapes show.
+        names: the file's name of layers or tensors by ours.
         statistics_batch_size: that the running variances were taken over, None as the source says.
         reset_counters: take missing `num_batches_tracked` as zero.
         allow_nonfinite: accept NaN, infinite values and negative variances.
     """
 
-    layout: Layout = OURS
+    layout: Layout | None = None
     model: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] | None = None
     statistics_batch_size: int | None = None
     reset_counters: bool = False
     allow_nonfinite: bool = False
@@ -55,19 +59,30 @@ def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
             the tensors are not those of the model.
     """
     weights, described = source.weights, source.weights.classifier
-    layout = OURS if stated.layout == source.layout else stated.layout  # translated already
-    spec, notes = _find_network(source, layout, stated), list(weights.notes)
-    if described is None and source.beside is None:
-        taken = ", ".join(undecided(spec, stated.fields))
-        notes.append(f"tensors do not show this, taken as {taken}")
-    arrays = weights.arrays
-    if layout.spelling.has_collections:
+    arrays, notes, names = weights.arrays, list(weights.notes), dict[str, str]()
+    layout = stated.layout or OURS
+    if layout == source.layout:
+        layout = OURS  # translated already
+    if layout.spelling.has_collections or stated.layout is None:
         arrays, left_out = without_training_state(arrays)
         notes += left_out
+    found = _determine(source, arrays, stated)
+    if found is None:
+        spec, kept_open = _find_network(source, layout, stated), []
+    else:
+        recognition, sentence = found
+        spec, names = recognition.classifier.network, dict(recognition.names)
+        arrays, more = under_our_names(arrays, recognition)
+        notes += [sentence, *more]
+        kept_open = [RESIDUAL]
+    if described is None and source.beside is None:
+        taken = ", ".join([*kept_open, *undecided(spec, stated.fields)])
+        notes.append(f"tensors do not show this, taken as {taken}")
     if head != "keep":
         arrays, left_out = _without_head(arrays, spec, layout)
         if left_out:
-            notes.append(f"left out: {name_some(left_out)}, the head")
+            theirs = [names.get(name, name) for name in left_out]
+            notes.append(f"left out: {name_some(theirs)}, the head")
         elif head == "drop":
             raise ConversionError(f"--head drop: {source.path} has no head")
     _check_stated(spec, layout, stated)
@@ -84,7 +99,7 @@ def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
             allow_nonfinite=stated.allow_nonfinite,
         )
     except ConversionError as error:
-        problems = [*faults, *error.problems]
+        problems = [*faults, *(_with_names(problem, names) for problem in error.problems)]
         if head == "keep" and HEAD_ALONE in problems:
             problems.append("--head drop leaves it out, --head new:N makes another")
         raise ConversionError(error.what, problems) from error
@@ -164,6 +179,37 @@ def change_as_asked(
         names = before.class_names
     known = dataclasses.replace(known, class_names=names)
     return dataclasses.replace(weights, preprocessing=known)
+
+
+def _determine(
+    source: Source, arrays: Mapping[str, np.ndarray], stated: Statement
+) -> tuple[Recognition, str] | None:
+    """The network that names and shapes determine, where neither source nor user says it all."""
+    described = source.weights.classifier is not None
+    if stated.names is not None and (described or stated.layout is not None):
+        other = f"{source.path} says itself" if described else "--layout says"
+        raise ConversionError(f"leave out --names: {other} which tensor is which")
+    if described or stated.layout is not None:
+        return None
+    if stated.names is None:
+        if stated.model is None and source.beside is not None:
+            return None  # which a message says
+        if stated.model is not None and "stem.conv.weight" in arrays:
+            return None  # our names
+    try:
+        found = determine(
+            source.path, arrays, model=stated.model, fields=stated.fields, told=stated.names
+        )
+    except ConversionError as error:
+        raise ConversionError(error.what, [*source.weights.faults, *error.problems]) from error
+    if found is not None:
+        source.check_beside(found[0].classifier.network)
+    return found
+
+
+def _with_names(problem: str, names: Mapping[str, str]) -> str:
+    """A sentence with the file's own names instead of ours."""
+    return " ".join(names.get(word, word) for word in problem.split(" "))
 
 
 def _find_network(source: Source, layout: Layout, stated: Statement) -> ResNetSpec:

@@ -1,10 +1,8 @@
 """What a file, a run or a folder holds: `resnet-convert inspect`."""
 
 import collections
-import contextlib
 import dataclasses
-import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +10,45 @@ import numpy as np
 
 from convert.arrays import digest, dtype_problems, value_problems
 from convert.errors import ConversionError
-from convert.guess import Guess, find_prefix, guess
+from convert.guess import Guess, find_prefix, guess, name_of, undecided
 from convert.inference import is_program, read_program_description
-from convert.layouts import OURS, read_layout
+from convert.layouts import OURS
 from convert.models import check
+from convert.names import (
+    RESIDUAL,
+    by_layout,
+    by_structure,
+    open_layers,
+    under_our_names,
+    with_names,
+)
 from convert.sources import Source, read_source
+from convert.structure import Recognition
 from convert.weights import Weights
 from convert.wrappers import name_some, without_training_state
-from resnet_spec import MODELS, ClassifierSpec, ResNetSpec, find_spec
+from resnet_spec import ClassifierSpec
 
 _SHOWN = 8  # problems of one match shown to a person
 # What is not trained, by torch's names and Flax's.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "mean", "var")
 
 
-def inspect(path: Path, prefix: str = "", entry: str = "") -> dict[str, Any]:
+def inspect(
+    path: Path,
+    prefix: str = "",
+    entry: str = "",
+    *,
+    renames: Sequence[str] = (),
+    has_names: bool = False,
+) -> dict[str, Any]:
     """Format, layout, model, head, dtypes and numbers of a source, as JSON values.
 
     Args:
         path: a file, a run or a folder.
         prefix: look only at the tensors of a file whose names begin with it, and remove it.
         entry: which state dict of several in what `torch.save` wrote.
+        renames: replacements `OLD=NEW` in the names.
+        has_names: tell also what the file calls our tensors.
 
     Raises:
         ConversionError: the source is damaged or its form is not known.
@@ -46,24 +62,36 @@ def inspect(path: Path, prefix: str = "", entry: str = "") -> dict[str, Any]:
         source = Source(path, weights, f"{path.suffix} file")
     else:
         source = read_source(path, entry=entry, prefix=prefix, reset_counters=True)
+        source = with_names(source, renames)
     weights = source.weights
     if weights.faults:
         raise ConversionError(f"{path} holds what no weights should:", weights.faults)
     notes, ours = list(_notes(source)), dict[str, np.ndarray]()
+    names: dict[str, str] = {}
     if weights.classifier is not None:
         matches = [_described(weights, (source.layout or OURS).name)]
         ours = {} if matches[0]["problems"] else dict(weights.arrays)
+        names = {name: name for name in ours}
     else:
         arrays, left_out = without_training_state(weights.arrays)
         notes += left_out
         found = guess({name: array.shape for name, array in arrays.items()})
         matches = [_guessed(one) for one in found]
         if found and found[0].share == 1:
-            ours = _under_our_names(arrays, found[0])
+            recognised = (by_layout(arrays, found[0]),)
+        else:
+            structure = by_structure(arrays)
+            recognised = structure.networks
+            matches = [_recognised(one, len(recognised)) for one in recognised] or matches
+            if structure.left_over:
+                no_layer = name_some(structure.left_over)
+                notes.append(f"no layer of a ResNet of ours has {no_layer}")
+        if len(recognised) == 1 and not recognised[0].open:
+            ours, names = _under_our_names(arrays, recognised[0]), dict(recognised[0].names)
         if not matches and weights.arrays:
             notes.append(f"the first names are {name_some(weights.arrays)}")
         inner = find_prefix(weights.arrays)
-        if inner is not None and all(one.share < 1 for one in found):
+        if inner is not None and not names:
             notes.append(f"names of a known layout are behind {inner!r}: --prefix {inner}")
     preprocessing = weights.preprocessing
     return {
@@ -78,16 +106,18 @@ def inspect(path: Path, prefix: str = "", entry: str = "") -> dict[str, Any]:
         "dtypes": dict(collections.Counter(str(a.dtype) for a in weights.arrays.values())),
         "preprocessing": None if preprocessing is None else preprocessing.to_json(),
         "notes": notes,
+        **({"names": names} if has_names else {}),
     }
 
 
-def _under_our_names(arrays: dict[str, np.ndarray], found: Guess) -> dict[str, np.ndarray]:
-    """The arrays of a file that fits a layout whole; none where their values do not."""
-    spec = found.classifier.network
+def _under_our_names(arrays: Mapping[str, np.ndarray], found: Recognition) -> dict[str, np.ndarray]:
+    """The arrays of a file whose network is known; none where their values do not fit."""
     try:
-        return read_layout(arrays, spec, found.layout, reset_counters=True, allow_nonfinite=True)[0]
+        ours, _ = under_our_names(arrays, found)
+        check(found.classifier, ours)
     except ConversionError:  # of dtypes that lose bits, which the notes name
         return {}
+    return ours
 
 
 def _described(weights: Weights, layout: str) -> dict[str, Any]:
@@ -101,7 +131,7 @@ def _described(weights: Weights, layout: str) -> dict[str, Any]:
         problems = error.problems
     return {
         "layout": layout,
-        "model": _name(classifier.network),
+        "model": name_of(classifier.network),
         "sure": "the file says so, but lacks its tensors" if problems else "the file says so",
         "problems": problems,
         **_fields(classifier),
@@ -118,22 +148,6 @@ def _fields(classifier: ClassifierSpec) -> dict[str, Any]:
     }
 
 
-def _name(spec: ResNetSpec) -> str:
-    """The name in the table, and the fields that differ from that row: `ResNet20, padding=same`."""
-    fields = [field.name for field in dataclasses.fields(ResNetSpec)]
-    shape = operator.attrgetter("block", "stage_depths", "preact")
-    best: list[str] | None = None
-    for name in (name for name, row in MODELS.items() if shape(row) == shape(spec)):
-        wide = name if "Wide" in name else name.replace("ResNet", "WideResNet")
-        for full in (name, f"{wide}-{spec.width}", f"{wide}-{spec.width}-{spec.drop_rate}"):
-            with contextlib.suppress(ValueError):
-                row = find_spec(full)
-                differs = [f for f in fields if getattr(row, f) != getattr(spec, f)]
-                if best is None or len(differs) < len(best) - 1:
-                    best = [full, *(f"{f}={getattr(spec, f)}" for f in differs)]
-    return "a network without a name in the table" if best is None else ", ".join(best)
-
-
 def _guessed(found: Guess) -> dict[str, Any]:
     exact = "every name and shape fits"
     if not found.has_counters:
@@ -146,6 +160,23 @@ def _guessed(found: Guess) -> dict[str, Any]:
         **_fields(found.classifier),
         "options": found.options if found.share == 1 else "",
         "undecided": found.undecided,
+    }
+
+
+def _recognised(found: Recognition, count: int) -> dict[str, Any]:
+    sure = "every tensor has its place"
+    if count > 1:
+        sure = f"one of {count} networks that have these tensors"
+    elif found.open:
+        sure = "but not which layer is which"
+    return {
+        "layout": None,
+        "model": name_of(found.classifier.network),
+        "sure": sure,
+        "problems": list(open_layers(found)),
+        **_fields(found.classifier),
+        "options": "",
+        "undecided": [RESIDUAL, *undecided(found.classifier.network)],
     }
 
 
@@ -167,9 +198,11 @@ def as_text(found: dict[str, Any]) -> str:
     for match in found["matches"]:
         spec = match["spec"]
         head = "no head" if match["num_classes"] is None else f"head of {match['num_classes']}"
+        by = f"in the layout {match['layout']}"
+        if match["layout"] is None:
+            by = "recognised by structure"
         lines.append(
-            f"  {match['model']} in the layout {match['layout']} ({match['sure']}), "
-            f"{spec['shortcut']} shortcuts, {head}"
+            f"  {match['model']} {by} ({match['sure']}), {spec['shortcut']} shortcuts, {head}"
         )
         if match["statistics_batch_size"] is not None:
             lines.append(f"    running variances over batches of {match['statistics_batch_size']}")
@@ -199,4 +232,7 @@ def as_text(found: dict[str, Any]) -> str:
         )
         if (names := preprocessing["class_names"]) is not None:
             lines.append(f"  classes: {name_some(names)}")
-    return "\n".join([*lines, *(f"  note: {note}" for note in found["notes"])])
+    lines += [f"  note: {note}" for note in found["notes"]]
+    names = found.get("names", {})
+    width = max(map(len, names), default=0)
+    return "\n".join([*lines, *(f"  {ours:{width}}  {names[ours]}" for ours in names)])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
-from resnet_spec import SHORTCUTS, ClassifierSpec, ResNetSpec
+from resnet_spec import SHORTCUTS, ClassifierSpec, ResNetSpec, ShortcutKind
 
 Shape = tuple[int, ...]
 Key = tuple[str, Shape]
@@ -88,28 +88,51 @@ class Found:
     Attributes:
         networks: those that the tensors can be; one, without open layers, is certain.
         left_over: names of tensors that no layer of a residual network has.
+        problems: what is wrong with what the user told, a sentence each.
     """
 
     networks: tuple[Recognition, ...]
     left_over: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
-def recognise(shapes: Mapping[str, Shape]) -> Found:
+def recognise(shapes: Mapping[str, Shape], told: Mapping[str, str] | None = None) -> Found:
     """Finds the networks whose layers these tensors can be, by structure.
 
     Args:
         shapes: of all tensors by name, in the order of the file.
+        told: the file's name of a layer or tensor by ours, as far as the user says it: it decides.
     """
     layers, left_over = _read_layers(shapes)
     if left_over:
         return Found((), tuple(left_over))
-    is_sorted = list(shapes) == sorted(shapes)  # so the order says nothing of the definition
+    is_sorted = _are_sorted(shapes)  # so the order says nothing of the definition
     candidates = list(_candidates(layers))
+    assigned: list[_Assignment] = []
     for find in (_blocks_by_names, _blocks_by_order):
         found = [_assign(one, layers, is_sorted, find) for one in candidates]
-        if any(found):
-            return Found(tuple(one for one in found if one is not None))
-    return Found(())
+        if assigned := [one for one in found if one is not None]:
+            break
+    if told is None or not candidates:
+        return Found(tuple(one.recognition() for one in assigned))
+    assigned = assigned or [_assign_by_shapes(one, layers) for one in candidates]
+    problems = [one.follow(told, layers) for one in assigned]
+    if not all(problems):
+        pairs = zip(assigned, problems, strict=True)
+        return Found(tuple(one.recognition() for one, wrong in pairs if not wrong))
+    return Found((), problems=tuple(min(problems, key=len)))
+
+
+def is_flax_kernel(name: str) -> bool:
+    """Whether a tensor of this name has Flax's axes: (h, w, in, out) or (in, out)."""
+    return _SEPARATOR.split(name)[-1].lower() in _FLAX_KERNELS
+
+
+def _are_sorted(names: Iterable[str]) -> bool:
+    """Whether names are in the order of the alphabet; counters have an order of their own."""
+    weights = [name for name in names if not name.endswith(_COUNTER)]
+    by_numbers = sorted(weights, key=lambda name: [*map(_number, re.split(r"(\d+)", name))])
+    return weights in (sorted(weights), by_numbers)
 
 
 def _read_layers(shapes: Mapping[str, Shape]) -> tuple[list[Layer], list[str]]:
@@ -153,7 +176,7 @@ def _key(tensors: Mapping[str, str], shapes: Mapping[str, Shape]) -> Key | None:
     if weight is None:
         return None
     shape = tuple(shapes[weight])
-    is_flax = _SEPARATOR.split(weight)[-1].lower() in _FLAX_KERNELS
+    is_flax = is_flax_kernel(weight)
     others = {leaf: tuple(shapes[name]) for leaf, name in tensors.items() if leaf != "weight"}
     match len(shape), sorted(others):
         case 4, []:
@@ -204,7 +227,7 @@ def _specs(stem: Shape, convs: Collection[Shape]) -> Iterator[ResNetSpec]:
         "in_planes": stem[1],
         "small_images": stem[2:] == (3, 3),
     }
-    kinds: list[Any] = [kind for kind in SHORTCUTS if kind != "centred_identity"]
+    kinds: list[ShortcutKind] = [kind for kind in SHORTCUTS if kind != "centred_identity"]
     for block, preact, shortcut in itertools.product(("basic", "bottleneck"), (False, True), kinds):
         stages = _basic_stages(threes, shortcut) if block == "basic" else _deep_stages(threes, ones)
         for planes, width in _planes(block, stem[0], stages, ones):
@@ -292,7 +315,7 @@ _Finder = Callable[
 
 def _assign(
     classifier: ClassifierSpec, layers: Sequence[Layer], is_sorted: bool, find: _Finder
-) -> Recognition | None:
+) -> "_Assignment | None":
     """The place of every layer; None where blocks of this network are not to be found."""
     outside: Roles = {}
     blocks: dict[str, Roles] = {block.path: {} for block in classifier.network.blocks()}
@@ -313,13 +336,103 @@ def _assign(
         chosen, doubtful = _assign_block(roles, block, is_sorted)
         paths |= chosen
         undecided += doubtful
-    names = {
-        f"{path}.{leaf}": name
-        for path, layer in paths.items()
-        for leaf, name in layer.tensors.items()
-    }
-    ordered = {name: names[name] for name in classifier.tensors() if name in names}
-    return Recognition(classifier, ordered, tuple(undecided))
+    return _Assignment(classifier, paths, undecided, is_sorted)
+
+
+def _assign_by_shapes(classifier: ClassifierSpec, layers: Sequence[Layer]) -> "_Assignment":
+    """Any place that fits for every layer: those of equal shape are open."""
+    waiting: dict[Key, list[Layer]] = {}
+    alike: dict[Key, list[str]] = {}
+    for layer in layers:
+        waiting.setdefault(layer.key, []).append(layer)
+    for path, key in _places(classifier):
+        alike.setdefault(key, []).append(path)
+    places = {p: la for key in alike for p, la in zip(alike[key], waiting[key], strict=True)}
+    are_open = [tuple(paths) for paths in alike.values() if len(paths) > 1]
+    return _Assignment(classifier, places, are_open, is_sorted=True)
+
+
+@dataclass
+class _Assignment:
+    """A layer of the file for every path of ours, and the paths whose layers could be exchanged."""
+
+    classifier: ClassifierSpec
+    paths: dict[str, Layer]
+    open: list[tuple[str, ...]]
+    is_sorted: bool
+
+    def recognition(self) -> Recognition:
+        names = {
+            f"{path}.{leaf}": name
+            for path, layer in self.paths.items()
+            for leaf, name in layer.tensors.items()
+        }
+        ordered = {name: names[name] for name in self.classifier.tensors() if name in names}
+        return Recognition(self.classifier, ordered, tuple(self.open))
+
+    def follow(self, told: Mapping[str, str], layers: Sequence[Layer]) -> list[str]:
+        """Exchanges layers so that all is as told; returns what is wrong with that."""
+        wanted, problems = self._read(told, layers)
+        if problems:
+            return problems
+        for path, layer in wanted.items():
+            if (before := self.paths[path]) is not layer:
+                other = next(p for p, held in self.paths.items() if held is layer)
+                self.paths |= {path: layer, other: before}
+                are_open = any(path in group and other in group for group in self.open)
+                if other not in wanted and not are_open:  # what seemed certain was wrong
+                    alike = [p for p, held in self.paths.items() if held.key == layer.key]
+                    rest = tuple(p for p in alike if p not in wanted)
+                    self.open += [rest] if len(rest) > 1 else []
+        groups = [self._still_open(group, wanted) for group in self.open]
+        self.open = list(dict.fromkeys(group for group in groups if group))
+        return []
+
+    def _still_open(self, group: tuple[str, ...], wanted: Collection[str]) -> tuple[str, ...]:
+        """The layers of an open group that what is told leaves open."""
+        inside = tuple(f"{path}." for path in group)  # of blocks
+        members = [p for p in self.paths if p in group or p.startswith(inside)]
+        rest = [path for path in members if path not in wanted]
+        if len(rest) == len(members):
+            return group
+        still_open: list[str] = []
+        for key in dict.fromkeys(self.paths[path].key for path in rest):
+            alike = [path for path in rest if self.paths[path].key == key]
+            layers, is_certain = _in_order([self.paths[path] for path in alike], self.is_sorted)
+            is_branch = len({path.rpartition(".")[0] for path in alike}) == 1
+            if is_certain and is_branch and not any("shortcut" in path for path in alike):
+                self.paths |= dict(zip(alike, layers, strict=True))
+            elif len(alike) > 1:
+                still_open += alike
+        return tuple(still_open)
+
+    def _read(
+        self, told: Mapping[str, str], layers: Sequence[Layer]
+    ) -> tuple[dict[str, Layer], list[str]]:
+        """The layer of each path that is told, and what is wrong with it."""
+        by_path: dict[str, tuple[Layer, str]] = {layer.path: (layer, "") for layer in layers}
+        by_tensor = {n: (layer, leaf) for layer in layers for leaf, n in layer.tensors.items()}
+        wanted: dict[str, Layer] = {}
+        problems = []
+        for ours, theirs in told.items():
+            path, leaf = (ours, "") if ours in self.paths else ours.rpartition(".")[::2]
+            layer, their_leaf = (by_tensor if leaf else by_path).get(theirs, (None, ""))
+            if path not in self.paths or leaf not in ("", *_LEAVES.values()):
+                problems.append(f"{ours} is no layer or tensor of this network")
+            elif layer is None:
+                problems.append(f"{theirs} is no {'tensor' if leaf else 'layer'} of the file")
+            elif layer.key != self.paths[path].key or leaf != their_leaf:
+                shapes = (self.paths[path].shape, layer.shape)
+                problems.append(
+                    f"{ours} cannot be {theirs}: {self.paths[path].kind} {shapes[0]}, "
+                    f"{layer.kind} {shapes[1]}"
+                )
+            elif wanted.get(path, layer) is not layer:
+                problems.append(f"{path} is told to be {wanted[path].path} and {layer.path}")
+            else:
+                wanted[path] = layer
+        used = Counter(layer.path for layer in wanted.values())
+        return wanted, [*problems, *(f"{n} is used {c} times" for n, c in used.items() if c > 1)]
 
 
 def _blocks_by_names(
@@ -453,7 +566,8 @@ def _find_shortcut(
         [layer for layer in block.layers if words & {*layer.words[depth:]}]
         for words in _SHORTCUT_WORDS
     ]
-    for group in (*called, *_containers(block), *_with_numbers_of(by_shape, block)):
+    more = [[*by_shape, *(la for la in group if la not in by_shape)] for group in called]
+    for group in (*called, *more, *_containers(block), *_with_numbers_of(by_shape, block)):
         if fits(group):
             return list(group)
     if is_sorted:

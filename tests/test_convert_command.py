@@ -79,6 +79,7 @@ def test_a_users_mistake_is_one_clear_sentence_and_no_file(tmp_path):
     (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     torch.save({"a": 1}, tmp_path / "no_tensors.pt")
     torch.save(dict(model.state_dict()), tmp_path / "plain.pt")
+    torch.save({"a": torch.zeros(3)}, tmp_path / "one.pt")
     torch.save({"a": torch.zeros(3).to(torch.float8_e4m3fn)}, tmp_path / "float8.pt")
     (tmp_path / "text.pt").write_text("not a file of weights")
     files = {path.name for path in tmp_path.iterdir()}
@@ -95,7 +96,7 @@ def test_a_users_mistake_is_one_clear_sentence_and_no_file(tmp_path):
         (("export", ours, "-o", "no/out.pt"), ("folder no",)),
         (("export", ours, *out, "--step", "3"), ("--step",)),
         (("export", "plain.pt", *out), ("does not say which model",)),
-        (("import", "plain.pt", *out), ("--model",)),
+        (("import", "one.pt", *out), ("--model", "no layer of a ResNet of ours has a")),
         (("import", ours, *out, "--layout", "torchvision"), ("--model",)),
         (("import", ours, *out, "--head", "new:0"), ("new:N",)),
         (("import", ours, *out, "--shortcut", "idntity"), ("--shortcut",)),

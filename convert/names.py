@@ -1,0 +1,287 @@
+"""What the author of a file calls our tensors, where the file does not describe its model."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.arrays import is_counter
+from convert.errors import ConversionError
+from convert.guess import Guess, guess, guess_exactly, name_of
+from convert.layouts import OURS
+from convert.leaves import to_torch
+from convert.sources import Source
+from convert.structure import Found, Recognition, is_flax_kernel, recognise
+from convert.wrappers import name_some
+from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec, UnknownNameError
+
+RESIDUAL = "residual connections around all blocks"
+"""What no tensor shows: a plain network of He et al. 2015 has the tensors of option A."""
+_SHOWN = 6  # open groups and networks in one message
+_HOW = (
+    "to decide: --names MAP.json with names of ours and of the file, such as {example}, or "
+    "--rename OLD=NEW, until the names say it (a word such as shortcut, numbers)"
+)
+
+
+def with_names(source: Source, renames: Sequence[str]) -> Source:
+    """A source after each replacement `OLD=NEW` in its names: plain text, one after the other.
+
+    Raises:
+        ConversionError: the source describes itself, a replacement is not `OLD=NEW` or changes no
+            name, or two names become one.
+    """
+    if not renames:
+        return source
+    arrays = source.weights.arrays
+    if source.weights.classifier is not None:
+        raise ConversionError(f"leave out --rename: {source.path} says itself what it holds")
+    changed, problems = list(arrays), []
+    for text in renames:
+        old, sign, new = text.partition("=")
+        if not old or not sign:
+            problems.append(f"{text!r} is not OLD=NEW")
+            continue
+        if not any(old in name for name in changed):
+            problems.append(f"no name has {old!r} in it; there are {name_some(changed)}")
+        changed = [name.replace(old, new) for name in changed]
+    counts = Counter(changed)
+    if not problems:
+        problems = [f"{n} tensors would be called {name!r}" for name, n in counts.items() if n > 1]
+    if problems:
+        raise ConversionError("--rename cannot be done:", problems)
+    renamed = dict(zip(changed, arrays.values(), strict=True))
+    weights = dataclasses.replace(source.weights, arrays=renamed)
+    return dataclasses.replace(source, weights=weights)
+
+
+def read_map(path: Path) -> dict[str, str]:
+    """The names in a file of `--names`: ours -> the file's, of layers or of tensors.
+
+    What `inspect --names --json` prints is such a file, too.
+
+    Raises:
+        ConversionError: it is not a JSON object of names.
+        OSError: it cannot be read.
+    """
+    twice: list[str] = []
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
+    try:
+        entries = json.loads(path.read_bytes(), object_pairs_hook=as_dict)
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"--names {path}: this is not JSON: {error}") from error
+    if isinstance(entries, dict) and isinstance(entries.get("names"), dict):
+        entries = entries["names"]  # of what `inspect --json` prints
+    if not isinstance(entries, dict) or not all(isinstance(n, str) for n in entries.values()):
+        raise ConversionError(
+            f'--names {path}: this is no JSON object of names, as {{"stem.conv": "conv_in"}}'
+        )
+    if twice:
+        raise ConversionError(f"--names {path}: names that are there twice:", twice)
+    return entries
+
+
+def by_layout(names: Mapping[str, Any], found: Guess) -> Recognition:
+    """The bijection of a file that fits a layout whole."""
+    whole = found.layout.whole_names({name: name for name in names})
+    tensors = found.layout.tensors(found.classifier)
+    theirs = {ours: whole[name] for ours, name in tensors.items() if name in whole}
+    return Recognition(found.classifier, theirs)
+
+
+def by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None = None) -> Found:
+    """The networks that a file's arrays can be; `told` as `recognise` takes it."""
+    by_dtype: dict[Any, list[str]] = {}
+    for name, array in arrays.items():
+        by_dtype.setdefault(array.dtype, []).append(name)
+    names = list(arrays)
+    if all(names == sorted(names) for names in by_dtype.values()):  # as safetensors writes them
+        names = sorted(names)
+    return recognise({name: arrays[name].shape for name in names}, told)
+
+
+def under_our_names(
+    arrays: Mapping[str, np.ndarray], found: Recognition
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """A file's arrays with our names and torch's axes, and a note on counters that it lacks."""
+    if left_over := sorted({*arrays} - {*found.names.values()}):
+        raise ConversionError("these tensors have no place in the network:", left_over)
+    ours: dict[str, np.ndarray] = {}
+    for name, theirs in found.names.items():
+        array = arrays[theirs]
+        if is_flax_kernel(theirs):
+            array = to_torch("kernel", array)
+        if name == "head.weight" and array.ndim == 4:  # a convolution of 1x1
+            array = array[:, :, 0, 0]
+        if is_counter(name) and array.size == 1 and array.dtype.kind in "iu":
+            array = array.reshape(()).astype(np.int64)
+        ours[name] = array
+    missing = [name for name in found.classifier.tensors() if name not in ours]
+    ours |= {name: np.zeros((), np.int64) for name in missing}
+    is_flax = any(is_flax_kernel(name) for name in arrays)  # which counts no batches
+    count = 0 if is_flax else len(missing)
+    notes = [f"taken as zero: {count} num_batches_tracked, which the file lacks"] if count else []
+    return ours, notes
+
+
+def determine(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    model: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+    told: Mapping[str, str] | None = None,
+) -> tuple[Recognition, str] | None:
+    """The network that a file's names and shapes determine, and how, in a sentence; None if none.
+
+    A known layout that fits whole comes first, then structure.
+
+    Args:
+        path: of the file, for messages.
+        arrays: the file's, by its own names, in its order.
+        model: the name in our table, if the user states it.
+        fields: of the spec that the user states.
+        told: the file's name of layers or tensors by ours; no layout is tried.
+
+    Raises:
+        ConversionError: several networks or bijections fit, or none as the user states it; or no
+            tensor of the file can be in a network of ours, with its name.
+    """
+    exact = guess_exactly({n: a.shape for n, a in arrays.items()}) if told is None else []
+    if exact:
+        ways = [(by_layout(arrays, one), f"with {one.options}") for one in exact]
+        sentence = f"taken {ways[0][1]}: every name and shape fits"
+    else:
+        found = by_structure(arrays, told)
+        if found.problems:
+            raise ConversionError(f"--names does not fit {path}:", found.problems)
+        if not found.networks and model is None:
+            raise _nothing(path, arrays, found)
+        ways = [(one, name_of(one.classifier.network)) for one in found.networks]
+        sentence = "recognised by structure: {name}"
+    if not ways:
+        return None
+    fitting, problems = [], []
+    for one, said in ways:
+        spec, wrong = _as_stated(one.classifier, model, fields or {})
+        problems += [f"{said}: {sentence}" for sentence in wrong]
+        if not wrong:
+            classifier = dataclasses.replace(one.classifier, network=spec)
+            fitting.append((dataclasses.replace(one, classifier=classifier), said))
+    if not fitting:
+        raise ConversionError(f"{path} holds another network than is stated:", problems)
+    first = fitting[0][0]
+    network = first.classifier.network
+    others = [o for o, _ in fitting if network.differences(o.classifier.network)]
+    if others or first.open:
+        raise _ambiguous(path, fitting)
+    return first, sentence.format(name=name_of(network))
+
+
+def _as_stated(
+    found: ClassifierSpec, model: str | None, fields: Mapping[str, Any]
+) -> tuple[ResNetSpec, list[str]]:
+    """The network as the user states it, and how the tensors contradict that."""
+    network = found.network
+    try:
+        if model is None:
+            spec = ResNetSpec.from_json({**network.to_json(), **fields})
+        else:
+            shown = {name: getattr(network, name) for name in ("shortcut", "in_planes", *DIALECT)}
+            spec = OURS.network(model, **{**shown, **fields})
+    except UnknownNameError:
+        raise
+    except ValueError as error:
+        return network, [str(error)]
+    if dataclasses.replace(found, network=spec).tensors() == found.tensors():
+        return spec, []
+    stated = [] if model is None else [f"--model {model}"]
+    stated += [f"--{name} {value}" for name, value in fields.items() if name not in RATES]
+    differences = "; ".join(spec.differences(network))
+    return spec, [f"not as {' '.join(stated)} has it: {differences}"]
+
+
+def _nothing(path: Path, arrays: Mapping[str, np.ndarray], found: Found) -> ConversionError:
+    """The refusal of a file whose tensors determine no network of ours."""
+    what = (
+        f"give --model, the name in our table of what {path} holds, and --layout where its names "
+        "are not ours: its tensors are those of no network that is recognised"
+    )
+    problems = []
+    if found.left_over:
+        problems.append(f"no layer of a ResNet of ours has {name_some(found.left_over)}")
+    guesses = guess({name: array.shape for name, array in arrays.items()})
+    if guesses and (near := guesses[0]).share >= 0.5:
+        name = f"{near.model} in the layout {near.layout.name}"
+        problems += [f"not {name}, the nearest: {problem}" for problem in near.problems]
+    problems.append("`resnet-convert inspect` shows what it holds")
+    return ConversionError(what, problems)
+
+
+def _ambiguous(path: Path, ways: Sequence[tuple[Recognition, str]]) -> ConversionError:
+    """The refusal of a file that can be several networks, or one with layers in several places."""
+    if len(ways) == 1:
+        (one, name), *_ = ways
+        what = f"{path} is recognised as {name}, but not which of its layers is which:"
+        lines = list(open_layers(one))
+        ours = one.open[0][0]
+        example = {ours: _their_path(one, ours)}
+    else:
+        what = f"{path} can be more than one network, and nothing in it decides:"
+        lines = [f"{name}: {_difference(one, ways)}" for one, name in ways]
+        example = {"stem.conv": _their_path(ways[0][0], "stem.conv")}
+        lines.append("to decide: --model, --shortcut and the other options say which one it is")
+    if (more := len(lines) - _SHOWN) > 0:
+        lines = [*lines[:_SHOWN], f"and {more} more"]
+    return ConversionError(what, [*lines, _HOW.format(example=json.dumps(example))])
+
+
+def open_layers(found: Recognition) -> Iterator[str]:
+    """A sentence for each group of layers that could be exchanged, with the file's names."""
+    for group in found.open:
+        alike: dict[Any, list[str]] = {}
+        for path in group:
+            shape = found.classifier.tensors().get(f"{path}.weight", ())
+            alike.setdefault(shape, []).append(path)
+        for paths in (paths for paths in alike.values() if len(paths) > 1):
+            theirs = [_their_path(found, path) for path in paths]
+            if len(paths) == 2:
+                yield (
+                    f"either {theirs[0]} is {paths[0]} and {theirs[1]} is {paths[1]}, or the "
+                    "other way round"
+                )
+            else:
+                yield f"{name_some(theirs)} are {name_some(paths)}, in an order that is not shown"
+
+
+def _difference(one: Recognition, ways: Sequence[tuple[Recognition, str]]) -> str:
+    """What a network takes a layer of the file for that the others take for another."""
+    for other, _ in ways:
+        ours_of = {theirs: ours for ours, theirs in other.names.items()}
+        for ours, theirs in one.names.items():
+            if ours_of.get(theirs) != ours:
+                return f"{theirs} is its {ours}"
+    for other, _ in ways:
+        differences = one.classifier.network.differences(other.classifier.network)
+        for difference in differences:
+            name = difference.partition(":")[0]
+            return f"{name} is {getattr(one.classifier.network, name)!r}"
+    return "the same names"
+
+
+def _their_path(found: Recognition, path: str) -> str:
+    """The file's path of a layer of ours, or what the names of a block of ours begin with."""
+    if theirs := found.names.get(f"{path}.weight"):
+        return theirs[: -len(theirs.replace("/", ".").rpartition(".")[2]) - 1]
+    first, *others = [name for ours, name in found.names.items() if ours.startswith(f"{path}.")]
+    while not all(name.startswith(first) for name in others):
+        first = first[:-1]
+    return first
