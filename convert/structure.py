@@ -106,7 +106,8 @@ def recognise(shapes: Mapping[str, Shape], told: Mapping[str, str] | None = None
     layers, left_over = _read_layers(shapes)
     if left_over:
         return Found((), tuple(left_over))
-    is_sorted = _are_sorted(shapes)  # so the order says nothing of the definition
+    # The order of the file then says nothing of the order of the definition.
+    is_sorted = _are_sorted(shapes) or _contradicts_numbers(layers)
     candidates = list(_candidates(layers))
     assigned: list[_Assignment] = []
     for find in (_blocks_by_names, _blocks_by_order):
@@ -133,6 +134,14 @@ def _are_sorted(names: Iterable[str]) -> bool:
     weights = [name for name in names if not name.endswith(_COUNTER)]
     by_numbers = sorted(weights, key=lambda name: [*map(_number, re.split(r"(\d+)", name))])
     return weights in (sorted(weights), by_numbers)
+
+
+def _contradicts_numbers(layers: Iterable[Layer]) -> bool:
+    """Whether a name comes before one that differs from it only by a smaller number."""
+    alike: dict[tuple[str, ...], list[list[tuple[int, str]]]] = {}
+    for layer in sorted(layers, key=lambda layer: layer.place):
+        alike.setdefault(_skeleton(layer.words), []).append([*map(_number, layer.words)])
+    return any(numbers != sorted(numbers) for numbers in alike.values())
 
 
 def _read_layers(shapes: Mapping[str, Shape]) -> tuple[list[Layer], list[str]]:
@@ -512,10 +521,14 @@ def _in_order(items: Sequence[Any], is_sorted: bool) -> tuple[list[Any], bool]:
     if len(items) < 2:
         return list(items), True
     words = [item.words for item in items]
-    skeletons = {tuple("#" if w.isdecimal() or len(w) == 1 else w for w in name) for name in words}
-    if len(skeletons) == 1 and len(set(words)) == len(items):
+    if len({*map(_skeleton, words)}) == 1 and len(set(words)) == len(items):
         return sorted(items, key=lambda item: [_number(word) for word in item.words]), True
     return sorted(items, key=lambda item: item.place), not is_sorted
+
+
+def _skeleton(words: Sequence[str]) -> tuple[str, ...]:
+    """What is left of a name without its numbers and single letters."""
+    return tuple("#" if word.isdecimal() or len(word) == 1 else word for word in words)
 
 
 def _number(word: str) -> tuple[int, str]:

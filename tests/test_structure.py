@@ -246,6 +246,20 @@ def test_a_norm_of_a_shortcut_that_nothing_tells_from_the_last_one_is_left_open(
     assert any({"stages.1.0.bn2", "stages.1.0.shortcut_bn"} <= {*paths} for paths in one.open)
 
 
+def test_an_order_that_contradicts_the_numbers_in_names_decides_nothing():
+    """Shuffled names: which 3x3 convolution is the shortcut is left open, not taken from them."""
+    classifier = classifier_of("ResNet20", "convolution")
+    shortcut = {"conv": "conv9", "bn": "bn9"}
+    rename = scheme("layer{S}.{b}.", numbered("{k}{n}"), shortcut, OUTSIDE[0])
+    shapes, truth = renamed(classifier, rename, "definition")
+    for seed in range(20):
+        names = list(shapes)
+        random.Random(seed).shuffle(names)
+        found = recognise({name: shapes[name] for name in names})
+        assert not check(found, classifier, truth)
+        assert any(one.open for one in found.networks)
+
+
 REFUSED = {
     "GroupNorm": {"layer1.0.bn1.running_mean": None, "layer1.0.bn1.running_var": None},
     "squeeze and excitation": {
