@@ -175,6 +175,7 @@ def test_every_shortcut_is_recognised_under_every_scheme(model):
             assert check(recognise(shapes), classifier, truth), (number, order, shortcut)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_random_scheme_is_recognised_or_ambiguous_and_never_another(data):
