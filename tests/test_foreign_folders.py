@@ -20,6 +20,7 @@ from convert.layouts import LAYOUTS, find_layout
 from convert.layouts.timm import ARCHITECTURES
 from convert.models import build_torch
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, find_spec
+from tests.fuzz_cases import write_model_folder
 from tests.model_folders import change, logits, weights_of
 from tests.twins import randomise, relative_error
 
@@ -208,3 +209,12 @@ def test_what_of_a_folder_is_left_out_or_missing_is_said(resnet18, tmp_path):
         read_folder(folder)
     change(folder / "config.json", {"id2label": {str(n): f"LABEL_{n}" for n in range(3)}})
     assert not any("names of the classes" in note for note in inspect(folder)["notes"])
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, 2**70])
+def test_a_size_that_no_array_can_have_is_refused_as_any_other(number, tmp_path):
+    write_model_folder(tmp_path / "m", "transformers")
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_channels": number}))
+    with pytest.raises(convert.ConversionError, match=str(number)):
+        read_folder(tmp_path / "m")

@@ -233,12 +233,13 @@ def shape_problems(layout: Layout, expected: Shapes, given: Shapes) -> list[str]
     if expected == given:
         return []
 
-    def as_theirs(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-        stand_ins = {name: np.broadcast_to(np.int8(0), shape) for name, shape in shapes.items()}
-        to_theirs = layout.spelling.to_theirs
-        return {name: to_theirs(name, array).shape for name, array in stand_ins.items()}
+    def as_theirs(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        # axes of the sizes 1, 2, ...: what a damaged file says may be too large for NumPy
+        axes = np.broadcast_to(np.int8(0), tuple(range(1, len(shape) + 1)))
+        return tuple(shape[size - 1] for size in layout.spelling.to_theirs(name, axes).shape)
 
-    return compare_shapes(as_theirs(expected), as_theirs(given))
+    expected, given = ({n: as_theirs(n, s) for n, s in d.items()} for d in (expected, given))
+    return compare_shapes(expected, given)
 
 
 def _tensor_problems(
