@@ -137,11 +137,15 @@ def _are_sorted(names: Iterable[str]) -> bool:
 
 
 def _contradicts_numbers(layers: Iterable[Layer]) -> bool:
-    """Whether a name comes before one that differs from it only by a smaller number."""
-    alike: dict[tuple[str, ...], list[list[tuple[int, str]]]] = {}
+    """Whether a name comes before one that differs from it only by smaller numbers."""
+    last: dict[tuple[str, ...], list[int]] = {}
     for layer in sorted(layers, key=lambda layer: layer.place):
-        alike.setdefault(_skeleton(layer.words), []).append([*map(_number, layer.words)])
-    return any(numbers != sorted(numbers) for numbers in alike.values())
+        skeleton = tuple("#" if word.isdecimal() else word for word in layer.words)
+        numbers = [int(word) for word in layer.words if word.isdecimal()]
+        if numbers < last.get(skeleton, numbers):
+            return True
+        last[skeleton] = numbers
+    return False
 
 
 def _read_layers(shapes: Mapping[str, Shape]) -> tuple[list[Layer], list[str]]:
@@ -521,14 +525,10 @@ def _in_order(items: Sequence[Any], is_sorted: bool) -> tuple[list[Any], bool]:
     if len(items) < 2:
         return list(items), True
     words = [item.words for item in items]
-    if len({*map(_skeleton, words)}) == 1 and len(set(words)) == len(items):
+    skeletons = {tuple("#" if w.isdecimal() or len(w) == 1 else w for w in name) for name in words}
+    if len(skeletons) == 1 and len(set(words)) == len(items):
         return sorted(items, key=lambda item: [_number(word) for word in item.words]), True
     return sorted(items, key=lambda item: item.place), not is_sorted
-
-
-def _skeleton(words: Sequence[str]) -> tuple[str, ...]:
-    """What is left of a name without its numbers and single letters."""
-    return tuple("#" if word.isdecimal() or len(word) == 1 else word for word in words)
 
 
 def _number(word: str) -> tuple[int, str]:
