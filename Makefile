@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The CPU tests of JAX, torch and pytest workers share the cores.
 WORKERS ?= 2
 
-.PHONY: quickstart test test-slow parity layouts fuzz torture benchmark lint format types wheel lock clean
+.PHONY: quickstart test test-slow parity layouts fuzz torture benchmark benchmark-tpu lint format types wheel lock clean
 
 quickstart: .venv/installed  ## train a small ResNet on digits, export it, check it in torch
 	$(BIN)/python -m train digits --run-dir runs/quickstart --overwrite
@@ -26,6 +26,9 @@ torture: .venv/installed  ## runs killed at 200 random moments: resumed, they lo
 
 benchmark: .venv/installed  ## everything beside its peers, in tables: benchmarks/results
 	$(BIN)/python -m benchmarks
+
+benchmark-tpu: .venv/installed  ## what the TPU's compiler says of our steps, beside linen's: hours
+	$(BIN)/python -m benchmarks.tpu
 
 layouts: .venv/installed  ## other packages' own networks: a matrix of layouts, models, directions
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/test_layouts.py

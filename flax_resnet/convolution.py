@@ -20,6 +20,7 @@ Pair = tuple[int, int]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _is_in_loop = ContextVar("is_in_loop", default=False)
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
@@ -30,6 +31,19 @@ def in_loop() -> Iterator[None]:
         yield
     finally:
         _is_in_loop.reset(token)
+
+
+@contextlib.contextmanager
+def on_platform(name: str) -> Iterator[None]:
+    """Convolutions that are traced in this context are compiled for this platform.
+
+    Elsewhere they are compiled for JAX's default one.
+    """
+    token = _platform.set(name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
@@ -48,7 +62,7 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any
         and _varying_axes(x) == _varying_axes(kernel)
         and not (_is_placed(x) or _is_placed(kernel))
     )
-    if is_plain and jax.default_backend() == "cpu":
+    if is_plain and (_platform.get() or jax.default_backend()) == "cpu":
         edges = tuple((int(low), int(high)) for low, high in padding)
         is_known = all(isinstance(size, int) for size in x.shape[1:3])  # not symbols of an export
         if kernel.shape[:2] == (1, 1) and edges == ((0, 0), (0, 0)) and is_known:

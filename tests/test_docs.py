@@ -29,6 +29,7 @@ IN_ORDER = {
         *("config.json", "runs/tuned/result.json", "runs/seeds/curves.png", "results/digits.md"),
         "first.svg",
     ),
+    "tpu.md": ("slice.pt",),
     "clusters.md": ("runs/two/model.safetensors",),
     "parity.md": ("ours.safetensors", "diff.html"),
 }

@@ -37,6 +37,7 @@ from train.step.train_step import (
 )
 
 SMALL = "WideResNet16-1-0.0"
+DEVICES = tuple(jax.devices())
 # Another order would change every run that is resumed.
 FIRST_BATCH_OF_111 = [7, 15, 1, 32, 6, 11, 46, 34]
 
@@ -206,10 +207,10 @@ def test_eight_devices_train_as_one(parts):
     options: Any = {"param_dtype": jnp.float64, "ema_decay": 0.9}
     step, state, _, _ = make_step(SMALL, dataset, **options)
     alone, _, _, _ = make_step(SMALL, dataset, axis_name=None, **options)
-    data, spread = on_device(dataset.train), Spread()
+    data, spread = on_device(dataset.train), Spread(DEVICES)
     eight, one = spread.train(step), jax.jit(alone)
     many, single = spread.place_state(parallel.to_host(state)), state
-    many_data = parallel.place_data(data)
+    many_data = spread.place_data(data)
     for number in range(3):
         indices = batch_indices(0, number, 32, 64).reshape(parts, -1)
         many, many_metrics = eight(many, many_data, spread.place_batch(spread.split(indices)))
@@ -230,10 +231,11 @@ def test_eight_devices_train_as_one(parts):
 def test_jit_and_pmap_are_the_same_step_to_the_bit():
     dataset = random_dataset()
     step, state, _, _ = make_step(SMALL, dataset, ema_decay=0.9)
-    data, host = parallel.place_data(on_device(dataset.train)), parallel.to_host(state)
+    host = parallel.to_host(state)
     indices = batch_indices(0, 0, 32, 64).reshape(2, -1)
     moved = []
-    for spread in (Spread("pmap"), Spread("jit")):
+    for spread in (Spread(DEVICES, "pmap"), Spread(DEVICES, "jit")):
+        data = spread.place_data(on_device(dataset.train))
         batch = spread.place_batch(spread.split(indices))
         moved.append(parallel.to_host(spread.train(step)(spread.place_state(host), data, batch)))
     jax.tree.map(np.testing.assert_array_equal, *moved)
@@ -334,7 +336,7 @@ def test_evaluation_counts_every_image_once():
         state.params, state.statistics, augment.normalise(jnp.asarray(dataset.test.images))
     )
     expected = int(jnp.sum(jnp.argmax(logits, -1) != dataset.test.labels))
-    step = Spread().evaluate(make_eval_step(network, augment, axis_name=parallel.AXIS))
+    step = Spread(DEVICES).evaluate(make_eval_step(network, augment, axis_name=parallel.AXIS))
     padded = np.full(64, -1, np.int32)
     padded[:50] = np.arange(50)
     sums = step(state.params, state.statistics, on_device(dataset.test), padded.reshape(8, 8))
@@ -360,7 +362,7 @@ def test_what_only_training_needs_does_not_keep_a_network_from_being_tested(fiel
 
 
 def test_dropout_has_a_key_of_its_own_on_every_device_in_every_part_and_step(monkeypatch):
-    dataset, spread = random_dataset(), Spread()
+    dataset, spread = random_dataset(), Spread(DEVICES)
     step, state, _, network = make_step("WideResNet16-1", dataset)
     keys = list[tuple[int, ...]]()
 
@@ -371,7 +373,7 @@ def test_dropout_has_a_key_of_its_own_on_every_device_in_every_part_and_step(mon
 
     monkeypatch.setattr(network, "train", spied)
     many, data = spread.place_state(parallel.to_host(state)), on_device(dataset.train)
-    many_data, eight = parallel.place_data(data), spread.train(step)
+    many_data, eight = spread.place_data(data), spread.train(step)
     for number in range(2):
         indices = batch_indices(0, number, 32, 64).reshape(2, -1)
         many, _ = eight(many, many_data, spread.place_batch(spread.split(indices)))
@@ -391,7 +393,7 @@ def test_the_bfloat16_step_lowers_for_tpu(name, size, scan_blocks):
     )
     abstract_state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
     indices = jax.ShapeDtypeStruct((8, 1, 16), jnp.int32)
-    mapped = jax.jit(Spread().train(step))
+    mapped = jax.jit(Spread(DEVICES).train(step))
     exported = jax.export.export(mapped, platforms=["tpu"])(abstract_state, data, indices)
     module = exported.mlir_module()
     assert exported.platforms == ("tpu",)

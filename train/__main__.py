@@ -61,7 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # no run ends over a name that cannot be encoded
             stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
-    trains = not (arguments and arguments[0] in COMMANDS) and "--eval-only" not in arguments
+    trains = not (arguments and arguments[0] in COMMANDS) and not {
+        "--eval-only",
+        "--compile-for",
+    } & {*arguments}
     try:
         try:
             code = _carry_out(arguments)
@@ -102,13 +105,16 @@ def _carry_out(arguments: list[str]) -> int:
 
 def _run(config: Config, recipe: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from train.ahead.compile_command import compile_for
     from train.run.loop import evaluate, train  # starts JAX: help and mistakes need not wait
     from train.step.parallel import enable_float64
 
     if config.precision == "f64":
         enable_float64()
     with device_errors():
-        if config.eval_only:
+        if config.compile_for is not None:
+            compile_for(config)
+        elif config.eval_only:
             evaluate(config)
         else:
             train(config, recipe=recipe)

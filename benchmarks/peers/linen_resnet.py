@@ -4,7 +4,7 @@ Names, padding and strides are the example's: its layout in `convert` is read fr
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as linen
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.stages import Lowered
 
 from resnet_spec import find_spec
 
@@ -89,45 +90,42 @@ class LinenResNet(linen.Module):
         return linen.Dense(self.num_classes, dtype=self.dtype)(jnp.mean(x, (1, 2)))
 
 
-class LinenStep:
-    """Trains on one batch again and again; to call it is to wait for `steps` steps.
+class LinenTraining:
+    """The network and a step of its training, on each device's share of a batch.
 
     Args:
         name: of a network of the table that is neither wide (of width 1 it may be) nor
             pre-activated.
-        images: (n, h, w, c), normalised. labels: (n,).
         precision: bf16 or f32, of the layers; parameters are float32.
-        steps: in one call.
     """
 
-    def __init__(
-        self,
-        name: str,
-        images: np.ndarray,
-        labels: np.ndarray,
-        *,
-        num_classes: int,
-        precision: str,
-        steps: int,
-    ):
+    def __init__(self, name: str, *, num_classes: int, precision: str):
         row = find_spec(name)
         block = {"basic": ResNetBlock, "bottleneck": BottleneckResNetBlock}[row.block]
         dtype = {"bf16": jnp.bfloat16, "f32": jnp.float32}[precision]
         self._model = LinenResNet(row.stage_depths, block, num_classes, dtype, row.small_images)
         self._optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
-        count = jax.local_device_count()
-        shares = [a.reshape(count, -1, *a.shape[1:]) for a in (images, labels)]
-        # under one name of the axis: arrays of another one would have the step compiled twice
-        self._batch = jax.pmap(lambda batch: batch, _AXIS)(shares)
-        self._state = jax.pmap(self._first_state, _AXIS)(np.zeros(count), self._batch[0])
-        self._step = jax.pmap(self._train, _AXIS, donate_argnums=(0,))
-        self._steps = steps
 
-    def _first_state(self, _: Any, images: Any) -> Any:
+    def lower(self, devices: Sequence[jax.Device], images: int, image_size: int) -> Lowered:
+        """The step for so many normalised images on each of some devices, to compile ahead."""
+        shape = (images, image_size, image_size, 3)
+        first = jax.eval_shape(self.first_state, 0, jax.ShapeDtypeStruct(shape, jnp.float32))
+        batch = (
+            jax.ShapeDtypeStruct(shape, jnp.float32),
+            jax.ShapeDtypeStruct((images,), jnp.int32),
+        )
+        step = jax.pmap(self.train, _AXIS, devices=devices, donate_argnums=(0,))
+        return step.lower(
+            *jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct((len(devices), *a.shape), a.dtype), (first, batch)
+            )
+        )
+
+    def first_state(self, _: Any, images: Any) -> Any:
         variables = self._model.init(jax.random.key(0), images[:1])
         return variables, self._optimizer.init(variables["params"])
 
-    def _train(self, state: Any, batch: Any) -> tuple[Any, Any]:
+    def train(self, state: Any, batch: Any) -> tuple[Any, Any]:
         (variables, moved), (images, labels) = state, batch
 
         def loss_of(params: Any) -> tuple[Any, Any]:
@@ -144,6 +142,35 @@ class LinenStep:
         updates, moved = self._optimizer.update(gradients, moved, params)
         variables = {"params": optax.apply_updates(params, updates), **changed}
         return (variables, moved), loss
+
+
+class LinenStep(LinenTraining):
+    """Trains on one batch again and again; to call it is to wait for `steps` steps.
+
+    Args:
+        name, precision: see `LinenTraining`.
+        images: (n, h, w, c), normalised. labels: (n,).
+        steps: in one call.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        num_classes: int,
+        precision: str,
+        steps: int,
+    ):
+        super().__init__(name, num_classes=num_classes, precision=precision)
+        count = jax.local_device_count()
+        shares = [a.reshape(count, -1, *a.shape[1:]) for a in (images, labels)]
+        # under one name of the axis: arrays of another one would have the step compiled twice
+        self._batch = jax.pmap(lambda batch: batch, _AXIS)(shares)
+        self._state = jax.pmap(self.first_state, _AXIS)(np.zeros(count), self._batch[0])
+        self._step = jax.pmap(self.train, _AXIS, donate_argnums=(0,))
+        self._steps = steps
 
     def __call__(self) -> None:
         loss = None

@@ -227,6 +227,8 @@ def _wrong_choices(config: Config) -> list[str]:
         problems.append("--init-layout is for the file of --init-from: name it")
     if config.eval_only and not config.resume and config.init_from is None:
         problems.append("--eval-only needs weights: --init-from FILE, or --resume --run-dir FOLDER")
+    if config.compile_for is not None and (config.eval_only or config.seeds is not None):
+        problems.append("--compile-for is for one run that trains: no --eval-only, no --seeds")
     by_hand = [config.coordinator, config.process_id, config.num_processes]
     if any(value is not None for value in by_hand):
         if None in by_hand or not config.distributed:

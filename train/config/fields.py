@@ -83,6 +83,10 @@ def _too_short_to_profile(config: Any) -> str | bool:
     return config.profile and is_short and use
 
 
+def _compiles_nothing(config: Any) -> str | bool:
+    return config.compile_for is None and "--compile-for"
+
+
 def _several_seeds(config: Any) -> str | bool:
     return config.seeds is not None and f"one run, not for those of --seeds {config.seeds}"
 
@@ -230,6 +234,11 @@ class DeviceFields:
     """Recompute blocks in the backward pass: less memory, more time."""
     parallel: Literal["pmap", "jit"] = "pmap"
     """Spread the batch by jax.pmap, or by jax.jit and sharding: the same step."""
+    compile_for: Annotated[str | None, Option(computes=False, of_one_start=True)] = None
+    """Only compile the run's steps for TPUs that need not be there, such as v5e:2x2, and print
+    memory, time and traffic."""
+    json: Annotated[bool, Option(computes=False, of_one_start=True, idle=_compiles_nothing)] = False
+    """Print what `compile_for` finds as JSON."""
     distributed: Annotated[bool, Option(computes=False, of_one_start=True)] = False
     """Join the other processes of a TPU pod, of Slurm or of Open MPI, which are found by
     themselves."""

@@ -15,7 +15,10 @@ from train.errors import UserError
 
 def load_dataset(config: Config) -> Dataset:
     """The data set of a configuration; UserError if it is missing, unreadable or too small."""
-    dataset = _LOADERS.get(config.data, _load_folder)(config)
+    return _large_enough(config, _LOADERS.get(config.data, _load_folder)(config))
+
+
+def _large_enough(config: Config, dataset: Dataset) -> Dataset:
     if config.global_batch_size > len(dataset.train) and not config.eval_only:
         raise UserError(
             f"--global-batch-size {config.global_batch_size} is more than the "
@@ -132,6 +135,54 @@ def _stream(
     )
 
 
+def dataset_shapes(config: Config) -> Dataset:
+    """A data set of as many images, without their pixels where their number is published.
+
+    Others, digits and folders, are loaded. UserError as by `load_dataset`.
+    """
+    if config.data not in _PUBLISHED:
+        return load_dataset(config)
+    train, test, classes = _PUBLISHED[config.data]
+    names = tuple(map(str, range(classes)))
+    if config.data == "imagenet2012":
+        kept, held = _count_kept(config, train), config.validation_size or test
+        return _large_enough(
+            config, _stream(config, _Unread(kept, names), _Unread(held, names), "validation")
+        )
+    known = PREPROCESSINGS[config.data]
+    splits = (_no_pixels(train), _no_pixels(test))
+    dataset = Dataset(*splits, "test", classes, known.mean, known.std, class_names=names)
+    return _large_enough(config, _hold_out(config, dataset))
+
+
+def _no_pixels(count: int) -> Split:
+    """So many images of CIFAR's size, in one byte of memory."""
+    images = np.broadcast_to(np.uint8(0), (count, 32, 32, 3))
+    return Split(images, np.broadcast_to(np.int32(0), count))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unread:
+    """A source of so many images, none of which can be read."""
+
+    count: int
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        raise OSError(f"image {index} is only counted")
+
+    def name(self, index: int) -> str:
+        return f"[{index}]"
+
+
+_PUBLISHED = {  # images to train and to test on, classes
+    "cifar10": (50_000, 10_000, 10),
+    "cifar100": (50_000, 10_000, 100),
+    "imagenet2012": (1_281_167, 50_000, 1000),
+}
 _LOADERS: dict[str, Callable[[Config], Dataset]] = {
     "digits": _load_digits,
     "cifar10": _load_cifar,

@@ -59,7 +59,7 @@ def train(
     ):
         start_time = time.perf_counter()
         if config.seeds is None or config.seeds_mode != "devices":
-            parallel.check_batch_size(config)
+            parallel.check_batch_size(config, jax.device_count())
         folder, devices = run_folder.choose_folder(config), parallel.describe_devices()
         processes.in_first_process(lambda: run_folder.check_folder(folder, config))
         display.say(

@@ -77,7 +77,7 @@ def _trainer(
     config: Config, dataset: Dataset, seeds: Sequence[int], weights: Arrays, mode: str
 ) -> Trainer:
     if mode != "devices":  # else each device has whole batches
-        parallel.check_batch_size(config)
+        parallel.check_batch_size(config, jax.device_count())
     together = None if mode == "turns" else len(seeds)
     over = "seeds" if mode == "devices" else "batch"
     return Trainer(config, dataset, together=together, over=over, weights=weights)

@@ -1,6 +1,7 @@
 """The fixed parts of a run: the model, its compiled steps, and the data on the devices."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.stages import Lowered
 
 import flax_resnet
 from flax_resnet.layers import no_values
@@ -19,7 +21,7 @@ from train.data.dataset import Dataset, image_dtype
 from train.errors import AbandonedError, UserError
 from train.step import parallel
 from train.step.augment import Augment, Mixing
-from train.step.batches import Batch, test_batches, train_batches
+from train.step.batches import Batch, batch_shapes, test_batches, train_batches
 from train.step.functional import Arrays, Network
 from train.step.optimizer import make_optimizer, make_schedule
 from train.step.train_step import Images, Metrics, TrainState, make_eval_step, make_train_step
@@ -45,6 +47,7 @@ class Trainer:
         together: number of runs that one step trains; None for one run at a time.
         over: what each device has of them, see `parallel.Spread`.
         weights: to start from, by Flax's names; missing ones are drawn by the run's seed.
+        devices: to train on, all that JAX finds if None; or to compile for, see `lower`.
 
     Attributes:
         classifier: the network and the size of the head.
@@ -62,6 +65,7 @@ class Trainer:
         together: int | None = None,
         over: Literal["batch", "seeds"] = "batch",
         weights: Arrays | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ):
         if config.precision == "f64" and not parallel.has_float64():
             raise UserError('precision f64: call jax.config.update("jax_enable_x64", True) first')
@@ -79,7 +83,9 @@ class Trainer:
         schedule = make_schedule(config, self.total_steps)
         self._optimizer = make_optimizer(config, schedule)
         self._learning_rate = jax.jit(schedule)  # not compiled it takes 50 ms
-        self.spread = parallel.Spread(config.parallel, together, over, dataset.is_streamed)
+        self.spread = parallel.Spread(
+            tuple(devices or jax.devices()), config.parallel, together, over, dataset.is_streamed
+        )
         axis_name = self.spread.axis_name
         with no_values():
             model = self._make_model(config.precision, config.seed)
@@ -91,7 +97,7 @@ class Trainer:
             stacked=config.scan_blocks and config.optimizer != "lars",
         )
         augment, mixing = Augment(config, dataset), Mixing(config, dataset.num_classes)
-        shares = config.accumulate_steps * (jax.device_count() if axis_name else 1)
+        shares = config.accumulate_steps * (len(self.spread.devices) if axis_name else 1)
         if not config.eval_only:
             mixing.check_share(config.global_batch_size // shares)
         self._train_step = self.spread.train(
@@ -108,12 +114,14 @@ class Trainer:
         self._eval_step = self.spread.evaluate(
             make_eval_step(network, augment, axis_name=axis_name)
         )
-        self._train_data = self._test_data = None
-        if not dataset.is_streamed:
-            self._train_data, self._test_data = (
-                parallel.place_data(Images(split.images, split.labels))
-                for split in (dataset.train, dataset.test)
-            )
+
+    @functools.cached_property
+    def _data(self) -> tuple[Images, Images]:
+        """All images to train and to test on, on every device; where they are not streamed."""
+        train, test = self.dataset.train, self.dataset.test
+        return self.spread.place_data(
+            (Images(train.images, train.labels), Images(test.images, test.labels))
+        )
 
     def first_states(self, seeds: Sequence[int]) -> list[TrainState]:
         """The initial states of the runs of these seeds, on the host."""
@@ -122,16 +130,23 @@ class Trainer:
     def _first_state(self, seed: int) -> TrainState:
         network = Network(self._make_model(self.config.precision, seed))
         arrays = {**network.params, **network.statistics, **self._weights}
-        params = {name: arrays[name] for name in network.params}
+        params, statistics = (
+            {name: arrays[name] for name in names} for names in (network.params, network.statistics)
+        )
         trained = [part for name in self._network.trained for part in self._network.members(name)]
+        return self._begin(seed, params, statistics, trained)
+
+    def _begin(
+        self, seed: int, params: Arrays, statistics: Arrays, trained: Sequence[str]
+    ) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             seed=jnp.asarray(seed, jnp.uint32),
             skipped=jnp.zeros((), jnp.int32),
             params=params,
-            statistics={name: arrays[name] for name in network.statistics},
+            statistics=statistics,
             optimizer=self._optimizer.init({name: params[name] for name in trained}),
-            ema=None if self.config.ema_decay is None else arrays,
+            ema=None if self.config.ema_decay is None else {**params, **statistics},
         )
 
     def place(self, states: Sequence[TrainState]) -> TrainState:
@@ -159,8 +174,22 @@ class Trainer:
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Trains on one batch; `state` cannot be used afterwards."""
-        data = self._train_data if batch.images is None else batch.images
+        data = self._data[0] if batch.images is None else batch.images
         return self._train_step(state, data, batch.indices)
+
+    def lower(self) -> tuple[Lowered, Lowered]:
+        """The steps of training and of a test as programs for the devices, not yet compiled.
+
+        Neither images nor weights are needed, nor the devices themselves. For one run at a time.
+        """
+        network = self._network
+        first = functools.partial(self._begin, self.config.seed, trained=network.trained)
+        state = jax.eval_shape(first, network.params, network.statistics)
+        train, test = batch_shapes(self.config, self.dataset, self.spread)
+        return (
+            self._train_step.lower(state, train.images, train.indices),
+            self._eval_step.lower(state.params, state.statistics, test.images, test.indices),
+        )
 
     def learning_rate(self, step: int) -> float:
         return float(self._learning_rate(step))
@@ -186,7 +215,7 @@ class Trainer:
         answers: list[Any] = []
         with contextlib.closing(test_batches(self.dataset, self.spread)) as batches:
             for number, batch in enumerate(batches):
-                data = self._test_data if batch.images is None else batch.images
+                data = self._data[1] if batch.images is None else batch.images
                 sums.append(self._eval_step(state.params, state.statistics, data, batch.indices))
                 answers.append(stops is not None and stops())
                 if number >= _IN_FLIGHT:

@@ -63,8 +63,8 @@ def train_batches(
 def test_batches(dataset: Dataset, spread: Spread) -> Generator[Batch, None, None]:
     """The whole test set, every image once, for any number of images."""
     count = len(dataset.test)
-    devices = jax.device_count() if spread.over == "batch" else 1
-    size = min(_EVAL_BATCH_PER_DEVICE[dataset.is_streamed], math.ceil(count / devices)) * devices
+    devices = len(spread.devices) if spread.over == "batch" else 1
+    size = _test_share(dataset, devices) * devices
     padded = np.full(math.ceil(count / size) * size, -1, np.int32)
     padded[:count] = np.arange(count)
     shares = [spread.split(part) for part in np.split(padded, len(padded) // size)]
@@ -79,6 +79,35 @@ def test_batches(dataset: Dataset, spread: Spread) -> Generator[Batch, None, Non
             _to_devices(spread, batch),
         )
         for batch in source
+    )
+
+
+def _test_share(dataset: Dataset, devices: int) -> int:
+    """Images of a test that a device has at once."""
+    return min(_EVAL_BATCH_PER_DEVICE[dataset.is_streamed], math.ceil(len(dataset.test) / devices))
+
+
+def batch_shapes(config: Config, dataset: Dataset, spread: Spread) -> tuple[Batch, Batch]:
+    """The shapes of what a step takes, in training and in a test, without reading any image.
+
+    Of images in memory it takes the whole split.
+    """
+    devices, parts = len(spread.devices), config.accumulate_steps
+    share, test_share = config.global_batch_size // devices, _test_share(dataset, devices)
+
+    def shapes(split: Any, share: int, indices: tuple[int, ...]) -> Batch:
+        count = (devices, share) if dataset.is_streamed else (len(split),)
+        return Batch(
+            jax.ShapeDtypeStruct((devices, *indices), np.int32),
+            Images(
+                jax.ShapeDtypeStruct((*count, *dataset.image_shape), np.uint8),
+                jax.ShapeDtypeStruct(count, np.int32),
+            ),
+        )
+
+    return (
+        shapes(dataset.train, share, (parts, share // parts)),
+        shapes(dataset.test, test_share, (test_share,)),
     )
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flax_resnet.convolution import on_platform
 from train.config import Config
 from train.errors import UserError
 from train.step.train_step import EvalStep, TrainStep
@@ -22,12 +23,14 @@ class Spread:
     """How runs and their batches lie on the devices.
 
     Attributes:
+        devices: all of the run's; they may be ones to compile for, which are not there.
         method: jax.pmap, or jax.jit of a shard_map: the same step, equal up to rounding.
         seeds: number of runs along the state's leading axis; None for one run without that axis.
         over: each device has a share of the batch of every run, or whole runs.
         streamed: images come with each batch; otherwise they are on every device.
     """
 
+    devices: tuple[jax.Device, ...]
     method: Literal["pmap", "jit"] = "pmap"
     seeds: int | None = None
     over: Literal["batch", "seeds"] = "batch"
@@ -64,10 +67,16 @@ class Spread:
         indices: PartitionSpec,
         donate_argnums: tuple[int, ...] = (),
     ) -> Callable[..., Any]:
+        step = on_platform(self.devices[0].platform)(step)
         if self.method == "pmap" and self.over == "batch":
             in_axes = (*[None] * num_states, 0 if self.streamed else None, 0)
             return jax.pmap(
-                step, AXIS, in_axes=in_axes, out_axes=None, donate_argnums=donate_argnums
+                step,
+                AXIS,
+                in_axes=in_axes,
+                out_axes=None,
+                devices=self.devices,
+                donate_argnums=donate_argnums,
             )
 
         def of_shard(*arguments: Any) -> Any:
@@ -81,7 +90,7 @@ class Spread:
         in_specs = (*[self._state] * num_states, data, indices)
         # with check_vma the gradients of a replicated state would be summed twice
         mapped = jax.shard_map(
-            of_shard, mesh=_mesh(), in_specs=in_specs, out_specs=self._state, check_vma=False
+            of_shard, mesh=self._mesh, in_specs=in_specs, out_specs=self._state, check_vma=False
         )
         return jax.jit(mapped, donate_argnums=donate_argnums)
 
@@ -89,19 +98,33 @@ class Spread:
     def _state(self) -> PartitionSpec:
         return PartitionSpec() if self.over == "batch" else PartitionSpec(AXIS)
 
+    @functools.cached_property  # used at every step
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), (AXIS,))
+
     def place_state(self, tree: Any) -> Any:
         """A copy of host arrays on the devices; all processes must have the same."""
-        return _place(tree, self._state)
+        return self._place(tree, self._state)
+
+    def place_data(self, tree: Any) -> Any:
+        """A copy of host arrays on every device; all processes must have the same."""
+        return self._place(tree, PartitionSpec())
+
+    def _place(self, tree: Any, spec: PartitionSpec) -> Any:
+        # XLA copies: a step reuses the memory of its state, which NumPy must not own
+        sharding = NamedSharding(self._mesh, spec)
+        copy = jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=sharding)
+        return copy(tree)
 
     def place_batch(self, tree: Any) -> Any:
         """Starts moving the result of `split` to the devices."""
         if self.over == "seeds":
             return tree
         if jax.process_count() == 1:
-            return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec(AXIS)))
+            return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec(AXIS)))
         if self.method == "pmap":
             return tree  # pmap takes each process's own share
-        sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
+        sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
         return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)
 
     def split(self, array: np.ndarray) -> np.ndarray:
@@ -111,26 +134,10 @@ class Spread:
         """
         if self.over == "seeds":
             return array
-        count, local = jax.device_count(), jax.local_device_count()
+        count, local = len(self.devices), jax.local_device_count()
         parts = np.moveaxis(array.reshape(*array.shape[:-1], count, -1), -2, 0)
         first = jax.process_index() * local
         return np.ascontiguousarray(parts[first : first + local])
-
-
-def place_data(tree: Any) -> Any:
-    """A copy of host arrays on every device; all processes must have the same."""
-    return _place(tree, PartitionSpec())
-
-
-def _place(tree: Any, spec: PartitionSpec) -> Any:
-    # XLA copies: a step reuses the memory of its state, which NumPy must not own
-    copy = jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=NamedSharding(_mesh(), spec))
-    return copy(tree)
-
-
-@functools.cache  # used at every step
-def _mesh() -> Mesh:
-    return Mesh(np.array(jax.devices()), (AXIS,))
 
 
 def to_host(tree: Any) -> Any:
@@ -155,9 +162,9 @@ def describe_devices() -> str:
     return f"{count} {platform} device{'s' if count > 1 else ''}{processes}"
 
 
-def check_batch_size(config: Config) -> None:
+def check_batch_size(config: Config, devices: int) -> None:
     """Raises a UserError if a batch, or a part of it, cannot be cut evenly for the devices."""
-    size, devices = config.global_batch_size, jax.device_count()
+    size = config.global_batch_size
     multiple = devices * config.accumulate_steps
     if size % multiple:
         parts = f" in {config.accumulate_steps} parts" if config.accumulate_steps > 1 else ""

@@ -1,0 +1,213 @@
+"""What the TPU's own compiler says of our steps: pip's libtpu compiles without a TPU."""
+
+import contextlib
+import json
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from tests.commands import assert_refused, run
+from tests.pictures import make_folder
+from train.ahead.figures import OutOfMemoryError, compile_step
+from train.ahead.topology import available_bytes, describe_chips, find_devices
+from train.config import Config
+from train.data.load import dataset_shapes, load_dataset
+from train.errors import UserError
+from train.run.trainer import Trainer
+from train.step.train_step import Images
+
+PAGE = (Path(__file__).parents[1] / "docs" / "tpu.md").read_text()
+LIMIT = 600  # seconds of a command, on a machine that does much else
+
+
+@pytest.fixture(scope="module")
+def chip() -> jax.Device:
+    """A v5e chip to compile for."""
+    try:
+        return find_devices("v5e:1x1")[0]
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def of_page(title: str) -> tuple[list[str], str]:
+    """The arguments of the page's command that is followed by such a text, and the text."""
+    commands = re.findall(r"^resnet-train (.* --compile-for .*)$", PAGE, re.M)
+    (text,) = [t for t in re.findall(r"```text\n(.*?)```", PAGE, re.S) if title in t]
+    model = text.split()[0]
+    return next(shlex.split(c) for c in commands if f"--model {model} " in c), text
+
+
+def rows(text: str) -> dict[str, str]:
+    """The first table's values by the names of its rows."""
+    found = [re.split(r"  +", line.strip(), maxsplit=1) for line in text.splitlines()]
+    return {row[0]: row[1] for row in reversed(found) if len(row) == 2}
+
+
+def test_a_step_fits_in_bfloat16_and_waits_as_often_as_the_page_says(chip, tmp_path):
+    arguments, shown = of_page("step of a test")
+    result = run("train", *arguments, "--json", cwd=tmp_path, limit=LIMIT)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    (attempt,) = found["attempts"]
+    step = attempt["step"]
+    assert found["fits"]
+    assert (found["devices"], attempt["images_per_device"]) == (4, 32)
+    assert 0 < step["peak_bytes"] < found["available_bytes"] < 16 * 2**30
+    assert step["convolutions"] >= 3 * 15 - 1  # forward, and two gradients but of the images
+    assert step["wide_convolutions"] == found["test"]["wide_convolutions"] == 0
+    said = rows(shown)
+    assert step["all_reduces"] <= int(said["all-reduces"].partition(",")[0])
+    assert found["test"]["all_reduces"] <= 3
+    assert step["seconds"] > 0
+    assert attempt["images_per_second_per_chip"] == pytest.approx(32 / step["seconds"])
+    assert not list(tmp_path.iterdir())
+    lines = [line.partition(",")[0] for line in result.stderr.splitlines()]
+    assert lines == ["compiling the training step", "compiling the step of a test"]
+
+
+def test_a_step_that_does_not_fit_ends_with_what_does(chip, tmp_path):
+    arguments, _ = of_page("tried")
+    result = run("train", *arguments, cwd=tmp_path, limit=LIMIT)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    for text in ("tried", "--remat", "--accumulate-steps 2", "needs", "fits: "):
+        assert text in result.stdout
+    last = result.stderr.splitlines()[-1]
+    assert re.search(r"needs [\d.]+ GiB on each device, which has 15.8 GiB: .* fit$", last)
+
+
+def test_loops_are_counted_as_often_as_they_turn(chip):
+    sharding = SingleDeviceSharding(chip)
+    square = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16, sharding=sharding)
+
+    def product(turns: int, x: Any, y: Any) -> Any:
+        return jax.lax.scan(lambda c, _: (jnp.tanh(c @ y), None), x, None, length=turns)[0]
+
+    few, many = (
+        compile_step(jax.jit(partial(product, turns)).lower(square, square)) for turns in (8, 64)
+    )
+    assert few.flops == many.flops
+    assert few.loops == pytest.approx(8)
+    assert many.seconds == pytest.approx(8 * few.seconds)
+
+
+def test_all_reduces_in_a_loop_and_their_bytes_are_counted(chip):
+    devices = find_devices("v5e:2x2")
+
+    def means(x: Any) -> Any:
+        def turn(x: Any, _: Any) -> tuple[Any, None]:
+            return jnp.tanh(jax.lax.pmean(x, "devices")), None
+
+        return jax.lax.scan(turn, x, None, length=5)[0]
+
+    lowered = jax.pmap(means, "devices", devices=devices).lower(
+        jax.ShapeDtypeStruct((4, 8, 128), jnp.float32)
+    )
+    found = compile_step(lowered)
+    assert (found.all_reduces, found.all_reduce_bytes) == (5, 5 * 4 * 8 * 128)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_convolutions_are_told_from_products_and_wide_ones_are_counted(chip, dtype):
+    images, kernel, weights = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(chip))
+        for shape in ((8, 16, 16, 128), (3, 3, 128, 128), (128, 128))
+    )
+
+    def layers(x: Any, kernel: Any, weights: Any) -> Any:
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+        return jnp.mean(jax.nn.relu(x), (1, 2)) @ weights
+
+    precise = jax.default_matmul_precision("bfloat16")
+    with precise:
+        found = compile_step(jax.jit(layers).lower(images, kernel, weights))
+    assert found.convolutions == 1
+    assert found.wide_convolutions == (dtype == jnp.float32)
+
+
+def test_a_program_that_is_too_large_says_what_it_needs(chip):
+    large = jax.ShapeDtypeStruct((2**30, 8), jnp.float32, sharding=SingleDeviceSharding(chip))
+    with pytest.raises(OutOfMemoryError) as caught:
+        compile_step(jax.jit(jnp.sort).lower(large))
+    assert caught.value.needed_bytes is not None
+    assert caught.value.needed_bytes > (available_bytes(chip) or 0) > 15 * 2**30
+
+
+def test_a_v4_chip_is_two_devices_and_a_pod_has_many(chip):
+    for topology, devices, chips in (
+        ("v4:2x2x1", 8, 4),
+        ("v6e:2x2", 4, 4),
+        ("v5e:16x16", 256, 256),
+    ):
+        found = find_devices(topology)
+        kind, count = describe_chips(found)
+        assert (len(found), count) == (devices, chips)
+        assert kind is not None
+
+
+def test_a_topology_that_there_is_not_is_refused(chip):
+    for topology in ("v9:2x2", "v5e:3x3", "nonsense"):
+        with pytest.raises(UserError, match=f"--compile-for {topology}: .* Topologies are v5e:2x2"):
+            find_devices(topology)
+
+
+def test_without_libtpu_one_sentence_says_what_to_install(tmp_path):
+    (tmp_path / "libtpu.py").write_text("raise ImportError\n")
+    result = run(
+        "train", "digits", "--compile-for", "v5e:2x2", cwd=tmp_path, PYTHONPATH=f"{tmp_path}"
+    )
+    assert_refused(result, "--compile-for needs libtpu", "install flax-resnet[tpu]")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "jit"])
+def test_steps_compiled_ahead_take_what_a_run_gives_them(parallel):
+    fields: dict[str, Any] = {"accumulate_steps": 2, "ema_decay": 0.9, "parallel": parallel}
+    config = Config(model="WideResNet16-1-0.0", global_batch_size=64, **fields)
+    dataset = load_dataset(config)
+    trainer = Trainer(config.resolved(len(dataset.train)), dataset)
+    state = trainer.place(trainer.first_states([111]))
+    images = Images(dataset.train.images, dataset.train.labels)
+    batch = next(trainer.batches([111], 0))
+    given = (state, images, batch.indices)
+    train, test = trainer.lower()
+    assert shapes(train.args_info[0]) == shapes(given)
+    assert shapes(test.args_info[0][:2]) == shapes((state.params, state.statistics))
+    assert test.args_info[0][3].shape == (8, 45)  # 360 images
+
+
+def test_streamed_steps_take_what_a_run_gives_them(tmp_path):
+    make_folder(tmp_path, {"train": {"a": 5, "b": 5}, "test": {"a": 3, "b": 3}})
+    fields: dict[str, Any] = {"data": f"folder:{tmp_path}", "image_size": 32}
+    config = Config(model="WideResNet16-1-0.0", global_batch_size=8, **fields)
+    dataset = load_dataset(config)
+    trainer = Trainer(config.resolved(len(dataset.train)), dataset)
+    with contextlib.closing(trainer.batches([111], 0)) as batches:
+        batch = next(batches)
+    assert shapes(trainer.lower()[0].args_info[0][1:]) == shapes((batch.images, batch.indices))
+
+
+def shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), tree)
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "imagenet2012"])
+def test_published_data_sets_need_not_be_there(data, monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    for held in (None, 5000):
+        found = dataset_shapes(Config(data=data, validation_size=held))
+        sizes = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000)}
+        train, test = sizes.get(data, (1_281_167, 50_000))
+        expected = (train, test) if held is None else (train - held, held)
+        assert (len(found.train), len(found.test)) == expected
+        size = 224 if data == "imagenet2012" else 32
+        assert found.image_shape == (size, size, 3)

@@ -1,0 +1,108 @@
+"""`--compile-for`: a run's steps compiled for TPUs: what they need, and how fast they can be."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from train.ahead.figures import Figures, OutOfMemoryError, compile_step
+from train.ahead.report import Attempt, Report
+from train.ahead.topology import available_bytes, find_devices
+from train.config import Config
+from train.data.dataset import Dataset
+from train.data.load import dataset_shapes
+from train.errors import DeviceError
+from train.run.trainer import Trainer
+from train.step.parallel import check_batch_size
+
+_SIXTEENTHS = 16  # the largest batch is found to a sixteenth of the one that was asked for
+
+
+def compile_for(config: Config) -> None:
+    """Compiles and prints; trains nothing, and writes no files.
+
+    Raises:
+        UserError: there is no such topology, or the configuration does not fit it or the data.
+        DeviceError: the training step needs more memory than a device has; what does fit has been
+            printed.
+    """
+    devices = find_devices(config.compile_for or "")
+    dataset = dataset_shapes(config)
+    compiler = _Compiler(config, dataset, devices)
+    available = available_bytes(devices[0])
+    asked = compiler.attempt()
+    test = None if asked.step is None else compiler.compile_test()
+    others = [] if asked.step else [*compiler.smaller(), *compiler.largest(asked, available)]
+    report = Report(config, devices, available, [asked, *others], test)
+    print(json.dumps(report.to_json(), indent=2) if config.json else report.to_text())
+    if asked.step is None:
+        raise DeviceError(report.refusal())
+
+
+class _Compiler:
+    """Compiles the steps of a configuration and of others like it, and says which."""
+
+    def __init__(self, config: Config, dataset: Dataset, devices: Sequence[jax.Device]):
+        self._config, self._dataset, self._devices = config, dataset, devices
+
+    def attempt(self, **changes: Any) -> Attempt:
+        """The training step, with changed fields."""
+        config = dataclasses.replace(self._config, **changes)
+        found = Attempt(config.global_batch_size, config.accumulate_steps, config.remat)
+        _say(f"compiling the training step, {found}")
+        try:
+            step = compile_step(self._trainer(config).lower()[0])
+        except OutOfMemoryError as error:
+            return dataclasses.replace(found, needed_bytes=error.needed_bytes)
+        return dataclasses.replace(found, step=step, needed_bytes=step.peak_bytes)
+
+    def compile_test(self) -> Figures:
+        _say("compiling the step of a test")
+        return compile_step(self._trainer(self._config).lower()[1])
+
+    def _trainer(self, config: Config) -> Trainer:
+        check_batch_size(config, len(self._devices))
+        resolved = config.resolved(len(self._dataset.train))
+        return Trainer(resolved, self._dataset, devices=self._devices)
+
+    def smaller(self) -> Iterator[Attempt]:
+        """The same batch with rematerialisation, and in twice as many parts until it fits."""
+        config, devices = self._config, len(self._devices)
+        if not config.remat:
+            yield self.attempt(remat=True)
+        parts = 2 * config.accumulate_steps
+        while config.global_batch_size % (parts * devices) == 0:
+            found = self.attempt(accumulate_steps=parts)
+            yield found
+            if found.step:
+                return
+            parts *= 2
+
+    def largest(self, asked: Attempt, available: int | None) -> Iterator[Attempt]:
+        """Smaller batches, until the largest that fits is known to a sixteenth of `asked`."""
+        unit = len(self._devices) * self._config.accumulate_steps
+        total = asked.global_batch_size // unit
+        grain = max(1, total // _SIXTEENTHS)
+        fits, fails = 0, total
+        needed = asked.needed_bytes
+        while fails - fits > grain:
+            guess = (fits + fails) // 2
+            if fits == 0 and available and needed:  # memory grows nearly with the batch
+                guess = min(int(fails * available / needed), fails - grain)
+            guess = max(grain, guess // grain * grain)
+            found = self.attempt(global_batch_size=guess * unit)
+            yield found
+            if found.step:
+                fits = guess
+            elif guess == grain:
+                return
+            else:
+                fails, needed = guess, found.needed_bytes
+
+
+def _say(line: str) -> None:
+    """On stderr: a step takes minutes, and standard output is the report alone."""
+    print(line, file=sys.stderr, flush=True)
