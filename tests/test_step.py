@@ -22,7 +22,7 @@ from train.errors import UserError
 from train.run.saved_state import named_state
 from train.run.trainer import Trainer, describe
 from train.step import parallel
-from train.step.augment import Augment, draw_keys
+from train.step.augment import Augment, choose_part, draw_keys, slice_part
 from train.step.functional import Network, Outputs
 from train.step.optimizer import make_optimizer, make_schedule
 from train.step.parallel import Spread
@@ -73,6 +73,15 @@ def test_the_order_is_a_function_of_seed_and_step():
     for step in reversed(range(20)):
         np.testing.assert_array_equal(batch_indices(1, step, 8, 50), one[step])
     assert not np.array_equal(batch_indices(2, 0, 8, 50), one[0])
+
+
+def test_a_tpus_choice_among_all_crops_is_the_crop():
+    padded = jax.random.normal(jax.random.key(0), (12, 14, 3))
+    for row, column in ((0, 0), (4, 6), (1, 5)):
+        places = (padded, jnp.int32(row), jnp.int32(column))
+        chosen, cut = choose_part(*places, size=(8, 8)), slice_part(*places, size=(8, 8))
+        np.testing.assert_array_equal(chosen, cut)
+        np.testing.assert_array_equal(cut, padded[row : row + 8, column : column + 8])
 
 
 def test_an_augmented_image_is_a_crop_of_the_padded_image_or_its_mirror():

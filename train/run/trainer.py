@@ -118,10 +118,11 @@ class Trainer:
     @functools.cached_property
     def _data(self) -> tuple[Images, Images]:
         """All images to train and to test on, on every device; where they are not streamed."""
-        train, test = self.dataset.train, self.dataset.test
-        return self.spread.place_data(
-            (Images(train.images, train.labels), Images(test.images, test.labels))
+        train, test = (
+            Images(split.images.reshape(len(split), -1), split.labels)
+            for split in (self.dataset.train, self.dataset.test)
         )
+        return self.spread.place_data((train, test))
 
     def first_states(self, seeds: Sequence[int]) -> list[TrainState]:
         """The initial states of the runs of these seeds, on the host."""

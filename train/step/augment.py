@@ -1,5 +1,6 @@
 """Augmentation in the compiled step: crop, flip and normalisation; mixup, CutMix and smoothing."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -43,11 +44,15 @@ class Augment:
         # streamed images are cropped and mirrored before
         self.padding = 0 if dataset.is_streamed else config.crop_padding
         self.flip = config.flip and not dataset.is_streamed
+        self.image_shape = dataset.image_shape
         self.dtype = image_dtype(config)
         self.mean = jnp.array(dataset.mean, self.dtype)
         self.std = jnp.array(dataset.std, self.dtype)
 
-    def normalise(self, images: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    def normalise(
+        self, images: UInt8[Array, "n h w c"] | UInt8[Array, "n hwc"]
+    ) -> Float[Array, "n h w c"]:
+        images = images.reshape(-1, *self.image_shape)
         return (images.astype(self.dtype) / 255 - self.mean) / self.std
 
     def __call__(self, images: UInt8[Array, "n h w c"], keys: Array) -> Float[Array, "n h w c"]:
@@ -60,11 +65,33 @@ class Augment:
             edge = (self.padding, self.padding)
             padded = jnp.pad(image, (edge, edge, (0, 0)))
             row, column = jax.random.randint(crop_key, (2,), 0, 2 * self.padding + 1, jnp.int32)
-            image = jax.lax.dynamic_slice(padded, (row, column, jnp.int32(0)), image.shape)
+            image = jax.lax.platform_dependent(
+                *(padded, row, column),
+                tpu=partial(choose_part, size=image.shape[:2]),
+                default=partial(slice_part, size=image.shape[:2]),
+            )
         if self.flip:
             mirrored = jax.random.bernoulli(flip_key, jnp.float32(0.5))
             image = jnp.where(mirrored, image[:, ::-1], image)
         return image
+
+
+def slice_part(
+    padded: Float[Array, "h2 w2 c"], row: Array, column: Array, *, size: tuple[int, int]
+) -> Float[Array, "h w c"]:
+    """The part of this size whose corner is at (row, column)."""
+    return jax.lax.dynamic_slice(padded, (row, column, jnp.int32(0)), (*size, padded.shape[-1]))
+
+
+def choose_part(
+    padded: Float[Array, "h2 w2 c"], row: Array, column: Array, *, size: tuple[int, int]
+) -> Float[Array, "h w c"]:
+    """The same as a choice among all parts: a TPU slices a batch one image after another."""
+    height, width = size
+    rows = (padded[k : k + height] for k in range(len(padded) - height + 1))
+    chosen = jax.lax.select_n(row, *rows)
+    columns = (chosen[:, k : k + width] for k in range(padded.shape[1] - width + 1))
+    return jax.lax.select_n(column, *columns)
 
 
 class Mixing:

@@ -96,11 +96,14 @@ def batch_shapes(config: Config, dataset: Dataset, spread: Spread) -> tuple[Batc
     share, test_share = config.global_batch_size // devices, _test_share(dataset, devices)
 
     def shapes(split: Any, share: int, indices: tuple[int, ...]) -> Batch:
-        count = (devices, share) if dataset.is_streamed else (len(split),)
+        count: tuple[int, ...] = (devices, share)
+        image = dataset.image_shape
+        if not dataset.is_streamed:  # rows, see `Images`
+            count, image = (len(split),), (math.prod(image),)
         return Batch(
             jax.ShapeDtypeStruct((devices, *indices), np.int32),
             Images(
-                jax.ShapeDtypeStruct((*count, *dataset.image_shape), np.uint8),
+                jax.ShapeDtypeStruct((*count, *image), np.uint8),
                 jax.ShapeDtypeStruct(count, np.int32),
             ),
         )

@@ -33,9 +33,13 @@ class TrainState(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Images on the device, (n, h, w, c), labels (n,): a whole split, or a share of a batch."""
+    """Images on the device, (n, h, w, c), labels (n,): a share of a batch, or a whole split.
 
-    images: UInt8[Array, "n h w c"]
+    A split's images are rows, (n, h * w * c): of four axes, a TPU would copy the whole split into
+    another layout in every step.
+    """
+
+    images: UInt8[Array, "n h w c"] | UInt8[Array, "n hwc"]
     labels: Int[Array, " n"]
 
 
