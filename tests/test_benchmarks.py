@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tpu
 from benchmarks.__main__ import BENCHMARKS, RESULTS
 from benchmarks.input import TENSORFLOW_PYTHON
 from benchmarks.measure import Row
@@ -53,6 +54,11 @@ def test_the_tables_of_a_machine_show_its_results_and_so_does_the_page_of_benchm
     page = to_markdown(results["machine"], results["results"], BENCHMARKS)
     assert path.with_suffix(".md").read_text() == page
     assert "\n".join(to_summary(results)) in (_ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_the_table_of_compiled_steps_shows_what_was_compiled():
+    path = tpu.RESULTS / "compiled.json"
+    assert path.with_suffix(".md").read_text() == tpu.to_markdown(json.loads(path.read_text()))
 
 
 def test_the_readme_cites_rows_as_they_were_measured():

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ def chip() -> jax.Device:
         return find_devices("v5e:1x1")[0]
     except UserError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_run() -> Iterator[None]:
+    """Without the float64 of the other tests, with which loops count in other numbers."""
+    with jax.enable_x64(False):
+        yield
 
 
 def of_page(title: str) -> tuple[list[str], str]:

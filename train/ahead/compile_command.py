@@ -29,6 +29,9 @@ def compile_for(config: Config) -> None:
         DeviceError: the training step needs more memory than a device has; what does fit has been
             printed.
     """
+    # JAX would write these programs to its cache, and warn later that without a TPU it cannot read
+    # them again.
+    jax.config.update("jax_enable_compilation_cache", False)
     devices = find_devices(config.compile_for or "")
     dataset = dataset_shapes(config)
     compiler = _Compiler(config, dataset, devices)
@@ -68,13 +71,18 @@ class _Compiler:
         resolved = config.resolved(len(self._dataset.train))
         return Trainer(resolved, self._dataset, devices=self._devices)
 
+    @property
+    def _unit(self) -> int:
+        """What a batch, or a part of it, is a multiple of; images are mixed in pairs."""
+        return len(self._devices) * (2 if self._config.mixup or self._config.cutmix else 1)
+
     def smaller(self) -> Iterator[Attempt]:
         """The same batch with rematerialisation, and in twice as many parts until it fits."""
-        config, devices = self._config, len(self._devices)
+        config = self._config
         if not config.remat:
             yield self.attempt(remat=True)
         parts = 2 * config.accumulate_steps
-        while config.global_batch_size % (parts * devices) == 0:
+        while config.global_batch_size % (parts * self._unit) == 0:
             found = self.attempt(accumulate_steps=parts)
             yield found
             if found.step:
@@ -83,7 +91,7 @@ class _Compiler:
 
     def largest(self, asked: Attempt, available: int | None) -> Iterator[Attempt]:
         """Smaller batches, until the largest that fits is known to a sixteenth of `asked`."""
-        unit = len(self._devices) * self._config.accumulate_steps
+        unit = self._unit * self._config.accumulate_steps
         total = asked.global_batch_size // unit
         grain = max(1, total // _SIXTEENTHS)
         fits, fails = 0, total

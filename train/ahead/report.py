@@ -105,7 +105,9 @@ class Report:
         if self.test is not None:
             lines += ["step of a test", *_rows(self.test)]
         if asked.step is None:
-            lines += ["tried", *(_row(str(a), _outcome(a, self.devices)) for a in self.attempts)]
+            width = max(len(str(attempt)) for attempt in self.attempts)
+            lines += ["tried"]
+            lines += [_row(f"{a!s:<{width}}", _outcome(a, self.devices)) for a in self.attempts]
         return "\n".join(lines)
 
     def refusal(self) -> str:

@@ -116,8 +116,7 @@ def batch_shapes(config: Config, dataset: Dataset, spread: Spread) -> tuple[Batc
 
 def _to_devices(spread: Spread, batch: Any) -> Images:
     """Cuts a process's images, (n, h, w, c), into equal shares for its devices."""
-    count = jax.local_device_count()
-    cut = [a.reshape(count, -1, *a.shape[1:]) for a in (batch.images, batch.labels)]
+    cut = [a.reshape(spread.local_count, -1, *a.shape[1:]) for a in (batch.images, batch.labels)]
     return Images(*spread.place_batch(cut))
 
 

@@ -98,6 +98,11 @@ class Spread:
     def _state(self) -> PartitionSpec:
         return PartitionSpec() if self.over == "batch" else PartitionSpec(AXIS)
 
+    @functools.cached_property
+    def local_count(self) -> int:
+        """Number of this process's devices."""
+        return sum(device.process_index == jax.process_index() for device in self.devices)
+
     @functools.cached_property  # used at every step
     def _mesh(self) -> Mesh:
         return Mesh(np.array(self.devices), (AXIS,))
@@ -134,10 +139,10 @@ class Spread:
         """
         if self.over == "seeds":
             return array
-        count, local = len(self.devices), jax.local_device_count()
+        count = len(self.devices)
         parts = np.moveaxis(array.reshape(*array.shape[:-1], count, -1), -2, 0)
-        first = jax.process_index() * local
-        return np.ascontiguousarray(parts[first : first + local])
+        first = jax.process_index() * self.local_count
+        return np.ascontiguousarray(parts[first : first + self.local_count])
 
 
 def to_host(tree: Any) -> Any:
