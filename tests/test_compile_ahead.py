@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from jax.sharding import SingleDeviceSharding
 
 from tests.commands import assert_refused, run
 from tests.pictures import make_folder
+from train.ahead.compile_command import search
 from train.ahead.figures import OutOfMemoryError, compile_step
+from train.ahead.report import Attempt
 from train.ahead.topology import available_bytes, describe_chips, find_devices
 from train.config import Config
 from train.data.load import dataset_shapes, load_dataset
@@ -26,7 +29,8 @@ from train.run.trainer import Trainer
 from train.step.augment import Augment, draw_keys
 from train.step.train_step import Images
 
-PAGE = (Path(__file__).parents[1] / "docs" / "tpu.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "tpu.md").read_text()
 LIMIT = 600  # seconds of a command, on a machine that does much else
 
 
@@ -50,8 +54,11 @@ def of_page(title: str) -> tuple[list[str], str]:
     """The arguments of the page's command that is followed by such a text, and the text."""
     commands = re.findall(r"^resnet-train (.* --compile-for .*)$", PAGE, re.M)
     (text,) = [t for t in re.findall(r"```text\n(.*?)```", PAGE, re.S) if title in t]
-    model = text.split()[0]
-    return next(shlex.split(c) for c in commands if f"--model {model} " in c), text
+    model, topology = text.split()[0], text.splitlines()[1].partition(": ")[0]
+    (command,) = [
+        c for c in commands if f"--model {model} " in c and c.endswith(f"--compile-for {topology}")
+    ]
+    return shlex.split(command), text
 
 
 def rows(text: str) -> dict[str, str]:
@@ -82,6 +89,7 @@ def test_a_step_fits_in_bfloat16_and_waits_as_often_as_the_page_says(chip, tmp_p
     assert lines == ["compiling the training step", "compiling the step of a test"]
 
 
+@pytest.mark.full  # six programs of minutes each
 def test_a_step_that_does_not_fit_ends_with_what_does(chip, tmp_path):
     arguments, _ = of_page("tried")
     result = run("train", *arguments, cwd=tmp_path, limit=LIMIT)
@@ -91,6 +99,22 @@ def test_a_step_that_does_not_fit_ends_with_what_does(chip, tmp_path):
         assert text in result.stdout
     last = result.stderr.splitlines()[-1]
     assert re.search(r"needs [\d.]+ GiB on each device, which has 15.8 GiB: .* fit$", last)
+
+
+@pytest.mark.parametrize(("most", "limit"), [(4096, 3000), (4096, 300), (8, 5), (1, 0), (64, 2)])
+def test_the_largest_batch_that_fits_is_found_to_a_sixteenth(most, limit):
+    step: Any = object()
+    tried: list[int] = []
+
+    def attempt(size: int) -> Attempt:
+        tried.append(size)
+        return Attempt(size, 1, False, step if size <= limit else None)
+
+    found = list(search(most, (limit - 1) / most, attempt))
+    best = max((a.global_batch_size for a in found if a.step is not None), default=0)
+    assert best <= limit < best + 2 * max(1, most // 16)
+    assert len(tried) == len(set(tried)) <= 4
+    assert max(tried, default=0) < most
 
 
 def test_loops_are_counted_as_often_as_they_turn(chip):
@@ -171,9 +195,8 @@ def test_a_topology_that_there_is_not_is_refused(chip):
 
 def test_without_libtpu_one_sentence_says_what_to_install(tmp_path):
     (tmp_path / "libtpu.py").write_text("raise ImportError\n")
-    result = run(
-        "train", "digits", "--compile-for", "v5e:2x2", cwd=tmp_path, PYTHONPATH=f"{tmp_path}"
-    )
+    path = os.pathsep.join(map(str, (tmp_path, ROOT)))
+    result = run("train", "digits", "--compile-for", "v5e:2x2", cwd=tmp_path, PYTHONPATH=path)
     assert_refused(result, "--compile-for needs libtpu", "install flax-resnet[tpu]")
     assert len(result.stderr.splitlines()) == 1
 

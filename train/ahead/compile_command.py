@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -92,23 +92,31 @@ class _Compiler:
     def largest(self, asked: Attempt, available: int | None) -> Iterator[Attempt]:
         """Smaller batches, until the largest that fits is known to a sixteenth of `asked`."""
         unit = self._unit * self._config.accumulate_steps
-        total = asked.global_batch_size // unit
-        grain = max(1, total // _SIXTEENTHS)
-        fits, fails = 0, total
-        needed = asked.needed_bytes
-        while fails - fits > grain:
-            guess = (fits + fails) // 2
-            if fits == 0 and available and needed:  # memory grows nearly with the batch
-                guess = min(int(fails * available / needed), fails - grain)
-            guess = max(grain, guess // grain * grain)
-            found = self.attempt(global_batch_size=guess * unit)
-            yield found
-            if found.step:
-                fits = guess
-            elif guess == grain:
-                return
-            else:
-                fails, needed = guess, found.needed_bytes
+        share = available / asked.needed_bytes if available and asked.needed_bytes else 0.5
+
+        def attempt(count: int) -> Attempt:
+            return self.attempt(global_batch_size=count * unit)
+
+        yield from search(asked.global_batch_size // unit, share, attempt)
+
+
+def search(most: int, share: float, attempt: Callable[[int], Attempt]) -> Iterator[Attempt]:
+    """Attempts below `most`, which does not fit, until the largest that fits is known.
+
+    To a sixteenth of `most`: from `share` of it on in such steps, down until one fits or up until
+    one does not. Memory is nearly in proportion to the batch, so the first is nearly right.
+    """
+    grain = max(1, most // _SIXTEENTHS)
+    fits, fails = 0, most
+    guess = int(share * most)
+    while fails - fits > grain:
+        guess = max(grain, min(guess, fails - grain) // grain * grain)
+        found = attempt(guess)
+        yield found
+        if found.step is not None:
+            fits, guess = guess, guess + grain
+        else:
+            fails, guess = guess, guess - grain
 
 
 def _say(line: str) -> None:

@@ -97,7 +97,7 @@ class Report:
         lines = [
             f"{config.model} on {config.data}, {config.precision}, {asked}",
             f"{config.compile_for}: {chips} {self.devices[0].device_kind}, {count} devices of "
-            f"{asked.global_batch_size // count} images and {_gib(self.available)}",
+            f"{asked.global_batch_size // count} images and {_binary(self.available)}",
             f"{', '.join(map(' '.join, _versions().items()))}: compiled, never executed",
         ]
         if asked.step is not None:
@@ -115,8 +115,8 @@ class Report:
         asked = self.attempts[0]
         fitting = [f"{attempt}" for attempt in self.attempts if attempt.step is not None]
         return (
-            f"{asked} needs {_gib(asked.needed_bytes)} on each device, which has "
-            f"{_gib(self.available)}: "
+            f"{asked} needs {_binary(asked.needed_bytes)} on each device, which has "
+            f"{_binary(self.available)}: "
             + (f"{'; '.join(fitting)} fit" if fitting else "so does all else that was tried")
         )
 
@@ -144,7 +144,7 @@ def _rates(attempt: Attempt, devices: Sequence[jax.Device]) -> dict[str, Any]:
 def _rows(step: Figures) -> list[str]:
     turns = f", loops counted whole (x {step.loops:.2f})" if step.loops > 1.005 else ""
     return [
-        _row("peak memory", _gib(step.peak_bytes)),
+        _row("peak memory", _binary(step.peak_bytes)),
         _row("floating-point operations", f"{step.flops:.4g}"),
         _row("bytes accessed", _decimal(step.bytes_accessed)),
         _row("compiler's time", f"{1e3 * step.seconds:.4g} ms{turns}"),
@@ -166,10 +166,10 @@ def _rate_rows(attempt: Attempt, devices: Sequence[jax.Device]) -> list[str]:
 
 def _outcome(attempt: Attempt, devices: Sequence[jax.Device]) -> str:
     if attempt.step is None:
-        return f"needs {_gib(attempt.needed_bytes)}"
+        return f"needs {_binary(attempt.needed_bytes)}"
     rate = _rates(attempt, devices)["images_per_second_per_chip"]
     return (
-        f"fits: {_gib(attempt.needed_bytes)}, {1e3 * attempt.step.seconds:.4g} ms, "
+        f"fits: {_binary(attempt.needed_bytes)}, {1e3 * attempt.step.seconds:.4g} ms, "
         f"{rate:,.0f} images a second a chip"
     )
 
@@ -182,5 +182,7 @@ def _decimal(count: float) -> str:
     return f"{count / 1e9:.4g} GB" if count >= 1e9 else f"{count / 1e6:.4g} MB"
 
 
-def _gib(count: int | None) -> str:
-    return "an unknown number of GiB" if count is None else f"{count / 2**30:.3g} GiB"
+def _binary(count: int | None) -> str:
+    if count is None:
+        return "an unknown number of GiB"
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
