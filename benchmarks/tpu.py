@@ -9,6 +9,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,37 +74,38 @@ def main() -> None:
     path = options.out / "compiled.json"
     for name in options.names or CASES:
         print(name, flush=True)
-        found = measure(CASES[name])
-        known = json.loads(path.read_text()) if path.exists() else {}
-        known[name] = {"date": datetime.date.today().isoformat(), **found}
-        known = {case: known[case] for case in CASES if case in known}
-        path.write_text(json.dumps(known, indent=2) + "\n")
-        path.with_suffix(".md").write_text(to_markdown(known))
+        for found in measure(CASES[name]):
+            known = json.loads(path.read_text()) if path.exists() else {}
+            known[name] = {"date": datetime.date.today().isoformat(), **found}
+            known = {case: known[case] for case in CASES if case in known}
+            path.write_text(json.dumps(known, indent=2) + "\n")
+            path.with_suffix(".md").write_text(to_markdown(known))
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """What the command prints, and linen's figures where there are any; or why there are none."""
-    devices = _count(case.topology)
+def measure(case: Case) -> Iterator[dict[str, Any]]:
+    """What the command prints, then linen's figures, too; or why there are none."""
     command = [
-        *(sys.executable, "-m", "train", case.recipe, "--model", case.model, "--precision", "bf16"),
-        *("--global-batch-size", str(devices * case.images), *case.options),
+        *(case.recipe, "--model", case.model, "--precision", "bf16", *case.options),
+        *("--global-batch-size", str(_count(case.topology) * case.images)),
         *("--compile-for", case.topology, "--json"),
     ]
-    shown = " ".join(["resnet-train", *command[3:]])
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    found: dict[str, Any] = {"command": shown}
+    run = subprocess.run(
+        [sys.executable, "-m", "train", *command], stdout=subprocess.PIPE, text=True, check=False
+    )
+    found: dict[str, Any] = {"command": " ".join(["resnet-train", *command])}
     if not run.stdout:
-        return {**found, "failed": f"exit code {run.returncode}"}
+        yield {**found, "failed": f"exit code {run.returncode}"}
+        return
     found["ours"] = json.loads(run.stdout)
+    yield found
     if case.has_peer:
-        small = case.recipe == _CIFAR
-        sizes = (32, 10) if small else (224, 1000)
+        sizes = (32, 10) if case.recipe == _CIFAR else (224, 1000)
+        arguments = (case.model, case.topology, case.images, *sizes)
         try:
-            arguments = (case.model, case.topology, case.images, *sizes)
-            found[_LINEN] = call_apart(compile_linen, *arguments, seconds=_LIMIT, memory_gib=32)
+            peer = call_apart(compile_linen, *arguments, seconds=_LIMIT, memory_gib=32)
+            yield {**found, _LINEN: peer}
         except StoppedError as error:
-            found["linen_failed"] = str(error)
-    return found
+            yield {**found, "linen_failed": str(error)}
 
 
 def _count(topology: str) -> int:

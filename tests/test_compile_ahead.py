@@ -20,7 +20,7 @@ from tests.commands import assert_refused, run
 from tests.pictures import make_folder
 from train.ahead.compile_command import search
 from train.ahead.figures import OutOfMemoryError, compile_step
-from train.ahead.report import Attempt
+from train.ahead.report import Attempt, Report
 from train.ahead.topology import available_bytes, describe_chips, find_devices
 from train.config import Config
 from train.data.load import dataset_shapes, load_dataset
@@ -50,15 +50,10 @@ def _as_in_a_run() -> Iterator[None]:
         yield
 
 
-def of_page(title: str) -> tuple[list[str], str]:
-    """The arguments of the page's command that is followed by such a text, and the text."""
-    commands = re.findall(r"^resnet-train (.* --compile-for .*)$", PAGE, re.M)
-    (text,) = [t for t in re.findall(r"```text\n(.*?)```", PAGE, re.S) if title in t]
-    model, topology = text.split()[0], text.splitlines()[1].partition(": ")[0]
-    (command,) = [
-        c for c in commands if f"--model {model} " in c and c.endswith(f"--compile-for {topology}")
-    ]
-    return shlex.split(command), text
+def of_page() -> tuple[list[str], str]:
+    """The arguments of the page's first command that compiles ahead, and what it shows of it."""
+    command = re.findall(r"^resnet-train (.* --compile-for .*)$", PAGE, re.M)[0]
+    return shlex.split(command), PAGE.partition("```text\n")[2].partition("```")[0]
 
 
 def rows(text: str) -> dict[str, str]:
@@ -68,7 +63,7 @@ def rows(text: str) -> dict[str, str]:
 
 
 def test_a_step_fits_in_bfloat16_and_waits_as_often_as_the_page_says(chip, tmp_path):
-    arguments, shown = of_page("step of a test")
+    arguments, shown = of_page()
     result = run("train", *arguments, "--json", cwd=tmp_path, limit=LIMIT)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
@@ -89,16 +84,18 @@ def test_a_step_fits_in_bfloat16_and_waits_as_often_as_the_page_says(chip, tmp_p
     assert lines == ["compiling the training step", "compiling the step of a test"]
 
 
+@pytest.mark.timeout(3700)
 @pytest.mark.full  # six programs of minutes each
 def test_a_step_that_does_not_fit_ends_with_what_does(chip, tmp_path):
-    arguments, _ = of_page("tried")
-    result = run("train", *arguments, cwd=tmp_path, limit=LIMIT)
+    recipe = ("cifar10", "--model", "WideResNet16-1-0.0", "--precision", "bf16")
+    arguments = (*recipe, "--global-batch-size", "49152", "--compile-for", "v5e:1x1")
+    result = run("train", *arguments, cwd=tmp_path, limit=3600)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     for text in ("tried", "--remat", "--accumulate-steps 2", "needs", "fits: "):
         assert text in result.stdout
     last = result.stderr.splitlines()[-1]
-    assert re.search(r"needs [\d.]+ GiB on each device, which has 15.8 GiB: .* fit$", last)
+    assert re.search(r"needs [\d.]+ GiB on each device, which has 15.8 GiB; what fits: --", last)
 
 
 @pytest.mark.parametrize(("most", "limit"), [(4096, 3000), (4096, 300), (8, 5), (1, 0), (64, 2)])
@@ -173,6 +170,29 @@ def test_a_program_that_is_too_large_says_what_it_needs(chip):
         compile_step(jax.jit(jnp.sort).lower(large))
     assert caught.value.needed_bytes is not None
     assert caught.value.needed_bytes > (available_bytes(chip) or 0) > 15 * 2**30
+
+
+def test_a_report_of_a_step_that_does_not_fit_lists_what_was_tried(chip):
+    square = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16, sharding=SingleDeviceSharding(chip))
+    step = compile_step(jax.jit(jnp.matmul).lower(square, square))
+    attempts = [
+        Attempt(512, 1, False, None, 20 * 2**30),
+        Attempt(512, 1, True, step, step.peak_bytes),
+        Attempt(512, 2, False, None, 17 * 2**30),
+        Attempt(384, 1, False, step, step.peak_bytes),
+    ]
+    report = Report(Config(compile_for="v5e:1x1"), [chip], 16 * 2**30, attempts, None)
+    tried = report.to_text().partition("tried\n")[2].splitlines()
+    for line, attempt in zip(tried, attempts, strict=True):
+        assert line.strip().startswith(f"{attempt} ")
+        assert ("fits: 8 MiB" if attempt.step else "needs ") in line
+    assert report.refusal() == (
+        "--global-batch-size 512 needs 20 GiB on each device, which has 16 GiB; what fits: "
+        "--global-batch-size 512 --remat; --global-batch-size 384"
+    )
+    found = report.to_json()
+    assert (found["fits"], found["largest_batch_size"]) == (False, 384)
+    assert "images_per_second_per_chip" not in found["attempts"][0]
 
 
 def test_a_v4_chip_is_two_devices_and_a_pod_has_many(chip):

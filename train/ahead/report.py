@@ -96,8 +96,8 @@ class Report:
         _, chips = describe_chips(self.devices)
         lines = [
             f"{config.model} on {config.data}, {config.precision}, {asked}",
-            f"{config.compile_for}: {chips} {self.devices[0].device_kind}, {count} devices of "
-            f"{asked.global_batch_size // count} images and {_binary(self.available)}",
+            f"{config.compile_for}: {chips} {self.devices[0].device_kind}, {count} device"
+            f"{'s' if count > 1 else ''} of {asked.global_batch_size // count} images and {_binary(self.available)}",
             f"{', '.join(map(' '.join, _versions().items()))}: compiled, never executed",
         ]
         if asked.step is not None:
@@ -113,11 +113,10 @@ class Report:
     def refusal(self) -> str:
         """One sentence for a step that does not fit."""
         asked = self.attempts[0]
-        fitting = [f"{attempt}" for attempt in self.attempts if attempt.step is not None]
+        fitting = "; ".join(str(attempt) for attempt in self.attempts if attempt.step is not None)
         return (
             f"{asked} needs {_binary(asked.needed_bytes)} on each device, which has "
-            f"{_binary(self.available)}: "
-            + (f"{'; '.join(fitting)} fit" if fitting else "so does all else that was tried")
+            f"{_binary(self.available)}; what fits: {fitting or 'nothing that was tried'}"
         )
 
 
