@@ -96,8 +96,9 @@ class Report:
         _, chips = describe_chips(self.devices)
         lines = [
             f"{config.model} on {config.data}, {config.precision}, {asked}",
-            f"{config.compile_for}: {chips} {self.devices[0].device_kind}, {count} device"
-            f"{'s' if count > 1 else ''} of {asked.global_batch_size // count} images and {_binary(self.available)}",
+            f"{config.compile_for}: {chips} {self.devices[0].device_kind}, {count} "
+            f"device{'s' if count > 1 else ''} of {asked.global_batch_size // count} images and "
+            f"{_binary(self.available)}",
             f"{', '.join(map(' '.join, _versions().items()))}: compiled, never executed",
         ]
         if asked.step is not None:
