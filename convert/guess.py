@@ -1,6 +1,7 @@
 """Guesses the layout and model of a file of tensors from names and shapes alone."""
 
 import contextlib
+import functools
 import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -62,6 +63,7 @@ _AS_IN_THE_PAPERS = (
 )
 _NAMED = 4  # problems shown of the nearest network
 _FIRST = "stages.0.0.conv1"  # a layer that every network has, whatever its stem
+_FIRSTS = ("stem.conv", _FIRST)
 _NEAR = 1.25  # largest ratio of the numbers of 3x3 convolutions
 _ENOUGH = 0.5  # share of names above which no networks of other depths are tried
 _MOST_WIDTHS = 12  # tried for one file
@@ -124,10 +126,30 @@ def guess(shapes: Shapes) -> list[Guess]:
 
 def guess_exactly(shapes: Shapes) -> list[Guess]:
     """The layouts and models of which a file has all tensors and no other."""
-    views = [_View(layout, shapes) for layout in LAYOUTS.values()]
+    likely = [layout for layout in LAYOUTS.values() if _has_first_layers(layout, shapes)]
+    if not likely:
+        return []
+    views = [_View(layout, shapes) for layout in likely]
     near = _of_about_the_depth(shapes, (*MODELS, *_other_widths(shapes)))
     fits = (_fit(*candidate) for candidate in _candidates(views, near))
     return [found for found in fits if found is not None]
+
+
+def _has_first_layers(layout: Layout, shapes: Shapes) -> bool:
+    """Whether both first layers of some network are there, by the layout's names."""
+    names = layout.whole_names(shapes)
+    return any(first <= names.keys() for first in _first_layers(layout.name))
+
+
+@functools.cache
+def _first_layers(layout_name: str) -> set[frozenset[str]]:
+    """The names of the first two convolutions, which differ from kind to kind of network."""
+    layout = LAYOUTS[layout_name]
+    kinds = {(row.block, row.preact, row.small_images): row for row in MODELS.values()}
+    return {
+        frozenset(layout.tensor_name(row, name, "weight", 4) for name in _FIRSTS)
+        for row in map(layout.adapt, kinds.values())
+    }
 
 
 def find_prefix(names: Collection[str]) -> str | None:
@@ -160,8 +182,7 @@ class _View:
 
     def begins(self, spec: ResNetSpec) -> bool:
         """Whether the first convolution of a network, or of its first block, is there."""
-        firsts = ("stem.conv", _FIRST)
-        return any(self.layout.tensor_name(spec, n, "weight", 4) in self.given for n in firsts)
+        return any(self.layout.tensor_name(spec, n, "weight", 4) in self.given for n in _FIRSTS)
 
 
 _Candidate = tuple[_View, str, ResNetSpec]

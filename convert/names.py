@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from convert import collector
 from convert.arrays import is_counter
 from convert.errors import ConversionError
 from convert.guess import Guess, guess, guess_exactly, name_of
@@ -132,6 +133,7 @@ def under_our_names(
     return ours, notes
 
 
+@collector.paused()
 def determine(
     path: Path,
     arrays: Mapping[str, np.ndarray],

@@ -132,8 +132,12 @@ def is_flax_kernel(name: str) -> bool:
 def _are_sorted(names: Iterable[str]) -> bool:
     """Whether names are in the order of the alphabet; counters have an order of their own."""
     weights = [name for name in names if not name.endswith(_COUNTER)]
-    by_numbers = sorted(weights, key=lambda name: [*map(_number, re.split(r"(\d+)", name))])
-    return weights in (sorted(weights), by_numbers)
+
+    def by_numbers(name: str) -> list[tuple[int, str]]:
+        return [*map(_number, re.split(r"(\d+)", name))]
+
+    pairs = list(itertools.pairwise(weights))
+    return any(all(key(a) <= key(b) for a, b in pairs) for key in (str, by_numbers))
 
 
 def _contradicts_numbers(layers: Iterable[Layer]) -> bool:
