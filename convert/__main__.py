@@ -286,6 +286,8 @@ def _export(options: argparse.Namespace) -> None:
     lost = {} if layout == OURS else layout.lost_fields(weights.classifier)
     if options.names:
         lost = OURS.lost_fields(weights.classifier)
+        if (shortcut := weights.classifier.network.shortcut) == "centred_identity":
+            lost["shortcut"] = shortcut  # not what tensors are taken for
         arrays, notes = under_original_names(weights)
         _print_notes(notes)
         weights = Weights(arrays, None, weights.preprocessing)

@@ -76,11 +76,13 @@ class Recognition:
         names: the file's name of a tensor by ours; without counters that the file lacks, and with
             biases of convolutions that only the file has.
         open: layers of ours that could be exchanged: nothing in the file tells them apart.
+        beside: the file's tensors that are of no network.
     """
 
     classifier: ClassifierSpec
     names: Mapping[str, str]
     open: tuple[tuple[str, ...], ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
