@@ -326,7 +326,8 @@ def _nothing(path: Path, arrays: Mapping[str, np.ndarray], found: Found) -> Conv
         problems.append(f"no layer of a ResNet of ours has {name_some(found.left_over)}")
     problems += _inner_networks(arrays)
     guesses = guess({name: array.shape for name, array in arrays.items()})
-    if guesses and (near := guesses[0]).share >= 0.5:
+    if guesses:
+        near = guesses[0]
         name = f"{near.model} in the layout {near.layout.name}"
         problems += [f"not {name}, the nearest: {problem}" for problem in near.problems]
     problems.append("`resnet-convert inspect` shows what it holds")

@@ -138,7 +138,8 @@ def test_what_a_file_without_weights_is_is_said_in_one_sentence(form, suffix, pa
         ("legacy", "m.npz"),
     ],
 )
-def test_a_file_is_read_by_its_content_whatever_it_is_called(form, name, capsys):
+def test_a_file_is_read_by_its_content_whatever_it_is_called(form, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     model = torch_resnet.create("ResNet20", 10)
     if form == "legacy":
         torch.save(model.state_dict(), name, _use_new_zipfile_serialization=False)
