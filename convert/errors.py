@@ -36,5 +36,5 @@ def shorten(problems: Sequence[str]) -> Iterator[str]:
     for problem in problems:
         if problem in examples or not problem.startswith(tuple(f"{k}: " for k in _KINDS)):
             yield problem
-        if problem is last or problem == last:
+        if problem == last:
             yield f"and {total - len(examples)} more tensors: {', '.join(counts)} in all"
