@@ -296,8 +296,26 @@ def _dtypes(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _with_names(problem: str, names: Mapping[str, str]) -> str:
-    """A sentence with the file's own names instead of ours."""
-    return " ".join(names.get(word, word) for word in problem.split(" "))
+    """A sentence with the file's own names instead of ours, or of a layout's.
+
+    A tensor that is missing is called as the others: `downsample` where a layout has `shortcut`.
+    """
+    pairs = ((ours.split("."), theirs.split(".")) for ours, theirs in names.items())
+    parts = dict(
+        p
+        for ours, theirs in pairs
+        if len(ours) == len(theirs)
+        for p in zip(ours, theirs, strict=True)
+    )
+
+    def theirs(word: str) -> str:
+        return names.get(word) or ".".join(parts.get(part, part) for part in word.split("."))
+
+    kind, _, rest = problem.partition(": ")
+    if kind not in ("missing", "left over", "shape"):
+        return " ".join(names.get(word, word) for word in problem.split(" "))
+    name, _, rest = rest.partition(" ")
+    return f"{kind}: {theirs(name)} {rest}"
 
 
 def _find_network(source: Source, layout: Layout, stated: Statement) -> ResNetSpec:
