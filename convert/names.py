@@ -134,7 +134,7 @@ def _views(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, str], t
     containers = Counter(name.partition(".")[0] for name in arrays if "." in name)
     for prefix in (f"{name}." for name, count in containers.items() if 2 * count > len(arrays)):
         beside = {name: a for name, a in arrays.items() if not name.startswith(prefix)}
-        if beside and all(array.size == max(array.shape, default=1) for array in beside.values()):
+        if beside and all(array.ndim < 2 for array in beside.values()):
             inner = {n.removeprefix(prefix): n for n in arrays if n not in beside}
             yield unwrap(inner)[0], tuple(beside)
 
