@@ -277,7 +277,7 @@ def _with_author_names(
     notes = []
     if stated.epsilon != EPSILON:
         notes.append("the file's names are not kept: under them goes another epsilon")
-    elif len(json.dumps(kept)) > LARGEST_DESCRIPTION // 2:
+    elif len(json.dumps(kept)) > LARGEST_DESCRIPTION * 3 // 4:
         notes.append("the file's names are not kept: they are too long")
     if notes or all(ours == theirs for ours, theirs in kept.items()):
         return dataclasses.replace(weights, names={}), notes
