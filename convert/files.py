@@ -12,7 +12,8 @@ from convert import collector
 from convert.arrays import checksum, value_problems
 from convert.atomic import naming, replacing
 from convert.errors import ConversionError
-from convert.formats import FORMS, READ_ONLY_FORMS, pytorch, safetensors
+from convert.folding import without_masks
+from convert.formats import FORMS, READ_ONLY_FORMS, contents, pytorch
 from convert.formats.form import Contents, Form, Visitor
 from convert.layouts.timm import architecture_problems
 from convert.models import arrays_of, check, describe, find_builder, judge
@@ -22,9 +23,7 @@ from resnet_spec import Preprocessing
 
 SUFFIXES = tuple(FORMS)  # written and read
 READABLE = (*SUFFIXES, *READ_ONLY_FORMS)
-_ZIP = b"PK\x03\x04"
-_OLD_TORCH = b"\x80\x02\x8a\x0a"  # a pickle of protocol 2 that begins with a long number
-_TAR = slice(257, 262)  # where a tar archive says that it is one
+_LOOKED_AT = 2**10  # bytes that show a file's form
 
 
 def save(
@@ -133,8 +132,8 @@ def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False
 def read_description(path: Path) -> Weights:
     """What a file says of its model and its preprocessing, without the arrays."""
     names: list[str] = []
-    contents = _read(path, lambda name, _: names.append(name))
-    return Weights({}, **decode_description(path, contents.metadata, len(names)))
+    read = _read(path, lambda name, _: names.append(name))
+    return Weights({}, **decode_description(path, read.metadata, len(names)))
 
 
 @collector.paused()
@@ -148,27 +147,32 @@ def read_file(
 
     Args:
         path: the file.
-        suffix: of its form, where its own name does not tell.
+        suffix: of its form, where neither its content nor its own name tells.
         entry: which state dict of several in what `torch.save` wrote.
         prefix: take only the tensors whose names begin with it, and remove it.
 
     Raises:
-        ConversionError: the suffix is unknown, or the file is damaged, empty or needs code to load.
+        ConversionError: neither content nor suffix is of a known form, or the file is damaged,
+            empty or needs code to load.
         OSError: the file cannot be read.
     """
     arrays: dict[str, np.ndarray] = {}
-    contents = _read(path, arrays.__setitem__, suffix, entry)
-    description = decode_description(path, contents.metadata, len(arrays))
-    faults = (*contents.problems, *architecture_problems(contents.architectures))
-    try:
-        arrays, notes = take_prefix(arrays, prefix) if prefix else unwrap(arrays)
+    read = _read(path, arrays.__setitem__, suffix, entry)
+    description = decode_description(path, read.metadata, len(arrays))
+    faults = (*read.problems, *architecture_problems(read.architectures))
+    try:  # the file's name of each array, by its name without prefixes
+        names = {name: name for name in arrays}
+        names, notes = take_prefix(names, prefix) if prefix else unwrap(names)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
+    arrays, names, more = without_masks({n: arrays[theirs] for n, theirs in names.items()}, names)
+    if any(name != theirs for name, theirs in names.items()):
+        description = {"names": names, **description}
     if not arrays:
         raise ConversionError(
             f"{path} holds what no weights should:", [*faults, "there is no array"]
         )
-    return Weights(arrays, **description, notes=(*contents.notes, *notes), faults=faults)
+    return Weights(arrays, **description, notes=(*read.notes, *notes, *more), faults=faults)
 
 
 def read_weights(path: Path, *, allow_nonfinite: bool = False) -> Weights:
@@ -179,19 +183,16 @@ def read_weights(path: Path, *, allow_nonfinite: bool = False) -> Weights:
 
 
 def _read(path: Path, visit: Visitor, suffix: str | None = None, entry: str = "") -> Contents:
-    form = _form(path, {**FORMS, **READ_ONLY_FORMS}, suffix)
-    if entry and form is not pytorch:
-        raise ConversionError(f"--entry is for what torch.save wrote, and {path} is another file")
     with path.open("rb") as file:  # a clear FileNotFoundError or PermissionError before any parser
-        first = file.read(_TAR.stop)
+        first = file.read(_LOOKED_AT)
     if not first:
         raise ConversionError(f"{path} is not a whole file: it is empty")
-    try:
-        return pytorch.read(path, visit, entry) if entry else form.read(path, visit)
-    except ConversionError as error:
-        if not (hint := _other_form(first, form)):
-            raise
-        raise ConversionError(f"{path} {hint}; {error.what}", error.problems) from error
+    if what := contents.no_weights(first):
+        raise ConversionError(f"{path} {what}")
+    form = contents.form_of(first) or _form(path, {**FORMS, **READ_ONLY_FORMS}, suffix)
+    if entry and form is not pytorch:
+        raise ConversionError(f"--entry is for what torch.save wrote, and {path} is another file")
+    return pytorch.read(path, visit, entry) if entry else form.read(path, visit)
 
 
 def _form(path: Path, forms: Mapping[str, Form], suffix: str | None = None) -> Form:
@@ -199,22 +200,3 @@ def _form(path: Path, forms: Mapping[str, Form], suffix: str | None = None) -> F
     if suffix not in forms:
         raise ConversionError(f"{path}: weights are in {', '.join(forms)} files")
     return forms[suffix]
-
-
-def _other_form(first: bytes, form: Form) -> str:
-    """What a file with these first bytes is, and what to do; empty if it may be of this form."""
-    if form is not safetensors and first[8:9] == b"{":
-        return "begins as a safetensors file: rename it to .safetensors"
-    if form is safetensors and first.startswith(_ZIP):
-        return "begins as what torch.save or numpy.savez writes: rename it to .pt or .npz"
-    if form is not pytorch and first.startswith(_OLD_TORCH):
-        return "begins as what torch.save writes: rename it to .pt"
-    if first[_TAR] == b"ustar":
-        return "is an archive of tar: unpack it, and name the file in it"
-    if first.startswith(b"\x1f\x8b"):
-        return "is compressed: gunzip < FILE > NEW makes a file to read"
-    if first.startswith(b"\x89HDF"):
-        return "is an HDF5 file, as Keras writes them, and no layout here has Keras's names"
-    if first.startswith(b"\x93NUMPY"):
-        return "is a single array, an .npy file"
-    return ""

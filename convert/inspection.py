@@ -71,7 +71,7 @@ def inspect(
     if weights.classifier is not None:
         matches = [_described(weights, (source.layout or OURS).name)]
         ours = {} if matches[0]["problems"] else dict(weights.arrays)
-        names = {name: name for name in ours}
+        names = dict(weights.names) or {name: name for name in ours}
     else:
         arrays, left_out = without_training_state(weights.arrays)
         notes += left_out
@@ -155,7 +155,9 @@ def _guessed(found: Guess) -> dict[str, Any]:
     return {
         "layout": found.layout.name,
         "model": found.model,
-        "sure": exact if found.share == 1 else f"only {found.share:.0%} of the names fit: nearest",
+        "sure": exact
+        if found.share == 1
+        else f"only {int(100 * found.share)}% of the names fit: nearest",
         "problems": list(found.problems),
         **_fields(found.classifier),
         "options": found.options if found.share == 1 else "",

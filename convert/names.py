@@ -9,18 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from convert.arrays import is_counter
+from convert import collector
+from convert.arrays import is_counter, is_floating
 from convert.errors import ConversionError
 from convert.guess import Guess, guess, guess_exactly, name_of
 from convert.layouts import OURS
-from convert.leaves import to_torch
+from convert.leaves import to_flax, to_torch
 from convert.sources import Source
-from convert.structure import Found, Recognition, is_flax_kernel, recognise
-from convert.wrappers import name_some
+from convert.structure import Found, Recognition, is_flax_kernel, nearest, recognise
+from convert.weights import Weights
+from convert.wrappers import name_some, unwrap
 from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec, UnknownNameError
 
 RESIDUAL = "residual connections around all blocks"
 """What no tensor shows: a plain network of He et al. 2015 has the tensors of option A."""
+_IMAGES = ("mean", "std", "mu", "sigma")  # what authors call the mean and deviation of images
+_CLOSE = 0.9  # share of a layout's names from which on it says best what does not fit
+_FEWEST = 20  # tensors of a network
 _SHOWN = 6  # open groups and networks in one message
 _HOW = (
     "to decide: --names MAP.json with names of ours and of the file, such as {example}, or "
@@ -37,7 +42,7 @@ def with_names(source: Source, renames: Sequence[str]) -> Source:
     """
     if not renames:
         return source
-    arrays = source.weights.arrays
+    arrays, names = source.weights.arrays, source.weights.names
     if source.weights.classifier is not None:
         raise ConversionError(f"leave out --rename: {source.path} says itself what it holds")
     changed, problems = list(arrays), []
@@ -55,7 +60,8 @@ def with_names(source: Source, renames: Sequence[str]) -> Source:
     if problems:
         raise ConversionError("--rename cannot be done:", problems)
     renamed = dict(zip(changed, arrays.values(), strict=True))
-    weights = dataclasses.replace(source.weights, arrays=renamed)
+    originals = {new: names.get(old, old) for new, old in zip(changed, arrays, strict=True)}
+    weights = dataclasses.replace(source.weights, arrays=renamed, names=originals)
     return dataclasses.replace(source, weights=weights)
 
 
@@ -98,7 +104,53 @@ def by_layout(names: Mapping[str, Any], found: Guess) -> Recognition:
 
 
 def by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None = None) -> Found:
-    """The networks that a file's arrays can be; `told` as `recognise` takes it."""
+    """The networks that a file's arrays can be, with what lies beside them in the file.
+
+    `told` is as `recognise` takes it.
+    """
+    first: Found | None = None
+    for inner, beside in _views(arrays):
+        found = _by_structure({name: arrays[theirs] for name, theirs in inner.items()}, told)
+        if found.networks:
+            networks = tuple(_in_file(one, inner, beside) for one in found.networks)
+            return dataclasses.replace(found, networks=networks)
+        first = first or found
+    assert first is not None
+    return first
+
+
+def _views(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
+    """The file's name of each tensor by a shorter one, and the tensors that lie beside these.
+
+    All of a file, first; then what remains of it without the mean and deviation of images; then
+    what is in one container, as a module in a Lightning module, with but vectors and numbers beside
+    it: the weights of a loss, the counts of a metric.
+    """
+    yield {name: name for name in arrays}, ()
+    of_images = [n for n, a in arrays.items() if a.size in (1, 3) and _of_images(n)]
+    inner, _ = unwrap({name: name for name in arrays if name not in of_images})
+    if of_images and inner:
+        yield inner, tuple(of_images)
+    containers = Counter(name.partition(".")[0] for name in arrays if "." in name)
+    for prefix in (f"{name}." for name, count in containers.items() if 2 * count > len(arrays)):
+        beside = {name: a for name, a in arrays.items() if not name.startswith(prefix)}
+        if beside and all(array.ndim < 2 for array in beside.values()):
+            inner = {n.removeprefix(prefix): n for n in arrays if n not in beside}
+            yield unwrap(inner)[0], tuple(beside)
+
+
+def _of_images(name: str) -> bool:
+    """Whether a tensor is called as a mean or a deviation of images is."""
+    return name.replace("/", ".").rpartition(".")[2].removeprefix("new_") in _IMAGES
+
+
+def _in_file(found: Recognition, inner: Mapping[str, str], beside: tuple[str, ...]) -> Recognition:
+    """What was recognised under the shorter names of a view, by the file's own."""
+    names = {ours: inner[theirs] for ours, theirs in found.names.items()}
+    return dataclasses.replace(found, names=names, beside=beside)
+
+
+def _by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None) -> Found:
     by_dtype: dict[Any, list[str]] = {}
     for name, array in arrays.items():
         by_dtype.setdefault(array.dtype, []).append(name)
@@ -111,27 +163,73 @@ def by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | Non
 def under_our_names(
     arrays: Mapping[str, np.ndarray], found: Recognition
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """A file's arrays with our names and torch's axes, and a note on counters that it lacks."""
-    if left_over := sorted({*arrays} - {*found.names.values()}):
+    """A file's arrays with our names and torch's axes, and notes on counters.
+
+    Convolutions keep their biases, which `convert.folding` folds.
+    """
+    if left_over := sorted({*arrays} - {*found.names.values(), *found.beside}):
         raise ConversionError("these tensors have no place in the network:", left_over)
-    ours: dict[str, np.ndarray] = {}
+    ours, notes = dict[str, np.ndarray](), list[str]()
+    if found.beside:
+        notes.append(f"left out: {name_some(found.beside)}, which lie beside the network")
+    if any(map(_of_images, found.beside)):
+        notes.append("its author's network normalises its images itself, and the twins do not")
+    cast: set[str] = set()
     for name, theirs in found.names.items():
         array = arrays[theirs]
         if is_flax_kernel(theirs):
             array = to_torch("kernel", array)
         if name == "head.weight" and array.ndim == 4:  # a convolution of 1x1
             array = array[:, :, 0, 0]
-        if is_counter(name) and array.size == 1 and array.dtype.kind in "iu":
-            array = array.reshape(()).astype(np.int64)
+        if is_counter(name) and array.size == 1:
+            if is_floating(array.dtype):  # all of a file was cast, which may round a count
+                cast.add(array.dtype.name)
+                array = np.zeros((), np.int64)
+            elif array.dtype.kind in "iu":
+                array = array.reshape(()).astype(np.int64)
         ours[name] = array
+    if cast:
+        notes.append(f"taken as zero: num_batches_tracked, which are {' and '.join(sorted(cast))}")
     missing = [name for name in found.classifier.tensors() if name not in ours]
     ours |= {name: np.zeros((), np.int64) for name in missing}
     is_flax = any(is_flax_kernel(name) for name in arrays)  # which counts no batches
-    count = 0 if is_flax else len(missing)
-    notes = [f"taken as zero: {count} num_batches_tracked, which the file lacks"] if count else []
+    if missing and not is_flax:
+        notes.append(f"taken as zero: {len(missing)} num_batches_tracked, which the file lacks")
     return ours, notes
 
 
+def under_original_names(weights: Weights) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays as a file had them whose author had other names, and notes on what it had more.
+
+    Raises:
+        ConversionError: the weights do not say what an author called them.
+    """
+    if not weights.names or weights.classifier is None:
+        raise ConversionError(
+            "these weights do not say what an author called them: a file does that `import` made "
+            "of one with other names"
+        )
+    convolutions = dict(weights.classifier.network.convolutions())
+    theirs: dict[str, np.ndarray] = {}
+    folded, absent = [], []
+    for ours, name in weights.names.items():
+        array = weights.arrays.get(ours)
+        if array is None and (conv := convolutions.get(ours.removesuffix(".bias"))):
+            array = np.zeros(conv.out_planes, weights.arrays["stem.conv.weight"].dtype)
+            folded.append(name)
+        if array is None:
+            absent.append(name)
+            continue
+        if ours == "head.weight" and weights.has_conv_head:
+            array = array[:, :, None, None]
+        theirs[name] = to_flax("kernel", array) if is_flax_kernel(name) else array
+    notes = [f"left out: {name_some(absent)}, which were not imported"] if absent else []
+    if folded:
+        notes.append(f"zeros, because running means have them: {name_some(folded)}")
+    return theirs, notes
+
+
+@collector.paused()
 def determine(
     path: Path,
     arrays: Mapping[str, np.ndarray],
@@ -155,9 +253,8 @@ def determine(
         ConversionError: several networks or bijections fit, or none as the user states it; or no
             tensor of the file can be in a network of ours, with its name.
     """
-    exact = guess_exactly({n: a.shape for n, a in arrays.items()}) if told is None else []
-    if exact:
-        ways = [(by_layout(arrays, one), f"with {one.options}") for one in exact]
+    ways = list(_exactly(arrays)) if told is None else []
+    if ways:
         sentence = f"taken {ways[0][1]}: every name and shape fits"
     else:
         found = by_structure(arrays, told)
@@ -184,6 +281,16 @@ def determine(
     if others or first.open:
         raise _ambiguous(path, fitting)
     return first, sentence.format(name=name_of(network))
+
+
+def _exactly(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[Recognition, str]]:
+    """The networks of known layouts that a file is, and how it is imported as these."""
+    for inner, beside in _views(arrays):
+        exact = guess_exactly({name: arrays[theirs].shape for name, theirs in inner.items()})
+        for one in exact:
+            yield _in_file(by_layout(inner, one), inner, beside), f"with {one.options}"
+        if exact:
+            return
 
 
 def _as_stated(
@@ -218,12 +325,28 @@ def _nothing(path: Path, arrays: Mapping[str, np.ndarray], found: Found) -> Conv
     problems = []
     if found.left_over:
         problems.append(f"no layer of a ResNet of ours has {name_some(found.left_over)}")
+    problems += _inner_networks(arrays)
     guesses = guess({name: array.shape for name, array in arrays.items()})
-    if guesses and (near := guesses[0]).share >= 0.5:
+    structure = nearest({name: array.shape for name, array in arrays.items()})
+    if structure is not None and (not guesses or guesses[0].share < _CLOSE):
+        name = name_of(structure[0].network)
+        problems += [f"not {name}, the nearest: {problem}" for problem in structure[1]]
+    elif guesses:
+        near = guesses[0]
         name = f"{near.model} in the layout {near.layout.name}"
         problems += [f"not {name}, the nearest: {problem}" for problem in near.problems]
     problems.append("`resnet-convert inspect` shows what it holds")
     return ConversionError(what, problems)
+
+
+def _inner_networks(arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """A sentence for each container in which there is a whole network: copies, an encoder."""
+    containers = Counter(name.partition(".")[0] for name in arrays if "." in name)
+    for container in (n for n, count in containers.items() if _FEWEST < count < len(arrays)):
+        prefix = f"{container}."
+        inside = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+        for one in _by_structure(unwrap(inside)[0], None).networks[:1]:
+            yield f"behind {prefix!r} is {name_of(one.classifier.network)}: --prefix {prefix}"
 
 
 def _ambiguous(path: Path, ways: Sequence[tuple[Recognition, str]]) -> ConversionError:

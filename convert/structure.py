@@ -6,6 +6,7 @@ blocks are layers whose names begin alike, or that follow each other; within a b
 first, then numbers and words in the names, then the order in the file.
 """
 
+import dataclasses
 import itertools
 import re
 from collections import Counter
@@ -35,6 +36,9 @@ _SHORTCUT_WORDS = (
     {"shortcut", "short", "sc", "downsample", "down", "skip", "proj", "projection", "bypass"},
     {"identity", "residual", "res"},
 )
+_WORDS = {"conv": "convolutions", "norm": "normalisations", "linear": "linear layers"}
+_PATHS = 4  # of layers in a message
+_NEAR = 0.1  # largest share of layers in which a network differs that is called the nearest
 _WORD = re.compile(r"\d+|[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SEPARATOR = re.compile(r"[./]")
 
@@ -72,13 +76,16 @@ class Recognition:
 
     Attributes:
         classifier: the network and its head.
-        names: the file's name of a tensor by ours; without counters that the file lacks.
+        names: the file's name of a tensor by ours; without counters that the file lacks, and with
+            biases of convolutions that only the file has.
         open: layers of ours that could be exchanged: nothing in the file tells them apart.
+        beside: the file's tensors that are of no network.
     """
 
     classifier: ClassifierSpec
     names: Mapping[str, str]
     open: tuple[tuple[str, ...], ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,36 @@ def recognise(shapes: Mapping[str, Shape], told: Mapping[str, str] | None = None
     return Found((), problems=tuple(min(problems, key=len)))
 
 
+def nearest(shapes: Mapping[str, Shape]) -> tuple[ClassifierSpec, list[str]] | None:
+    """The network that has nearly these layers, and what differs, a sentence each."""
+    layers, _ = _read_layers(shapes)
+    linear = [layer for layer in layers if layer.kind == "linear"]
+    linear.sort(key=lambda layer: (-layer.shape[1], len(layer.words)))
+    del linear[:1]  # the head, the widest and least deep
+    layers = [layer for layer in layers if layer not in linear]
+    found = Counter(layer.key for layer in layers)
+    best: tuple[int, ClassifierSpec, list[str]] | None = None
+    for classifier in _likely(layers):
+        expected = Counter(key for _, key in _places(classifier))
+        missing, left_over = expected - found, found - expected
+        count = missing.total() + left_over.total()
+        if count > len(layers) * _NEAR or (best is not None and count >= best[0]):
+            continue
+        problems = [f"missing: {n} of {_WORDS[k]} {s}" for (k, s), n in missing.items()]
+        for key, number in left_over.items():
+            alike = [layer for layer in layers if layer.key == key]
+            problems.append(f"left over: {number} of {_some_paths(alike)}")
+        if linear:
+            problems.append(f"left over: {len(linear)} linear layers: {_some_paths(linear)}")
+        best = count, classifier, problems
+    return None if best is None else best[1:]
+
+
+def _some_paths(layers: Sequence[Layer]) -> str:
+    paths = [layer.path for layer in layers]
+    return ", ".join([*paths[:_PATHS], *(["..."] if len(paths) > _PATHS else [])])
+
+
 def is_flax_kernel(name: str) -> bool:
     """Whether a tensor of this name has Flax's axes: (h, w, in, out) or (in, out)."""
     return _SEPARATOR.split(name)[-1].lower() in _FLAX_KERNELS
@@ -132,8 +169,15 @@ def is_flax_kernel(name: str) -> bool:
 def _are_sorted(names: Iterable[str]) -> bool:
     """Whether names are in the order of the alphabet; counters have an order of their own."""
     weights = [name for name in names if not name.endswith(_COUNTER)]
-    by_numbers = sorted(weights, key=lambda name: [*map(_number, re.split(r"(\d+)", name))])
-    return weights in (sorted(weights), by_numbers)
+
+    def by_text(name: str) -> list[tuple[int, str]]:
+        return [(0, name)]
+
+    def by_numbers(name: str) -> list[tuple[int, str]]:
+        return [*map(_number, re.split(r"(\d+)", name))]
+
+    pairs = list(itertools.pairwise(weights))
+    return any(all(key(a) <= key(b) for a, b in pairs) for key in (by_text, by_numbers))
 
 
 def _contradicts_numbers(layers: Iterable[Layer]) -> bool:
@@ -167,7 +211,18 @@ def _read_layers(shapes: Mapping[str, Shape]) -> tuple[list[Layer], list[str]]:
             strange += tensors.values()
         else:
             layers.append(Layer(path, places[path], key, tensors, _words(path)))
-    return layers, strange
+    return _with_head(layers), strange
+
+
+def _with_head(layers: list[Layer]) -> list[Layer]:
+    """The layers, of which a convolution of 1x1 may be the head: the only one with a bias."""
+    biased = [layer for layer in layers if layer.kind == "conv" and "bias" in layer.tensors]
+    if len(biased) != 1 or biased[0].shape[2:] != (1, 1):
+        return layers
+    if any(layer.kind == "linear" for layer in layers):
+        return layers
+    head = dataclasses.replace(biased[0], key=("linear", biased[0].shape[:2]))
+    return [head if layer is biased[0] else layer for layer in layers]
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -192,12 +247,9 @@ def _key(tensors: Mapping[str, str], shapes: Mapping[str, Shape]) -> Key | None:
     is_flax = is_flax_kernel(weight)
     others = {leaf: tuple(shapes[name]) for leaf, name in tensors.items() if leaf != "weight"}
     match len(shape), sorted(others):
-        case 4, []:
-            return "conv", (shape[3], shape[2], *shape[:2]) if is_flax else shape
-        case 4, ["bias"]:  # a head that is a convolution of 1x1
-            flat = (shape[3], shape[2], *shape[:2]) if is_flax else shape
-            is_head = flat[2:] == (1, 1) and others["bias"] == flat[:1]
-            return ("linear", flat[:2]) if is_head else None
+        case 4, ([] | ["bias"]):
+            shape = (shape[3], shape[2], *shape[:2]) if is_flax else shape
+            return ("conv", shape) if others.get("bias", shape[:1]) == shape[:1] else None
         case 2, ([] | ["bias"]):
             shape = shape[::-1] if is_flax else shape
             return ("linear", shape) if others.get("bias", shape[:1]) == shape[:1] else None
@@ -210,6 +262,14 @@ def _key(tensors: Mapping[str, str], shapes: Mapping[str, Shape]) -> Key | None:
 
 def _candidates(layers: Sequence[Layer]) -> Iterator[ClassifierSpec]:
     """The networks that have just these layers, wherever they stand."""
+    keys = Counter(layer.key for layer in layers)
+    for classifier in _likely(layers):
+        if Counter(key for _, key in _places(classifier)) == keys:
+            yield classifier
+
+
+def _likely(layers: Sequence[Layer]) -> Iterator[ClassifierSpec]:
+    """The networks that have the stem, the head, the widths and about the depth of these layers."""
     convs = [layer.shape for layer in layers if layer.kind == "conv"]
     heads = [layer for layer in layers if layer.kind == "linear"]
     if not convs or len(heads) > 1:
@@ -219,13 +279,10 @@ def _candidates(layers: Sequence[Layer]) -> Iterator[ClassifierSpec]:
     if len(stems) != 1 or stems[0][2:] not in ((3, 3), (7, 7)):
         return
     convs.remove(stems[0])
-    keys = Counter(layer.key for layer in layers)
     for spec in _specs(stems[0], convs):
         num_classes = heads[0].shape[0] if heads else None
         has_bias = not heads or "bias" in heads[0].tensors
-        classifier = ClassifierSpec(spec, num_classes, has_bias)
-        if Counter(key for _, key in _places(classifier)) == keys:
-            yield classifier
+        yield ClassifierSpec(spec, num_classes, has_bias)
 
 
 def _specs(stem: Shape, convs: Collection[Shape]) -> Iterator[ResNetSpec]:
@@ -380,7 +437,9 @@ class _Assignment:
             for path, layer in self.paths.items()
             for leaf, name in layer.tensors.items()
         }
-        ordered = {name: names[name] for name in self.classifier.tensors() if name in names}
+        biases = [f"{path}.bias" for path, _ in self.classifier.network.convolutions()]
+        every = (*self.classifier.tensors(), *biases)
+        ordered = {name: names[name] for name in every if name in names}
         return Recognition(self.classifier, ordered, tuple(self.open))
 
     def follow(self, told: Mapping[str, str], layers: Sequence[Layer]) -> list[str]:

@@ -189,7 +189,8 @@ SAID = {
     "grouped convolutions": "layer1.0.conv2.weight should be (64, 64, 3, 3), is (64, 2, 3, 3)",
     "learned activations": "no layer of a ResNet of ours has layer1.0.act.weight",
     "layer scale": "no layer of a ResNet of ours has layer1.0.gamma",
-    "a bias before BatchNorm": "layer1.0.conv1.bias",
+    "a bias of another width": "layer1.0.conv1.bias",
+    "spectral normalisation": "layer1.0.conv1.weight_u",
     "truncated": "missing: layer4.0.conv2.weight (512, 512, 3, 3)",
     "two heads": "left over: aux.weight (10, 512)",
     "three stems": "left over: conv0.weight (64, 3, 3, 3)",
@@ -396,3 +397,97 @@ def test_the_order_of_a_safetensors_file_is_not_taken_for_the_authors(tmp_path):
     safetensors.torch.save_file(half, tmp_path / "half.safetensors")
     result = run_here("convert", "import", "half.safetensors", "-o", "x.pt", cwd=tmp_path)
     assert_refused(result, "not which of its layers is which")
+
+
+BESIDE = {  # what lies beside a network, and what is said of it
+    "criterion.weight": (10,),
+    "train_acc.total": (),
+    "normalize.mean": (3,),
+    "normalize.std": (1, 3, 1, 1),
+    "sigma": (1, 3, 1, 1),
+}
+
+
+@pytest.mark.parametrize(("layout", "prefix"), [(None, "model.net."), ("cifar", "encoder.")])
+@pytest.mark.parametrize(
+    "beside",
+    [("criterion.weight", "train_acc.total"), ("normalize.mean", "normalize.std"), ("sigma",)],
+)
+def test_what_is_of_no_network_is_left_out_and_said(layout, prefix, beside, tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32", shortcut="centred_identity")
+    state = theirs_of(model, numbered_scheme(5))[0]
+    if layout is not None:
+        state = dict(convert.to_layout(model.state_dict(), "ResNet20", layout))
+    state = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    torch.save(state | {n: torch.ones(BESIDE[n]) for n in beside}, tmp_path / "theirs.ckpt")
+    said = take(tmp_path, "theirs.ckpt", "--shortcut", "centred_identity")
+    assert f"left out: {', '.join(beside)}, which lie beside the network" in said
+    assert ("normalises its images itself" in said) == ("criterion.weight" not in beside)
+    assert_is(tmp_path / "ours.pt", model)
+
+
+def test_of_several_networks_in_a_file_each_is_named(tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32")
+    state, _ = theirs_of(model, numbered_scheme(5))
+    both = {f"{copy}.{name}": t for copy in ("model", "average") for name, t in state.items()}
+    torch.save(both, tmp_path / "theirs.pt")
+    result = run_here("convert", "import", "theirs.pt", "-o", "x.pt", cwd=tmp_path)
+    assert_refused(
+        result,
+        "behind 'model.' is ResNet20: --prefix model.",
+        "behind 'average.' is ResNet20: --prefix average.",
+    )
+    take(tmp_path, "theirs.pt", "--prefix", "average.")
+    assert_is(tmp_path / "ours.pt", model)
+
+
+def test_a_learned_activation_within_a_network_does_not_lie_beside_it(tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32")
+    state = torchvisions(model)
+    torch.save({**state, "layer1.0.act.weight": torch.ones(1)}, tmp_path / "theirs.pt")
+    result = run_here("convert", "import", "theirs.pt", "-o", "x.pt", cwd=tmp_path)
+    assert_refused(result, "no layer of a ResNet of ours has layer1.0.act.weight")
+
+
+CIFAR_NAMES = {  # of the layout `cifar`, also for networks that it does not have
+    "block": "layer{S}.{b}.",
+    "layer": str,
+    "shortcut": SHORTCUT_NAMES[1],
+    "outside": {"stem.conv": "conv1", "stem.bn": "bn1", "norm": "bn", "head": "linear"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "shortcut"),
+    [("ResNet20", "identity"), ("ResNet20", "convolution"), ("PreActResNet20", "projection")],
+)
+def test_networks_that_a_layout_does_not_have_come_in_under_its_names(name, shortcut, tmp_path):
+    _, model = make_twins(name, dtype="float32", shortcut=shortcut)
+    torch.save(theirs_of(model, scheme(**CIFAR_NAMES))[0], tmp_path / "theirs.pt")
+    take(tmp_path, "theirs.pt", "--shortcut", shortcut)
+    assert_is(tmp_path / "ours.pt", model)
+
+
+def test_a_head_in_another_container_than_the_network_is_kept(tmp_path):
+    """As MMClassification has it."""
+    _, model = make_twins("ResNet18-small", dtype="float32")
+    state = torchvisions(model)
+    theirs = {f"{'head' if n.startswith('fc.') else 'backbone'}.{n}": t for n, t in state.items()}
+    torch.save({"state_dict": theirs, "meta": {}}, tmp_path / "theirs.pth")
+    take(tmp_path, "theirs.pth")
+    assert_is(tmp_path / "ours.pt", model)
+
+
+def test_what_is_missing_has_the_files_words(tmp_path):
+    _, model = make_twins("ResNet18-small", dtype="float32")
+    state = torchvisions(model)
+    del state["layer2.0.downsample.0.weight"]
+    torch.save(state, tmp_path / "theirs.pth")
+    told = ("--layout", "cifar", "--model", "ResNet18-small", "-o", "x.pt")
+    result = run_here("convert", "import", "theirs.pth", *told, cwd=tmp_path)
+    assert_refused(result, "missing: layer2.0.downsample.0.weight (128, 64, 1, 1)")
+    half = {name: tensor for name, tensor in state.items() if not name.startswith("layer4")}
+    torch.save(half, tmp_path / "theirs.pth")
+    result = run_here("convert", "import", "theirs.pth", *told, cwd=tmp_path)
+    assert_refused(result, "and 21 more tensors: 26 missing in all")
+    assert len(result.stderr.splitlines()) == 7
