@@ -16,10 +16,12 @@ from convert.arrays import (
 )
 from convert.description import as_state_dict, describe_state
 from convert.errors import ConversionError
+from convert.folding import fold, unfold
 from convert.layouts import (
     bonsai,
     cifar,
     flax_imagenet,
+    keras,
     timm,
     torch_resnet,
     torchvision,
@@ -38,7 +40,9 @@ from convert.wrappers import (
 )
 from resnet_spec import ClassifierSpec, ResNetSpec, UnknownNameError
 
-_PACKAGES = (torchvision, timm, transformers, torch_resnet, cifar, flax_imagenet, bonsai)
+_PACKAGES = (
+    *(torchvision, timm, transformers, torch_resnet, cifar, flax_imagenet, bonsai, keras),
+)
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout for layout in (OURS, *(package.LAYOUT for package in _PACKAGES))
 }
@@ -116,6 +120,7 @@ def from_layout(
         raise ConversionError(
             f"this holds {len(several)} state dicts, {', '.join(map(repr, several))}: give one"
         ) from error
+    ours, _ = fold(ours, classifier.network, found.epsilon)
     return as_state_dict(ours, classifier)
 
 
@@ -178,7 +183,10 @@ def read_layout(
     reset_counters: bool = False,
     allow_nonfinite: bool = False,
 ) -> tuple[dict[str, np.ndarray], ClassifierSpec]:
-    """As `from_layout`, for arrays; returns also the description of the model and its head."""
+    """As `from_layout`, for arrays; returns also the description of the model and its head.
+
+    What `convert.folding` takes away is still there, as `stem.conv.bias`.
+    """
     layout.check(spec)
     tensors = layout.whole_names(tensors)
     weight, bias = (
@@ -219,6 +227,7 @@ def write_layout(
     problems = compare_shapes(classifier.tensors(), {n: t.shape for n, t in tensors.items()})
     if problems:
         raise ConversionError("these tensors are not those of this model:", problems)
+    tensors = unfold(tensors, classifier.network, layout.epsilon, with_biases=layout.has_conv_bias)
     arrays = {their: tensors[ours] for ours, their in theirs.items()}
     if layout.has_conv_head(classifier.network) and classifier.num_classes is not None:
         arrays[theirs["head.weight"]] = tensors["head.weight"][:, :, None, None]
