@@ -1,5 +1,7 @@
 """The converter beside torch's own loading and saving of the same weights: time and memory."""
 
+import contextlib
+import io
 import os
 import statistics
 import tempfile
@@ -20,7 +22,9 @@ MODELS = {
 _NAMES: dict[Size, tuple[str, ...]] = {"full": ("ResNet152", "ResNet1202"), "tiny": ("ResNet20",)}
 _REPETITIONS: dict[Size, int] = {"full": 5, "tiny": 1}
 _MEMORY_TASKS = ("imports", "load ours", "load theirs", "load and save ours")
-_TIME_BAR, _MEMORY_BAR = "<= 2", "<= 2.2"
+_TIME_BAR, _MEMORY_BAR, _NAMES_BAR = "<= 2", "<= 2.2", "<= 1.3"
+# Words of a layout's names, and others, which no layout has.
+_OTHER_WORDS = {"layer": "stage_", "stages": "group", "conv": "convolution_", "bn": "norm_"}
 
 
 def run(size: Size) -> list[Row]:
@@ -33,6 +37,8 @@ def run(size: Size) -> list[Row]:
             make_files(name, folder)
             rows += compare_memory(name, folder)
             rows += compare_times(name, folder, _REPETITIONS[size])
+        name = _NAMES[size][0]
+        rows += compare_names(name, folder, _REPETITIONS[size])
     return rows
 
 
@@ -170,6 +176,47 @@ def save_safely(model: Any, path: Path) -> None:
         os.fsync(file.fileno())
     written = torch.load(path)
     assert all(torch.equal(written[name], tensor) for name, tensor in state.items())
+
+
+def compare_names(name: str, folder: Path, repetitions: int) -> Iterator[Row]:
+    """A whole import of a file whose names nobody knows, beside that of the names of a layout."""
+    import torch
+
+    known, unknown = folder / f"{name}.pth", folder / f"{name}-unknown.pth"
+    state = torch.load(known)
+    torch.save({_in_other_words(n): tensor for n, tensor in state.items()}, unknown)
+    del state
+    layout = MODELS[name][0]
+    told = ("--layout", layout, "--model", name)
+    tasks = {
+        "unknown": lambda: import_by_command(unknown, folder),
+        "known": lambda: import_by_command(known, folder, *told),
+    }
+    for measure, timer in (("s", time.perf_counter), ("s of CPU", time.process_time)):
+        seconds = take_turns(tasks, repetitions, timer=timer)
+        yield Row(
+            f"{name}, import of unknown names",
+            measure,
+            statistics.median(seconds["unknown"]),
+            f"import --layout {layout} --model {name}",
+            statistics.median(seconds["known"]),
+            median_ratio(seconds["unknown"], seconds["known"]),
+            _NAMES_BAR,
+        )
+
+
+def _in_other_words(name: str) -> str:
+    for word, other in _OTHER_WORDS.items():
+        name = name.replace(word, other)
+    return name
+
+
+def import_by_command(path: Path, folder: Path, *options: str) -> None:
+    """`resnet-convert import` in this process, without what it says."""
+    from convert.__main__ import main
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(["import", str(path), *options, "-o", str(folder / "imported.pt")]) == 0
 
 
 def compare_memory(name: str, folder: Path) -> Iterator[Row]:

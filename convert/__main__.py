@@ -17,13 +17,14 @@ from convert.atomic import check_text
 from convert.diff import diff_command
 from convert.errors import ConversionError
 from convert.files import READABLE, SUFFIXES, write_weights
+from convert.folding import EPSILON
 from convert.guess import as_options
 from convert.importing import Statement, as_ours, change_as_asked
 from convert.inference import FORMS, export_onnx, export_program
 from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS, OURS, Layout, find_layout, write_layout
 from convert.models import judge
-from convert.names import read_map, with_names
+from convert.names import read_map, under_original_names, with_names
 from convert.options import add_part, add_stated, stated
 from convert.runs.saved_run import write_run
 from convert.sources import read_source
@@ -143,6 +144,11 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         default=OURS.name,
         help="whose names to write (see `resnet-convert layouts`); default: ours",
     )
+    parser.add_argument(
+        "--names",
+        choices=("original",),
+        help="write the names, and their order, of the file that was imported",
+    )
     parser.add_argument("--step", type=int, help="step of the run's checkpoint; default: newest")
     parser.add_argument(
         "--weights",
@@ -199,9 +205,22 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=int,
         help="batch size to record for biased running variances",
     )
+    parser.add_argument(
+        "--epsilon",
+        type=_positive,
+        help="of the file's BatchNorms, folded into their variances (Keras: 1.001e-5); default: "
+        "1e-5",
+    )
     add_stated(parser)
     _add_common(parser)
     parser.set_defaults(command=_import)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
 
 
 def _add_rename(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +255,8 @@ def _export(options: argparse.Namespace) -> None:
     output, layout = options.output, find_layout(options.layout)
     format = _choose_format(output, options.format, layout, options.image_size)
     is_folder = layout.name in folders.PACKAGES and output.suffix.lower() not in SUFFIXES
+    if options.names and (layout != OURS or format is not None):
+        raise ConversionError("--names is for files of weights, without --layout")
     if format is None:
         _check_output(output, is_folder=is_folder)
     source = read_source(
@@ -263,6 +284,11 @@ def _export(options: argparse.Namespace) -> None:
         )
         return
     lost = {} if layout == OURS else layout.lost_fields(weights.classifier)
+    if options.names:
+        lost = OURS.lost_fields(weights.classifier)
+        arrays, notes = under_original_names(weights)
+        _print_notes(notes)
+        weights = Weights(arrays, None, weights.preprocessing)
     if is_folder:
         folders.write_folder(output, weights, layout, allow_nonfinite=options.allow_nonfinite)
         recorded = folders.RECORDED[layout.name]
@@ -272,10 +298,11 @@ def _export(options: argparse.Namespace) -> None:
             arrays = write_layout(weights.arrays, weights.classifier, layout)
             weights = Weights(arrays, None, weights.preprocessing)
         write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
+    names = "the original names" if options.names else f"the layout {layout.name}"
     if lost:
-        where = f"the layout {layout.name} has no place for"
+        where = f"{names} have no place for" if options.names else f"{names} has no place for"
         _print_notes([f"{where} what `import` takes as {as_options(lost)}"])
-    print(f"wrote {len(weights.arrays)} tensors to {output} in the layout {layout.name}")
+    print(f"wrote {len(weights.arrays)} tensors to {output} in {names}")
 
 
 def _choose_format(
@@ -307,6 +334,7 @@ def _import(options: argparse.Namespace) -> None:
         model=options.model,
         fields=stated(options),
         names=None if options.names is None else read_map(options.names),
+        epsilon=EPSILON if options.epsilon is None else options.epsilon,
         statistics_batch_size=options.statistics_batch_size,
         reset_counters=options.reset_counters,
         allow_nonfinite=options.allow_nonfinite,

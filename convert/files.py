@@ -12,6 +12,7 @@ from convert import collector
 from convert.arrays import checksum, value_problems
 from convert.atomic import naming, replacing
 from convert.errors import ConversionError
+from convert.folding import without_masks
 from convert.formats import FORMS, READ_ONLY_FORMS, pytorch, safetensors
 from convert.formats.form import Contents, Form, Visitor
 from convert.layouts.timm import architecture_problems
@@ -160,15 +161,19 @@ def read_file(
     contents = _read(path, arrays.__setitem__, suffix, entry)
     description = decode_description(path, contents.metadata, len(arrays))
     faults = (*contents.problems, *architecture_problems(contents.architectures))
-    try:
-        arrays, notes = take_prefix(arrays, prefix) if prefix else unwrap(arrays)
+    try:  # the file's name of each array, by its name without prefixes
+        names = {name: name for name in arrays}
+        names, notes = take_prefix(names, prefix) if prefix else unwrap(names)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
+    arrays, names, more = without_masks({n: arrays[theirs] for n, theirs in names.items()}, names)
+    if any(name != theirs for name, theirs in names.items()):
+        description = {"names": names, **description}
     if not arrays:
         raise ConversionError(
             f"{path} holds what no weights should:", [*faults, "there is no array"]
         )
-    return Weights(arrays, **description, notes=(*contents.notes, *notes), faults=faults)
+    return Weights(arrays, **description, notes=(*contents.notes, *notes, *more), faults=faults)
 
 
 def read_weights(path: Path, *, allow_nonfinite: bool = False) -> Weights:

@@ -1,15 +1,17 @@
 """What other networks have and ours have not, folded away where evaluation stays the same.
 
 A bias before a BatchNorm is a constant that its running mean takes off again; another epsilon is a
-constant in its running variance.
+constant in its running variance; a pruned weight is its product with a mask.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
+from convert.arrays import is_floating
 from resnet_spec import ResNetSpec
 
+_ORIGINAL, _MASK = "_orig", "_mask"  # what torch's pruning adds to a tensor's name
 EPSILON = 1e-5  # of every BatchNorm of both twins
 
 
@@ -107,3 +109,36 @@ def _change_epsilon(arrays: dict[str, np.ndarray], norm: str, before: float, aft
         scale = arrays[f"{norm}.weight"]
         gain = np.where(lacking < 0, np.sqrt(after / (variance + before)), 1.0)
         arrays[f"{norm}.weight"] = (scale.astype(np.float64) * gain).astype(scale.dtype)
+
+
+def without_masks(
+    arrays: Mapping[str, np.ndarray], names: Mapping[str, str]
+) -> tuple[dict[str, np.ndarray], dict[str, str], list[str]]:
+    """Arrays without the masks of `torch.nn.utils.prune`, which are multiplied, and a note.
+
+    Args:
+        arrays: of which `conv1.weight_orig` and `conv1.weight_mask` become `conv1.weight`.
+        names: the file's name of each array, which is returned for those that remain.
+    """
+    pruned = {
+        name
+        for name in (n.removesuffix(_ORIGINAL) for n in arrays if n.endswith(_ORIGINAL))
+        if name not in arrays and _is_mask(arrays.get(name + _MASK), arrays[name + _ORIGINAL])
+    }
+    kept, kept_names = dict[str, np.ndarray](), dict[str, str]()
+    for name, array in arrays.items():
+        if (inner := name.removesuffix(_ORIGINAL)) in pruned:
+            with np.errstate(invalid="ignore"):  # infinite values, which are reported later
+                kept[inner] = array * arrays[inner + _MASK].astype(array.dtype)
+            kept_names[inner] = names[name].removesuffix(_ORIGINAL)
+        elif name.removesuffix(_MASK) not in pruned:
+            kept[name], kept_names[name] = array, names[name]
+    note = f"multiplied by their masks: {len(pruned)} tensors that were pruned"
+    return kept, kept_names, [note] if pruned else []
+
+
+def _is_mask(mask: np.ndarray | None, array: np.ndarray) -> bool:
+    """Whether a mask is there that an array of weights can be multiplied by."""
+    if mask is None or mask.shape != array.shape or not is_floating(array.dtype):
+        return False
+    return is_floating(mask.dtype) or mask.dtype.kind in "bui"

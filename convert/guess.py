@@ -1,6 +1,7 @@
 """Guesses the layout and model of a file of tensors from names and shapes alone."""
 
 import contextlib
+import functools
 import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -58,24 +59,26 @@ _AS_IN_THE_PAPERS = (
     "no anti-aliasing (blur or average pooling before a stride)",
     "no dilation (another output stride)",
     "average pooling before the head",
-    "BatchNorm's epsilon 1e-5",
 )
+_EPSILON = "BatchNorm's epsilon 1e-5"
 _NAMED = 4  # problems shown of the nearest network
 _FIRST = "stages.0.0.conv1"  # a layer that every network has, whatever its stem
+_FIRSTS = ("stem.conv", _FIRST)
 _NEAR = 1.25  # largest ratio of the numbers of 3x3 convolutions
 _ENOUGH = 0.5  # share of names above which no networks of other depths are tried
 _MOST_WIDTHS = 12  # tried for one file
 
 
 def undecided(spec: ResNetSpec, stated: Collection[str] = ()) -> list[str]:
-    """What tensors of this network cannot show, except the fields that are `stated`."""
+    """What tensors of this network cannot show, except fields, or `epsilon`, that are `stated`."""
     names = [name for name in DIALECT if spec.block != "basic" or name != "bottleneck_stride"]
     if spec.shortcut in ("identity", "centred_identity"):
         names.append("shortcut")
     names += [name for name in RATES if getattr(spec, name) > 0]
     fields = [f"{name}={getattr(spec, name)!r}" for name in names if name not in stated]
     small = ["no max pooling after the first convolution"] if spec.small_images else []
-    return [*fields, *_AS_IN_THE_PAPERS, *small]
+    epsilon = [] if "epsilon" in stated else [_EPSILON]
+    return [*fields, *_AS_IN_THE_PAPERS, *epsilon, *small]
 
 
 def name_of(spec: ResNetSpec) -> str:
@@ -124,10 +127,30 @@ def guess(shapes: Shapes) -> list[Guess]:
 
 def guess_exactly(shapes: Shapes) -> list[Guess]:
     """The layouts and models of which a file has all tensors and no other."""
-    views = [_View(layout, shapes) for layout in LAYOUTS.values()]
+    likely = [layout for layout in LAYOUTS.values() if _has_first_layers(layout, shapes)]
+    if not likely:
+        return []
+    views = [_View(layout, shapes) for layout in likely]
     near = _of_about_the_depth(shapes, (*MODELS, *_other_widths(shapes)))
     fits = (_fit(*candidate) for candidate in _candidates(views, near))
     return [found for found in fits if found is not None]
+
+
+def _has_first_layers(layout: Layout, shapes: Shapes) -> bool:
+    """Whether both first layers of some network are there, by the layout's names."""
+    names = layout.whole_names(shapes)
+    return any(first <= names.keys() for first in _first_layers(layout.name))
+
+
+@functools.cache
+def _first_layers(layout_name: str) -> set[frozenset[str]]:
+    """The names of the first two convolutions, which differ from kind to kind of network."""
+    layout = LAYOUTS[layout_name]
+    kinds = {(row.block, row.preact, row.small_images): row for row in MODELS.values()}
+    return {
+        frozenset(layout.tensor_name(row, name, "weight", 4) for name in _FIRSTS)
+        for row in map(layout.adapt, kinds.values())
+    }
 
 
 def find_prefix(names: Collection[str]) -> str | None:
@@ -160,8 +183,7 @@ class _View:
 
     def begins(self, spec: ResNetSpec) -> bool:
         """Whether the first convolution of a network, or of its first block, is there."""
-        firsts = ("stem.conv", _FIRST)
-        return any(self.layout.tensor_name(spec, n, "weight", 4) in self.given for n in firsts)
+        return any(self.layout.tensor_name(spec, n, "weight", 4) in self.given for n in _FIRSTS)
 
 
 _Candidate = tuple[_View, str, ResNetSpec]

@@ -1,23 +1,26 @@
 """Weights of any source under our names, with the head and preprocessing that the user asks for."""
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from convert.arrays import counters_reset
+from convert.arrays import array_problems, counters_reset, is_counter, is_floating
 from convert.errors import ConversionError
+from convert.folding import EPSILON, fold
 from convert.guess import as_options, undecided
 from convert.layouts import OURS, Layout, read_layout
 from convert.layouts.translate import HEAD_ALONE
 from convert.names import RESIDUAL, determine, under_our_names
 from convert.sources import Source
 from convert.structure import Recognition
-from convert.weights import Weights
+from convert.weights import LARGEST_DESCRIPTION, Weights
 from convert.wrappers import name_some, without_training_state
-from resnet_spec import DIALECT, PREPROCESSINGS, RATES, ResNetSpec
+from resnet_spec import DIALECT, PREPROCESSINGS, RATES, ClassifierSpec, ResNetSpec
 
 _MOST_CLASSES = 10**6
 _SEED = 0  # a new head is the same each time
@@ -32,8 +35,9 @@ class Statement:
         model: the name in our table, None where the source says it.
         fields: fields of the spec that neither names nor shapes show.
         names: the file's name of layers or tensors by ours.
+        epsilon: of every BatchNorm of the source.
         statistics_batch_size: that the running variances were taken over, None as the source says.
-        reset_counters: take missing `num_batches_tracked` as zero.
+        reset_counters: take every `num_batches_tracked` as zero that is missing or no int64.
         allow_nonfinite: accept NaN, infinite values and negative variances.
     """
 
@@ -41,6 +45,7 @@ class Statement:
     model: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, str] | None = None
+    epsilon: float = EPSILON
     statistics_batch_size: int | None = None
     reset_counters: bool = False
     allow_nonfinite: bool = False
@@ -59,16 +64,18 @@ def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
             the tensors are not those of the model.
     """
     weights, described = source.weights, source.weights.classifier
-    arrays, notes, names = weights.arrays, list(weights.notes), dict[str, str]()
+    arrays, notes = weights.arrays, list(weights.notes)
     layout = stated.layout or OURS
     if layout == source.layout:
         layout = OURS  # translated already
     if layout.spelling.has_collections or stated.layout is None:
         arrays, left_out = without_training_state(arrays)
         notes += left_out
-    found = _determine(source, arrays, stated)
+    found, kept_open, in_file = _determine(source, arrays, stated), list[str](), arrays
     if found is None:
-        spec, kept_open = _find_network(source, layout, stated), []
+        spec = _find_network(source, layout, stated)
+        names = dict(layout.whole_names({name: name for name in arrays}))
+        arrays = {name: arrays[theirs] for name, theirs in names.items()}
     else:
         recognition, sentence = found
         spec, names = recognition.classifier.network, dict(recognition.names)
@@ -76,7 +83,8 @@ def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
         notes += [sentence, *more]
         kept_open = [RESIDUAL]
     if described is None and source.beside is None:
-        taken = ", ".join([*kept_open, *undecided(spec, stated.fields)])
+        known = () if stated.epsilon == EPSILON else ("epsilon",)
+        taken = ", ".join([*kept_open, *undecided(spec, (*stated.fields, *known))])
         notes.append(f"tensors do not show this, taken as {taken}")
     if head != "keep":
         arrays, left_out = _without_head(arrays, spec, layout)
@@ -86,7 +94,13 @@ def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
         elif head == "drop":
             raise ConversionError(f"--head drop: {source.path} has no head")
     _check_stated(spec, layout, stated)
-    faults = list(weights.faults)
+    faults, biases = list(weights.faults), dict[str, np.ndarray]()
+    if described is None:
+        arrays, biases = _without_biases(arrays, spec, layout)
+        named = {names.get(name, name): array for name, array in biases.items()}
+        faults += array_problems(named, stated.allow_nonfinite)
+        arrays, more = _with_counters(arrays, spec, layout)
+        notes += more
     if head == "keep" and layout == OURS:
         faults += _missing_head(weights)
     given = arrays
@@ -106,6 +120,21 @@ def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
     if faults:
         raise ConversionError(f"{source.path} holds what no weights should:", faults)
     notes += counters_reset(arrays, given) if stated.reset_counters else []
+    folded = {
+        f"{path}.bias": biases[name] for path, name in _biases(spec, layout) if name in biases
+    }
+    with np.errstate(over="ignore"):  # to infinity, in float16
+        arrays, more = fold({**arrays, **folded}, spec, stated.epsilon)
+    notes += more
+    if described is None:
+        if found is None:
+            theirs = layout.tensors(classifier)
+            theirs |= {f"{path}.bias": name for path, name in _biases(spec, layout)}
+            names = {ours: names[name] for ours, name in theirs.items() if name in names}
+        weights, more = _with_author_names(weights, names, in_file, stated)
+        notes += [*more, *_dtypes(in_file)]
+    elif stated.epsilon != EPSILON:
+        weights = dataclasses.replace(weights, names={})
     batch_size = stated.statistics_batch_size
     if described is not None:
         notes += _replaced(described.network, layout, stated)
@@ -205,6 +234,65 @@ def _determine(
     if found is not None:
         source.check_beside(found[0].classifier.network)
     return found
+
+
+def _biases(spec: ResNetSpec, layout: Layout) -> Iterator[tuple[str, str]]:
+    """(our layer, the layout's name of its bias) of every convolution, which ours have not."""
+    layers = dict(layout.names(spec))
+    for path, _ in spec.convolutions():
+        yield path, layout.spelling.name(layers[path], "bias", 1)
+
+
+def _without_biases(
+    arrays: Mapping[str, np.ndarray], spec: ResNetSpec, layout: Layout
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Tensors under a layout's names without the biases of convolutions, and these."""
+    convolutions, biases = dict(spec.convolutions()), dict[str, np.ndarray]()
+    for path, name in _biases(spec, layout):
+        if name in arrays and arrays[name].shape == (convolutions[path].out_planes,):
+            biases[name] = arrays[name]
+    return {name: array for name, array in arrays.items() if name not in biases}, biases
+
+
+def _with_counters(
+    arrays: Mapping[str, np.ndarray], spec: ResNetSpec, layout: Layout
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Tensors with zero for each missing counter, as torch itself loads them, and a note."""
+    names = layout.tensors(ClassifierSpec(spec)).values()
+    missing = [name for name in names if is_counter(name) and name not in arrays]
+    note = f"taken as zero: {len(missing)} num_batches_tracked, which the file lacks"
+    zeros = {name: np.zeros((), np.int64) for name in missing}
+    return {**arrays, **zeros}, [note] if missing else []
+
+
+def _with_author_names(
+    weights: Weights,
+    names: Mapping[str, str],
+    in_file: Mapping[str, np.ndarray],
+    stated: Statement,
+) -> tuple[Weights, list[str]]:
+    """Weights that keep what their author called them, and a note where they cannot."""
+    ours_of = {theirs: ours for ours, theirs in names.items()}
+    kept = {ours_of[name]: weights.names.get(name, name) for name in in_file if name in ours_of}
+    notes = []
+    if stated.epsilon != EPSILON:
+        notes.append("the file's names are not kept: under them goes another epsilon")
+    elif len(json.dumps(kept)) > LARGEST_DESCRIPTION // 2:
+        notes.append("the file's names are not kept: they are too long")
+    if notes or all(ours == theirs for ours, theirs in kept.items()):
+        return dataclasses.replace(weights, names={}), notes
+    head = in_file.get(names.get("head.weight", ""))
+    has_conv_head = head is not None and head.ndim == 4
+    return dataclasses.replace(weights, names=kept, has_conv_head=has_conv_head), []
+
+
+def _dtypes(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """A note on the floating-point dtypes of a file, unless all are float32."""
+    counts = Counter(array.dtype.name for array in arrays.values() if is_floating(array.dtype))
+    if set(counts) <= {"float32"}:
+        return []
+    said = ", ".join(f"{count} tensors of {name}" for name, count in counts.items())
+    return [f"dtypes are kept: {said}"]
 
 
 def _with_names(problem: str, names: Mapping[str, str]) -> str:

@@ -71,7 +71,7 @@ def inspect(
     if weights.classifier is not None:
         matches = [_described(weights, (source.layout or OURS).name)]
         ours = {} if matches[0]["problems"] else dict(weights.arrays)
-        names = {name: name for name in ours}
+        names = dict(weights.names) or {name: name for name in ours}
     else:
         arrays, left_out = without_training_state(weights.arrays)
         notes += left_out

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from convert.arrays import is_counter
+from convert import collector
+from convert.arrays import is_counter, is_floating
 from convert.errors import ConversionError
 from convert.guess import Guess, guess, guess_exactly, name_of
 from convert.layouts import OURS
-from convert.leaves import to_torch
+from convert.leaves import to_flax, to_torch
 from convert.sources import Source
 from convert.structure import Found, Recognition, is_flax_kernel, recognise
+from convert.weights import Weights
 from convert.wrappers import name_some
 from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec, UnknownNameError
 
@@ -37,7 +39,7 @@ def with_names(source: Source, renames: Sequence[str]) -> Source:
     """
     if not renames:
         return source
-    arrays = source.weights.arrays
+    arrays, names = source.weights.arrays, source.weights.names
     if source.weights.classifier is not None:
         raise ConversionError(f"leave out --rename: {source.path} says itself what it holds")
     changed, problems = list(arrays), []
@@ -55,7 +57,8 @@ def with_names(source: Source, renames: Sequence[str]) -> Source:
     if problems:
         raise ConversionError("--rename cannot be done:", problems)
     renamed = dict(zip(changed, arrays.values(), strict=True))
-    weights = dataclasses.replace(source.weights, arrays=renamed)
+    originals = {new: names.get(old, old) for new, old in zip(changed, arrays, strict=True)}
+    weights = dataclasses.replace(source.weights, arrays=renamed, names=originals)
     return dataclasses.replace(source, weights=weights)
 
 
@@ -111,27 +114,69 @@ def by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | Non
 def under_our_names(
     arrays: Mapping[str, np.ndarray], found: Recognition
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """A file's arrays with our names and torch's axes, and a note on counters that it lacks."""
+    """A file's arrays with our names and torch's axes, and notes on counters.
+
+    Convolutions keep their biases, which `convert.folding` folds.
+    """
     if left_over := sorted({*arrays} - {*found.names.values()}):
         raise ConversionError("these tensors have no place in the network:", left_over)
-    ours: dict[str, np.ndarray] = {}
+    ours, notes = dict[str, np.ndarray](), list[str]()
+    cast: set[str] = set()
     for name, theirs in found.names.items():
         array = arrays[theirs]
         if is_flax_kernel(theirs):
             array = to_torch("kernel", array)
         if name == "head.weight" and array.ndim == 4:  # a convolution of 1x1
             array = array[:, :, 0, 0]
-        if is_counter(name) and array.size == 1 and array.dtype.kind in "iu":
-            array = array.reshape(()).astype(np.int64)
+        if is_counter(name) and array.size == 1:
+            if is_floating(array.dtype):  # all of a file was cast, which may round a count
+                cast.add(array.dtype.name)
+                array = np.zeros((), np.int64)
+            elif array.dtype.kind in "iu":
+                array = array.reshape(()).astype(np.int64)
         ours[name] = array
+    if cast:
+        notes.append(f"taken as zero: num_batches_tracked, which are {' and '.join(sorted(cast))}")
     missing = [name for name in found.classifier.tensors() if name not in ours]
     ours |= {name: np.zeros((), np.int64) for name in missing}
     is_flax = any(is_flax_kernel(name) for name in arrays)  # which counts no batches
-    count = 0 if is_flax else len(missing)
-    notes = [f"taken as zero: {count} num_batches_tracked, which the file lacks"] if count else []
+    if missing and not is_flax:
+        notes.append(f"taken as zero: {len(missing)} num_batches_tracked, which the file lacks")
     return ours, notes
 
 
+def under_original_names(weights: Weights) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays as a file had them whose author had other names, and notes on what it had more.
+
+    Raises:
+        ConversionError: the weights do not say what an author called them.
+    """
+    if not weights.names or weights.classifier is None:
+        raise ConversionError(
+            "these weights do not say what an author called them: a file does that `import` made "
+            "of one with other names"
+        )
+    convolutions = dict(weights.classifier.network.convolutions())
+    theirs: dict[str, np.ndarray] = {}
+    folded, absent = [], []
+    for ours, name in weights.names.items():
+        array = weights.arrays.get(ours)
+        if array is None and (conv := convolutions.get(ours.removesuffix(".bias"))):
+            array = np.zeros(conv.out_planes, weights.arrays["stem.conv.weight"].dtype)
+            folded.append(name)
+        if array is None:
+            absent.append(name)
+            continue
+        if ours == "head.weight" and weights.has_conv_head:
+            array = array[:, :, None, None]
+        theirs[name] = to_flax("kernel", array) if is_flax_kernel(name) else array
+    notes = [f"left out: {name_some(absent)}, which were not imported"] if absent else []
+    if folded:
+        notes.append(f"zeros, because running means have them: {name_some(folded)}")
+    return theirs, notes
+
+
+@collector.paused()
 def determine(
     path: Path,
     arrays: Mapping[str, np.ndarray],

@@ -6,6 +6,7 @@ blocks are layers whose names begin alike, or that follow each other; within a b
 first, then numbers and words in the names, then the order in the file.
 """
 
+import dataclasses
 import itertools
 import re
 from collections import Counter
@@ -72,7 +73,8 @@ class Recognition:
 
     Attributes:
         classifier: the network and its head.
-        names: the file's name of a tensor by ours; without counters that the file lacks.
+        names: the file's name of a tensor by ours; without counters that the file lacks, and with
+            biases of convolutions that only the file has.
         open: layers of ours that could be exchanged: nothing in the file tells them apart.
     """
 
@@ -132,8 +134,12 @@ def is_flax_kernel(name: str) -> bool:
 def _are_sorted(names: Iterable[str]) -> bool:
     """Whether names are in the order of the alphabet; counters have an order of their own."""
     weights = [name for name in names if not name.endswith(_COUNTER)]
-    by_numbers = sorted(weights, key=lambda name: [*map(_number, re.split(r"(\d+)", name))])
-    return weights in (sorted(weights), by_numbers)
+
+    def by_numbers(name: str) -> list[tuple[int, str]]:
+        return [*map(_number, re.split(r"(\d+)", name))]
+
+    pairs = list(itertools.pairwise(weights))
+    return any(all(key(a) <= key(b) for a, b in pairs) for key in (str, by_numbers))
 
 
 def _contradicts_numbers(layers: Iterable[Layer]) -> bool:
@@ -167,7 +173,18 @@ def _read_layers(shapes: Mapping[str, Shape]) -> tuple[list[Layer], list[str]]:
             strange += tensors.values()
         else:
             layers.append(Layer(path, places[path], key, tensors, _words(path)))
-    return layers, strange
+    return _with_head(layers), strange
+
+
+def _with_head(layers: list[Layer]) -> list[Layer]:
+    """The layers, of which a convolution of 1x1 may be the head: the only one with a bias."""
+    biased = [layer for layer in layers if layer.kind == "conv" and "bias" in layer.tensors]
+    if len(biased) != 1 or biased[0].shape[2:] != (1, 1):
+        return layers
+    if any(layer.kind == "linear" for layer in layers):
+        return layers
+    head = dataclasses.replace(biased[0], key=("linear", biased[0].shape[:2]))
+    return [head if layer is biased[0] else layer for layer in layers]
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -192,12 +209,9 @@ def _key(tensors: Mapping[str, str], shapes: Mapping[str, Shape]) -> Key | None:
     is_flax = is_flax_kernel(weight)
     others = {leaf: tuple(shapes[name]) for leaf, name in tensors.items() if leaf != "weight"}
     match len(shape), sorted(others):
-        case 4, []:
-            return "conv", (shape[3], shape[2], *shape[:2]) if is_flax else shape
-        case 4, ["bias"]:  # a head that is a convolution of 1x1
-            flat = (shape[3], shape[2], *shape[:2]) if is_flax else shape
-            is_head = flat[2:] == (1, 1) and others["bias"] == flat[:1]
-            return ("linear", flat[:2]) if is_head else None
+        case 4, ([] | ["bias"]):
+            shape = (shape[3], shape[2], *shape[:2]) if is_flax else shape
+            return ("conv", shape) if others.get("bias", shape[:1]) == shape[:1] else None
         case 2, ([] | ["bias"]):
             shape = shape[::-1] if is_flax else shape
             return ("linear", shape) if others.get("bias", shape[:1]) == shape[:1] else None
@@ -380,7 +394,9 @@ class _Assignment:
             for path, layer in self.paths.items()
             for leaf, name in layer.tensors.items()
         }
-        ordered = {name: names[name] for name in self.classifier.tensors() if name in names}
+        biases = [f"{path}.bias" for path, _ in self.classifier.network.convolutions()]
+        every = (*self.classifier.tensors(), *biases)
+        ordered = {name: names[name] for name in every if name in names}
         return Recognition(self.classifier, ordered, tuple(self.open))
 
     def follow(self, told: Mapping[str, str], layers: Sequence[Layer]) -> list[str]:

@@ -15,6 +15,7 @@ from resnet_spec.classifier import DESCRIPTION_KEY, decode, encode
 # Characters. A real description has 500, with the names of 21,843 classes half a million; parsed
 # JSON takes up to 25 times its length in memory.
 LARGEST_DESCRIPTION = 2**20
+_NAMES, _CONV_HEAD = "names", "conv_head"  # entries of it
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Weights:
         faults: what is wrong with the source and cannot be seen in the arrays, such as a name
             that is there twice; `convert.models.judge` reports them.
         unsaid: why `Preprocessing` cannot express the source's preprocessing, if so.
+        names: what the author of a file called the arrays, by their names here, where these differ;
+            in the order of that file.
+        has_conv_head: whether the author's head is a convolution of 1x1.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -37,6 +41,8 @@ class Weights:
     notes: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
     faults: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
     unsaid: ConversionError | None = field(default=None, kw_only=True, compare=False)
+    names: Mapping[str, str] = field(default_factory=dict, kw_only=True, compare=False)
+    has_conv_head: bool = field(default=False, kw_only=True, compare=False)
 
     def check_preprocessing(self) -> None:
         """Raises a ConversionError where the preprocessing does not fit the model."""
@@ -49,11 +55,14 @@ class Weights:
 
 def encode_description(weights: Weights) -> dict[str, str]:
     """The description as the metadata of a file; empty where there is none."""
-    more = {}
+    more: dict[str, Any] = {}
     if weights.preprocessing is not None:
         more["preprocessing"] = weights.preprocessing.to_json()
     elif weights.classifier is None:
         return {}
+    if weights.classifier is not None and weights.names:
+        more[_NAMES] = dict(weights.names)
+        more |= {_CONV_HEAD: True} if weights.has_conv_head else {}
     return {DESCRIPTION_KEY: encode(weights.classifier, **more)}
 
 
@@ -73,6 +82,19 @@ def decode_description(path: Path, metadata: Mapping[Any, Any], num_tensors: int
         if preprocessing is not None:
             preprocessing = Preprocessing.from_json(preprocessing)
         Weights({}, model, preprocessing).check_preprocessing()
+        names = entries.get(_NAMES, {})
+        if len({*names.values()}) != len(names) or not all(map(_is_text, names.values())):
+            raise ValueError("an author's names are not texts, each for one tensor")
     except Exception as error:  # a hostile description may raise anything
         raise ConversionError(f"{path} describes its model wrongly: {error}") from error
-    return {"classifier": model, "preprocessing": preprocessing}
+    has_conv_head = entries.get(_CONV_HEAD) is True
+    return {
+        "classifier": model,
+        "preprocessing": preprocessing,
+        "names": names,
+        "has_conv_head": has_conv_head,
+    }
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)

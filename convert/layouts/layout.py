@@ -1,6 +1,7 @@
 """What a layout is: another package's names for the layers of these networks, and its limits."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -196,7 +197,7 @@ class Layout:
 
 
 def _our_names(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
-    for path, _ in ClassifierSpec(spec, num_classes=1).layers():
+    for path, _ in itertools.chain(spec.convolutions(), spec.norms(), [("head", None)]):
         yield path, path
 
 
