@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -13,14 +13,15 @@ from convert.arrays import checksum, value_problems
 from convert.atomic import naming, replacing
 from convert.errors import ConversionError
 from convert.folding import without_masks
-from convert.formats import FORMS, READ_ONLY_FORMS, pytorch, safetensors
-from convert.formats.form import Contents, Form, Visitor
+from convert.formats import FORMS, READ_ONLY_FORMS, flax_msgpack, hdf5, pytorch, safetensors
+from convert.formats.form import Contents, Reader, Visitor
 from convert.layouts.timm import architecture_problems
 from convert.models import arrays_of, check, describe, find_builder, judge
 from convert.weights import Weights, decode_description, encode_description
 from convert.wrappers import take_prefix, unwrap, unwrap_module
 from resnet_spec import Preprocessing
 
+AnyForm = TypeVar("AnyForm", bound=Reader)
 SUFFIXES = tuple(FORMS)  # written and read
 READABLE = (*SUFFIXES, *READ_ONLY_FORMS)
 _ZIP = b"PK\x03\x04"
@@ -184,13 +185,13 @@ def read_weights(path: Path, *, allow_nonfinite: bool = False) -> Weights:
 
 
 def _read(path: Path, visit: Visitor, suffix: str | None = None, entry: str = "") -> Contents:
-    form = _form(path, {**FORMS, **READ_ONLY_FORMS}, suffix)
-    if entry and form is not pytorch:
-        raise ConversionError(f"--entry is for what torch.save wrote, and {path} is another file")
     with path.open("rb") as file:  # a clear FileNotFoundError or PermissionError before any parser
         first = file.read(_TAR.stop)
     if not first:
         raise ConversionError(f"{path} is not a whole file: it is empty")
+    form = _form_by_content(first) or _form(path, {**FORMS, **READ_ONLY_FORMS}, suffix)
+    if entry and form is not pytorch:
+        raise ConversionError(f"--entry is for what torch.save wrote, and {path} is another file")
     try:
         return pytorch.read(path, visit, entry) if entry else form.read(path, visit)
     except ConversionError as error:
@@ -199,14 +200,21 @@ def _read(path: Path, visit: Visitor, suffix: str | None = None, entry: str = ""
         raise ConversionError(f"{path} {hint}; {error.what}", error.problems) from error
 
 
-def _form(path: Path, forms: Mapping[str, Form], suffix: str | None = None) -> Form:
+def _form_by_content(first: bytes) -> Reader | None:
+    """The form of a file with these first bytes, where they show it whatever the file is called."""
+    if first.startswith(hdf5.SIGNATURE):
+        return hdf5
+    return flax_msgpack if flax_msgpack.begins(first) else None
+
+
+def _form(path: Path, forms: Mapping[str, AnyForm], suffix: str | None = None) -> AnyForm:
     suffix = (path.suffix if suffix is None else suffix).lower()
     if suffix not in forms:
         raise ConversionError(f"{path}: weights are in {', '.join(forms)} files")
     return forms[suffix]
 
 
-def _other_form(first: bytes, form: Form) -> str:
+def _other_form(first: bytes, form: Reader) -> str:
     """What a file with these first bytes is, and what to do; empty if it may be of this form."""
     if form is not safetensors and first[8:9] == b"{":
         return "begins as a safetensors file: rename it to .safetensors"
@@ -218,8 +226,6 @@ def _other_form(first: bytes, form: Form) -> str:
         return "is an archive of tar: unpack it, and name the file in it"
     if first.startswith(b"\x1f\x8b"):
         return "is compressed: gunzip < FILE > NEW makes a file to read"
-    if first.startswith(b"\x89HDF"):
-        return "is an HDF5 file, as Keras writes them, and no layout here has Keras's names"
     if first.startswith(b"\x93NUMPY"):
         return "is a single array, an .npy file"
     return ""

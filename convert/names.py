@@ -97,7 +97,7 @@ def by_layout(names: Mapping[str, Any], found: Guess) -> Recognition:
     whole = found.layout.whole_names({name: name for name in names})
     tensors = found.layout.tensors(found.classifier)
     theirs = {ours: whole[name] for ours, name in tensors.items() if name in whole}
-    return Recognition(found.classifier, theirs)
+    return Recognition(found.classifier, theirs, epsilon=found.layout.epsilon)
 
 
 def by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None = None) -> Found:

@@ -12,6 +12,7 @@ from convert.inference import is_program, read_program_description
 from convert.layouts import Layout
 from convert.models import judge
 from convert.runs.saved_run import read_run
+from convert.shards import SUFFIX, read_shards
 from convert.weights import Weights
 from resnet_spec import Preprocessing, ResNetSpec
 
@@ -107,6 +108,8 @@ def read_source(
     if is_run:
         weights = read_run(path, step, average, allow_nonfinite=True)
         return Source(path, weights, "training run (Orbax)")
+    if path.name.endswith(SUFFIX):
+        return Source(path, read_shards(path), "index of several files")
     source = Source(path, read_file(path, entry=entry, prefix=prefix), f"{path.suffix} file")
     if source.weights.classifier is not None:
         return source

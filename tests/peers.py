@@ -1,5 +1,6 @@
 """Other packages' models, random in every leaf, imported as they can be beside a CPU torch."""
 
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from flax import nnx
 from benchmarks.peers import linen_resnet
 from resnet_spec import find_spec
 from tests import peer_networks
-from tests.twins import randomise, run_torch
+from tests.twins import NUM_CLASSES, randomise, run_torch
+
+_POSITIVE = ("scale", "var", "gamma", "moving_variance")
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,38 @@ def _bonsai(name: str) -> Peer:
     return Peer(model, tensors, lambda images: np.asarray(model(jnp.asarray(images))))
 
 
+def _keras(name: str) -> Peer:
+    applications = import_keras().applications
+    model = getattr(applications, name)(
+        weights=None, input_shape=(64, 64, 3), classifier_activation=None, classes=NUM_CLASSES
+    )
+    tensors = {
+        layer.name: {v.name: jax.ShapeDtypeStruct(v.shape, v.dtype) for v in layer.weights}
+        for layer in model.layers
+    }
+    tensors = _random_leaves({name: leaves for name, leaves in tensors.items() if leaves})
+    for name, leaves in tensors.items():
+        for variable in model.get_layer(name).weights:
+            variable.assign(leaves[variable.name])
+    trained = [variable.value for variable in model.trainable_variables]
+    fixed = [variable.value for variable in model.non_trainable_variables]
+
+    @jax.jit
+    def apply(images: jax.Array) -> jax.Array:
+        logits, _ = model.stateless_call(trained, fixed, images, training=False)
+        return logits
+
+    return Peer(model, tensors, lambda images: np.asarray(apply(jnp.asarray(images))))
+
+
+def import_keras() -> Any:
+    """Keras on its JAX backend."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    return keras
+
+
 def _random_leaves(tree: Any) -> Any:
     """A tree of these shapes: kernels of variance 1 / fan in, the rest as `randomise` draws it."""
     generator = np.random.default_rng(0)
@@ -130,7 +165,7 @@ def _random_leaves(tree: Any) -> Any:
         if len(leaf.shape) > 1:
             bound = (3 / np.prod(leaf.shape[:-1])) ** 0.5
             return jnp.asarray(generator.uniform(-bound, bound, leaf.shape), jnp.float32)
-        low, high = (0.5, 1.5) if path[-1].key in ("scale", "var") else (-0.5, 0.5)
+        low, high = (0.5, 1.5) if path[-1].key in _POSITIVE else (-0.5, 0.5)
         return jnp.asarray(generator.uniform(low, high, leaf.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, tree)
@@ -143,4 +178,5 @@ _MAKERS: dict[str, Callable[..., Peer]] = {
     "cifar": _cifar,
     "flax-imagenet": _flax_imagenet,
     "bonsai": _bonsai,
+    "keras": _keras,
 }

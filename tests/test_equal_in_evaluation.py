@@ -1,4 +1,4 @@
-"""Files whose networks ours equal in evaluation alone: biases, epsilons, masks, missing counters."""
+"""Files whose networks ours equal in evaluation alone: biases, epsilons, masks, no counters."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -88,7 +88,7 @@ class _Reader:
         self.h5py, self.bytes_left, self.objects_left = h5py, size, _MOST_OBJECTS
 
     def child(self, group: Any, key: str) -> Any:
-        """An object that is in this file, once more than `_MOST_OBJECTS` have been seen an error."""
+        """An object that is in this file; of more than `_MOST_OBJECTS` it is an error."""
         if group.get(key, getclass=True, getlink=True) is not self.h5py.HardLink:
             raise ValueError(f"{key[:60]!r} is a link to another place")
         self.objects_left -= 1

@@ -76,9 +76,9 @@ def signs(shapes: Shapes) -> Iterator[str]:
     """Keras's own pre-activation networks, which no row of the table describes."""
     if any(name.endswith("_preact_bn/gamma") for name in shapes):
         yield (
-            "a ResNetV2 of keras.applications: a stage is strided in its last block, whose shortcut "
-            "takes every second pixel, and zeros are padded before the max pool; here the first "
-            "block of a stage has the stride (He et al. 2016)"
+            "a ResNetV2 of keras.applications: there the last block of a stage has the stride, its "
+            "shortcut takes every second pixel, and the max pool pads with zeros; here the first "
+            "block has it (He et al. 2016)"
         )
 
 

@@ -40,9 +40,7 @@ from convert.wrappers import (
 )
 from resnet_spec import ClassifierSpec, ResNetSpec, UnknownNameError
 
-_PACKAGES = (
-    *(torchvision, timm, transformers, torch_resnet, cifar, flax_imagenet, bonsai, keras),
-)
+_PACKAGES = (*(torchvision, timm, transformers, torch_resnet, cifar, flax_imagenet, bonsai, keras),)
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout for layout in (OURS, *(package.LAYOUT for package in _PACKAGES))
 }
