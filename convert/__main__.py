@@ -177,7 +177,9 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "a known layout that fits whole, else it recognises the network by the shapes and the "
         "order of the tensors, whatever they are called.",
     )
-    parser.add_argument("source", type=Path, help=f"{', '.join(READABLE)}, or a model folder")
+    parser.add_argument(
+        "source", type=Path, help=f"{', '.join(READABLE)}, a model folder, or hf://OWNER/NAME"
+    )
     parser.add_argument(
         *("-o", "--output"),
         type=Path,
@@ -286,6 +288,8 @@ def _export(options: argparse.Namespace) -> None:
     lost = {} if layout == OURS else layout.lost_fields(weights.classifier)
     if options.names:
         lost = OURS.lost_fields(weights.classifier)
+        if (shortcut := weights.classifier.network.shortcut) == "centred_identity":
+            lost["shortcut"] = shortcut  # not what tensors are taken for
         arrays, notes = under_original_names(weights)
         _print_notes(notes)
         weights = Weights(arrays, None, weights.preprocessing)

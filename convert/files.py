@@ -13,7 +13,7 @@ from convert.arrays import checksum, value_problems
 from convert.atomic import naming, replacing
 from convert.errors import ConversionError
 from convert.folding import without_masks
-from convert.formats import FORMS, READ_ONLY_FORMS, flax_msgpack, hdf5, pytorch, safetensors
+from convert.formats import FORMS, READ_ONLY_FORMS, contents, pytorch
 from convert.formats.form import Contents, Reader, Visitor
 from convert.layouts.timm import architecture_problems
 from convert.models import arrays_of, check, describe, find_builder, judge
@@ -24,9 +24,7 @@ from resnet_spec import Preprocessing
 AnyForm = TypeVar("AnyForm", bound=Reader)
 SUFFIXES = tuple(FORMS)  # written and read
 READABLE = (*SUFFIXES, *READ_ONLY_FORMS)
-_ZIP = b"PK\x03\x04"
-_OLD_TORCH = b"\x80\x02\x8a\x0a"  # a pickle of protocol 2 that begins with a long number
-_TAR = slice(257, 262)  # where a tar archive says that it is one
+_LOOKED_AT = 2**10  # bytes that show a file's form
 
 
 def save(
@@ -58,47 +56,6 @@ def save(
     check(classifier, arrays)
     weights = Weights(arrays, classifier, preprocessing)
     write_weights(Path(path), weights, allow_nonfinite=allow_nonfinite)
-
-
-def load(
-    path: str | os.PathLike[str],
-    backend: Literal["torch", "flax"],
-    *,
-    entry: str = "",
-    allow_nonfinite: bool = False,
-) -> Any:
-    """The model of a file that `save` wrote, in eval mode, as a torch or a Flax twin.
-
-    Args:
-        path: the file.
-        backend: which twin.
-        entry: which state dict to take, where `torch.save` wrote those of several twins.
-        allow_nonfinite: accept NaN, infinite values and negative variances.
-
-    Raises:
-        ConversionError: the file is damaged, does not describe its model, has other tensors than
-            that model, or a value is NaN, infinite or a negative variance.
-        OSError: the file cannot be read.
-        ValueError: the backend is unknown.
-    """
-    path, build = Path(path), find_builder(backend)
-    if path.is_dir():
-        raise ConversionError(
-            f"{path} is a folder: `resnet-convert import {path} -o FILE` makes a file of it"
-        )
-    weights = read_file(path, entry=entry)
-    if weights.classifier is None:
-        raise ConversionError(
-            f"{path} does not say which model it holds: `resnet-convert import {path} -o OUT` "
-            "finds it out and writes a file that says it"
-        )
-    judge(path, weights, allow_nonfinite=allow_nonfinite)
-    classifier, arrays = weights.classifier, dict(weights.arrays)
-    del weights
-    try:
-        return build(classifier, arrays, take=True)
-    except ConversionError as error:
-        raise ConversionError(f"{path}: {error}") from error
 
 
 @collector.paused()
@@ -135,8 +92,8 @@ def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False
 def read_description(path: Path) -> Weights:
     """What a file says of its model and its preprocessing, without the arrays."""
     names: list[str] = []
-    contents = _read(path, lambda name, _: names.append(name))
-    return Weights({}, **decode_description(path, contents.metadata, len(names)))
+    read = _read(path, lambda name, _: names.append(name))
+    return Weights({}, **decode_description(path, read.metadata, len(names)))
 
 
 @collector.paused()
@@ -150,18 +107,19 @@ def read_file(
 
     Args:
         path: the file.
-        suffix: of its form, where its own name does not tell.
+        suffix: of its form, where neither its content nor its own name tells.
         entry: which state dict of several in what `torch.save` wrote.
         prefix: take only the tensors whose names begin with it, and remove it.
 
     Raises:
-        ConversionError: the suffix is unknown, or the file is damaged, empty or needs code to load.
+        ConversionError: neither content nor suffix is of a known form, or the file is damaged,
+            empty or needs code to load.
         OSError: the file cannot be read.
     """
     arrays: dict[str, np.ndarray] = {}
-    contents = _read(path, arrays.__setitem__, suffix, entry)
-    description = decode_description(path, contents.metadata, len(arrays))
-    faults = (*contents.problems, *architecture_problems(contents.architectures))
+    read = _read(path, arrays.__setitem__, suffix, entry)
+    description = decode_description(path, read.metadata, len(arrays))
+    faults = (*read.problems, *architecture_problems(read.architectures))
     try:  # the file's name of each array, by its name without prefixes
         names = {name: name for name in arrays}
         names, notes = take_prefix(names, prefix) if prefix else unwrap(names)
@@ -174,7 +132,7 @@ def read_file(
         raise ConversionError(
             f"{path} holds what no weights should:", [*faults, "there is no array"]
         )
-    return Weights(arrays, **description, notes=(*contents.notes, *notes, *more), faults=faults)
+    return Weights(arrays, **description, notes=(*read.notes, *notes, *more), faults=faults)
 
 
 def read_weights(path: Path, *, allow_nonfinite: bool = False) -> Weights:
@@ -186,25 +144,15 @@ def read_weights(path: Path, *, allow_nonfinite: bool = False) -> Weights:
 
 def _read(path: Path, visit: Visitor, suffix: str | None = None, entry: str = "") -> Contents:
     with path.open("rb") as file:  # a clear FileNotFoundError or PermissionError before any parser
-        first = file.read(_TAR.stop)
+        first = file.read(_LOOKED_AT)
     if not first:
         raise ConversionError(f"{path} is not a whole file: it is empty")
-    form = _form_by_content(first) or _form(path, {**FORMS, **READ_ONLY_FORMS}, suffix)
+    if what := contents.no_weights(first):
+        raise ConversionError(f"{path} {what}")
+    form = contents.form_of(first) or _form(path, {**FORMS, **READ_ONLY_FORMS}, suffix)
     if entry and form is not pytorch:
         raise ConversionError(f"--entry is for what torch.save wrote, and {path} is another file")
-    try:
-        return pytorch.read(path, visit, entry) if entry else form.read(path, visit)
-    except ConversionError as error:
-        if not (hint := _other_form(first, form)):
-            raise
-        raise ConversionError(f"{path} {hint}; {error.what}", error.problems) from error
-
-
-def _form_by_content(first: bytes) -> Reader | None:
-    """The form of a file with these first bytes, where they show it whatever the file is called."""
-    if first.startswith(hdf5.SIGNATURE):
-        return hdf5
-    return flax_msgpack if flax_msgpack.begins(first) else None
+    return pytorch.read(path, visit, entry) if entry else form.read(path, visit)
 
 
 def _form(path: Path, forms: Mapping[str, AnyForm], suffix: str | None = None) -> AnyForm:
@@ -212,20 +160,3 @@ def _form(path: Path, forms: Mapping[str, AnyForm], suffix: str | None = None) -
     if suffix not in forms:
         raise ConversionError(f"{path}: weights are in {', '.join(forms)} files")
     return forms[suffix]
-
-
-def _other_form(first: bytes, form: Reader) -> str:
-    """What a file with these first bytes is, and what to do; empty if it may be of this form."""
-    if form is not safetensors and first[8:9] == b"{":
-        return "begins as a safetensors file: rename it to .safetensors"
-    if form is safetensors and first.startswith(_ZIP):
-        return "begins as what torch.save or numpy.savez writes: rename it to .pt or .npz"
-    if form is not pytorch and first.startswith(_OLD_TORCH):
-        return "begins as what torch.save writes: rename it to .pt"
-    if first[_TAR] == b"ustar":
-        return "is an archive of tar: unpack it, and name the file in it"
-    if first.startswith(b"\x1f\x8b"):
-        return "is compressed: gunzip < FILE > NEW makes a file to read"
-    if first.startswith(b"\x93NUMPY"):
-        return "is a single array, an .npy file"
-    return ""

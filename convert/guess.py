@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.errors import ConversionError
+from convert.errors import ConversionError, shorten
 from convert.layouts import LAYOUTS, Layout, read_layout
 from convert.layouts.layout import Shapes
 from convert.layouts.translate import shape_problems
@@ -61,11 +61,10 @@ _AS_IN_THE_PAPERS = (
     "average pooling before the head",
 )
 _EPSILON = "BatchNorm's epsilon 1e-5"
-_NAMED = 4  # problems shown of the nearest network
 _FIRST = "stages.0.0.conv1"  # a layer that every network has, whatever its stem
 _FIRSTS = ("stem.conv", _FIRST)
 _NEAR = 1.25  # largest ratio of the numbers of 3x3 convolutions
-_ENOUGH = 0.5  # share of names above which no networks of other depths are tried
+_ENOUGH = 0.5  # share of names from which on a network is near, and no others are tried
 _MOST_WIDTHS = 12  # tried for one file
 
 
@@ -122,7 +121,7 @@ def guess(shapes: Shapes) -> list[Guess]:
     best = _nearest(candidates)
     if best is None or best.share < _ENOUGH:  # cut off, or of a depth that is not in the table
         best = _nearest([*candidates, *_candidates(views, [n for n in names if n not in near])])
-    return [] if best is None else [best]
+    return [] if best is None or best.share < _ENOUGH else [best]
 
 
 def guess_exactly(shapes: Shapes) -> list[Guess]:
@@ -273,6 +272,4 @@ def _problems(view: _View, found: Guess) -> tuple[list[str], list[str]]:
     """The signs of another network, and the first of what does not fit."""
     layout = view.layout
     problems = shape_problems(layout, layout.shapes(found.classifier), view.given)
-    more = len(problems) - _NAMED
-    shown = [*problems[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
-    return list(layout.signs(view.given)), shown
+    return list(layout.signs(view.given)), list(shorten(problems))

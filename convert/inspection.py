@@ -155,7 +155,9 @@ def _guessed(found: Guess) -> dict[str, Any]:
     return {
         "layout": found.layout.name,
         "model": found.model,
-        "sure": exact if found.share == 1 else f"only {found.share:.0%} of the names fit: nearest",
+        "sure": exact
+        if found.share == 1
+        else f"only {int(100 * found.share)}% of the names fit: nearest",
         "problems": list(found.problems),
         **_fields(found.classifier),
         "options": found.options if found.share == 1 else "",

@@ -18,11 +18,13 @@ from convert.leaves import to_flax, to_torch
 from convert.sources import Source
 from convert.structure import Found, Recognition, is_flax_kernel, recognise
 from convert.weights import Weights
-from convert.wrappers import name_some
+from convert.wrappers import name_some, unwrap
 from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec, UnknownNameError
 
 RESIDUAL = "residual connections around all blocks"
 """What no tensor shows: a plain network of He et al. 2015 has the tensors of option A."""
+_IMAGES = ("mean", "std", "mu", "sigma")  # what authors call the mean and deviation of images
+_FEWEST = 20  # tensors of a network
 _SHOWN = 6  # open groups and networks in one message
 _HOW = (
     "to decide: --names MAP.json with names of ours and of the file, such as {example}, or "
@@ -101,7 +103,53 @@ def by_layout(names: Mapping[str, Any], found: Guess) -> Recognition:
 
 
 def by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None = None) -> Found:
-    """The networks that a file's arrays can be; `told` as `recognise` takes it."""
+    """The networks that a file's arrays can be, with what lies beside them in the file.
+
+    `told` is as `recognise` takes it.
+    """
+    first: Found | None = None
+    for inner, beside in _views(arrays):
+        found = _by_structure({name: arrays[theirs] for name, theirs in inner.items()}, told)
+        if found.networks:
+            networks = tuple(_in_file(one, inner, beside) for one in found.networks)
+            return dataclasses.replace(found, networks=networks)
+        first = first or found
+    assert first is not None
+    return first
+
+
+def _views(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
+    """The file's name of each tensor by a shorter one, and the tensors that lie beside these.
+
+    All of a file, first; then what remains of it without the mean and deviation of images; then
+    what is in one container, as a module in a Lightning module, with but vectors and numbers beside
+    it: the weights of a loss, the counts of a metric.
+    """
+    yield {name: name for name in arrays}, ()
+    of_images = [n for n, a in arrays.items() if a.size in (1, 3) and _of_images(n)]
+    inner, _ = unwrap({name: name for name in arrays if name not in of_images})
+    if of_images and inner:
+        yield inner, tuple(of_images)
+    containers = Counter(name.partition(".")[0] for name in arrays if "." in name)
+    for prefix in (f"{name}." for name, count in containers.items() if 2 * count > len(arrays)):
+        beside = {name: a for name, a in arrays.items() if not name.startswith(prefix)}
+        if beside and all(array.size == max(array.shape, default=1) for array in beside.values()):
+            inner = {n.removeprefix(prefix): n for n in arrays if n not in beside}
+            yield unwrap(inner)[0], tuple(beside)
+
+
+def _of_images(name: str) -> bool:
+    """Whether a tensor is called as a mean or a deviation of images is."""
+    return name.replace("/", ".").rpartition(".")[2].removeprefix("new_") in _IMAGES
+
+
+def _in_file(found: Recognition, inner: Mapping[str, str], beside: tuple[str, ...]) -> Recognition:
+    """What was recognised under the shorter names of a view, by the file's own."""
+    names = {ours: inner[theirs] for ours, theirs in found.names.items()}
+    return dataclasses.replace(found, names=names, beside=beside)
+
+
+def _by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None) -> Found:
     by_dtype: dict[Any, list[str]] = {}
     for name, array in arrays.items():
         by_dtype.setdefault(array.dtype, []).append(name)
@@ -118,9 +166,13 @@ def under_our_names(
 
     Convolutions keep their biases, which `convert.folding` folds.
     """
-    if left_over := sorted({*arrays} - {*found.names.values()}):
+    if left_over := sorted({*arrays} - {*found.names.values(), *found.beside}):
         raise ConversionError("these tensors have no place in the network:", left_over)
     ours, notes = dict[str, np.ndarray](), list[str]()
+    if found.beside:
+        notes.append(f"left out: {name_some(found.beside)}, which lie beside the network")
+    if any(map(_of_images, found.beside)):
+        notes.append("its author's network normalises its images itself, and the twins do not")
     cast: set[str] = set()
     for name, theirs in found.names.items():
         array = arrays[theirs]
@@ -200,9 +252,8 @@ def determine(
         ConversionError: several networks or bijections fit, or none as the user states it; or no
             tensor of the file can be in a network of ours, with its name.
     """
-    exact = guess_exactly({n: a.shape for n, a in arrays.items()}) if told is None else []
-    if exact:
-        ways = [(by_layout(arrays, one), f"with {one.options}") for one in exact]
+    ways = list(_exactly(arrays)) if told is None else []
+    if ways:
         sentence = f"taken {ways[0][1]}: every name and shape fits"
     else:
         found = by_structure(arrays, told)
@@ -229,6 +280,16 @@ def determine(
     if others or first.open:
         raise _ambiguous(path, fitting)
     return first, sentence.format(name=name_of(network))
+
+
+def _exactly(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[Recognition, str]]:
+    """The networks of known layouts that a file is, and how it is imported as these."""
+    for inner, beside in _views(arrays):
+        exact = guess_exactly({name: arrays[theirs].shape for name, theirs in inner.items()})
+        for one in exact:
+            yield _in_file(by_layout(inner, one), inner, beside), f"with {one.options}"
+        if exact:
+            return
 
 
 def _as_stated(
@@ -263,12 +324,24 @@ def _nothing(path: Path, arrays: Mapping[str, np.ndarray], found: Found) -> Conv
     problems = []
     if found.left_over:
         problems.append(f"no layer of a ResNet of ours has {name_some(found.left_over)}")
+    problems += _inner_networks(arrays)
     guesses = guess({name: array.shape for name, array in arrays.items()})
-    if guesses and (near := guesses[0]).share >= 0.5:
+    if guesses:
+        near = guesses[0]
         name = f"{near.model} in the layout {near.layout.name}"
         problems += [f"not {name}, the nearest: {problem}" for problem in near.problems]
     problems.append("`resnet-convert inspect` shows what it holds")
     return ConversionError(what, problems)
+
+
+def _inner_networks(arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """A sentence for each container in which there is a whole network: copies, an encoder."""
+    containers = Counter(name.partition(".")[0] for name in arrays if "." in name)
+    for container in (n for n, count in containers.items() if _FEWEST < count < len(arrays)):
+        prefix = f"{container}."
+        inside = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+        for one in _by_structure(unwrap(inside)[0], None).networks[:1]:
+            yield f"behind {prefix!r} is {name_of(one.classifier.network)}: --prefix {prefix}"
 
 
 def _ambiguous(path: Path, ways: Sequence[tuple[Recognition, str]]) -> ConversionError:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from convert.errors import ConversionError
-from convert.files import read_description, read_file
+from convert.files import READABLE, read_description, read_file
 from convert.folders import is_model_folder, layout_of, network_beside, read_folder
+from convert.hub import fetch, is_address
 from convert.inference import is_program, read_program_description
 from convert.layouts import Layout
 from convert.models import judge
@@ -68,7 +69,7 @@ class Source:
 
 
 def read_source(
-    path: Path,
+    path: str | os.PathLike[str],
     *,
     step: int | None = None,
     average: Literal["raw", "ema"] | None = None,
@@ -79,7 +80,8 @@ def read_source(
     """Whatever is at a path, with its faults.
 
     Args:
-        path: a file of weights, the folder of a training run, or a Hugging Face folder.
+        path: a file of weights, the folder of a training run, a Hugging Face folder, or the address
+            of such a folder on the hub, `hf://OWNER/NAME`.
         step: of a run's checkpoint; None is the newest.
         average: the run's newest weights or their moving average; None is the average if any.
         entry: which state dict of several in what `torch.save` wrote.
@@ -90,6 +92,14 @@ def read_source(
         ConversionError: it is none of these, or it is damaged.
         OSError: it cannot be read.
     """
+    if is_address(path):
+        found = fetch(path, READABLE)
+        has_package = found.has_configuration and layout_of(found.file.parent) is not None
+        place = found.file.parent if has_package else found.file
+        source = read_source(place, entry=entry, prefix=prefix, reset_counters=reset_counters)
+        notes = (found.note, *source.weights.notes)
+        return replace(source, weights=replace(source.weights, notes=notes))
+    path = Path(path)
     path.stat()  # a clear FileNotFoundError or PermissionError before any guess at its form
     is_hugging_face = is_model_folder(path)
     is_run = path.is_dir() and not is_hugging_face

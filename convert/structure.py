@@ -78,12 +78,14 @@ class Recognition:
             biases of convolutions that only the file has.
         open: layers of ours that could be exchanged: nothing in the file tells them apart.
         epsilon: of its BatchNorms, as the package has it whose names these are.
+        beside: the file's tensors that are of no network.
     """
 
     classifier: ClassifierSpec
     names: Mapping[str, str]
     open: tuple[tuple[str, ...], ...] = ()
     epsilon: float = EPSILON
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

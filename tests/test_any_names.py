@@ -397,3 +397,53 @@ def test_the_order_of_a_safetensors_file_is_not_taken_for_the_authors(tmp_path):
     safetensors.torch.save_file(half, tmp_path / "half.safetensors")
     result = run_here("convert", "import", "half.safetensors", "-o", "x.pt", cwd=tmp_path)
     assert_refused(result, "not which of its layers is which")
+
+
+BESIDE = {  # what lies beside a network, and what is said of it
+    "criterion.weight": (10,),
+    "train_acc.total": (),
+    "normalize.mean": (3,),
+    "normalize.std": (1, 3, 1, 1),
+    "sigma": (1, 3, 1, 1),
+}
+
+
+@pytest.mark.parametrize(("layout", "prefix"), [(None, "model.net."), ("cifar", "encoder.")])
+@pytest.mark.parametrize(
+    "beside",
+    [("criterion.weight", "train_acc.total"), ("normalize.mean", "normalize.std"), ("sigma",)],
+)
+def test_what_is_of_no_network_is_left_out_and_said(layout, prefix, beside, tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32", shortcut="centred_identity")
+    state = theirs_of(model, numbered_scheme(5))[0]
+    if layout is not None:
+        state = dict(convert.to_layout(model.state_dict(), "ResNet20", layout))
+    state = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    torch.save(state | {n: torch.ones(BESIDE[n]) for n in beside}, tmp_path / "theirs.ckpt")
+    said = take(tmp_path, "theirs.ckpt", "--shortcut", "centred_identity")
+    assert f"left out: {', '.join(beside)}, which lie beside the network" in said
+    assert ("normalises its images itself" in said) == ("criterion.weight" not in beside)
+    assert_is(tmp_path / "ours.pt", model)
+
+
+def test_of_several_networks_in_a_file_each_is_named(tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32")
+    state, _ = theirs_of(model, numbered_scheme(5))
+    both = {f"{copy}.{name}": t for copy in ("model", "average") for name, t in state.items()}
+    torch.save(both, tmp_path / "theirs.pt")
+    result = run_here("convert", "import", "theirs.pt", "-o", "x.pt", cwd=tmp_path)
+    assert_refused(
+        result,
+        "behind 'model.' is ResNet20: --prefix model.",
+        "behind 'average.' is ResNet20: --prefix average.",
+    )
+    take(tmp_path, "theirs.pt", "--prefix", "average.")
+    assert_is(tmp_path / "ours.pt", model)
+
+
+def test_a_learned_activation_within_a_network_does_not_lie_beside_it(tmp_path):
+    _, model = make_twins("ResNet20", dtype="float32")
+    state = torchvisions(model)
+    torch.save({**state, "layer1.0.act.weight": torch.ones(1)}, tmp_path / "theirs.pt")
+    result = run_here("convert", "import", "theirs.pt", "-o", "x.pt", cwd=tmp_path)
+    assert_refused(result, "no layer of a ResNet of ours has layer1.0.act.weight")

@@ -1,4 +1,4 @@
-"""Files whose networks ours equal in evaluation alone: biases, epsilons, masks, no counters."""
+"""Files whose networks are ours in evaluation alone: biases, epsilons, masks, missing counters."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 
 import convert
 import torch_resnet
+from convert.layouts import LAYOUTS
 from tests.commands import assert_refused, run_here
 from tests.test_any_names import State, numbered_scheme, take, theirs_of
 from tests.test_structure import OUTSIDE, SHORTCUT_NAMES, numbered, scheme
@@ -51,10 +52,7 @@ def test_biases_and_another_epsilon_are_folded_and_that_is_said(options, epsilon
     shortcut = convert.layout_spec(name, "torch-resnet").shortcut
     model = network(name, has_biases=True, epsilon=epsilon, shortcut=shortcut)
     if options:
-        tensors = torch_resnet.create(name, 10, shortcut=shortcut).state_dict()
-        ours = dict(zip(convert.to_layout(tensors, name, "torch-resnet"), tensors, strict=True))
-        named = {our.rpartition(".")[0]: their.rpartition(".")[0] for their, our in ours.items()}
-        rename = named.__getitem__
+        rename = dict(LAYOUTS["torch-resnet"].names(model.spec)).__getitem__
     torch.save(under(model, name, rename, shortcut=shortcut), tmp_path / "theirs.pt")
     said = take(tmp_path, "theirs.pt", *options, "--epsilon", str(epsilon))
     assert "folded into running means: the biases of 21 convolutions" in said

@@ -1,5 +1,6 @@
 """Files that hold more than one network, another form than their suffix says, or another head."""
 
+import bz2
 import gzip
 import tarfile
 from collections.abc import Mapping
@@ -87,36 +88,66 @@ def test_an_entry_that_is_not_there_and_a_file_without_entries_are_named(theirs,
 @pytest.mark.parametrize(
     ("form", "suffix", "part"),
     [
-        (".safetensors", ".bin", "rename it to .safetensors"),
-        (".safetensors", ".npz", "rename it to .safetensors"),
-        (".pt", ".safetensors", "rename it to .pt or .npz"),
-        (".npz", ".safetensors", "rename it to .pt or .npz"),
-        ("legacy", ".npz", "rename it to .pt"),
         ("tar", ".tar", "an archive of tar: unpack it"),
         ("gzip", ".pth", "gunzip < FILE > NEW"),
+        ("bzip2", ".gz", "bunzip2 < FILE > NEW"),
         ("npy", ".npz", "a single array"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+            ".pth",
+            "Git LFS pointer: `git",
+        ),
+        (b"\n<!DOCTYPE html><html><head>", ".pth", "a web page: download the file itself"),
+        (b"<?xml version='1.0'?><Error/>", ".safetensors", "is XML, such as a server's message"),
+        (b'{"metadata": {}, "weight_map": {}}', ".bin", "JSON text, a configuration or an index"),
+        (b"\x83\xa4step\x01\xa6params\x80", ".ckpt", "not a whole msgpack file"),
+        (b"\xde\x00\x10\xa6params\x80", "", "not a whole msgpack file"),
+        (b"weights", ".model", "weights are in .safetensors, .pt"),
+        (b"weights", "", "weights are in .safetensors, .pt"),
     ],
 )
-def test_what_a_file_is_under_another_suffix_is_said(form, suffix, part, theirs, capsys):
+def test_what_a_file_without_weights_is_is_said_in_one_sentence(form, suffix, part, theirs, capsys):
     file = Path(f"wrong{suffix}")
-    match form:
-        case "legacy":
-            torch.save(theirs, file, _use_new_zipfile_serialization=False)
-        case "npy":
-            with file.open("wb") as stream:
-                np.save(stream, np.ones(3))
-        case "tar":
-            torch.save(theirs, "m.pt")
+    if isinstance(form, bytes):
+        file.write_bytes(form)
+    elif form == "npy":
+        with file.open("wb") as stream:
+            np.save(stream, np.ones(3))
+    else:
+        Path("m.pt").write_bytes(b"weights")
+        pack = {"gzip": gzip.compress, "bzip2": bz2.compress}.get(form)
+        if pack is None:
             with tarfile.open(file, "w") as archive:
                 archive.add("m.pt")
-        case "gzip":
-            torch.save(theirs, "m.pt")
-            file.write_bytes(gzip.compress(Path("m.pt").read_bytes(), 1))
-        case _:
-            convert.save(f"m{form}", torch_resnet.create("ResNet20"))
-            Path(f"m{form}").rename(file)
+        else:
+            file.write_bytes(pack(b"weights"))
     assert main(["inspect", str(file)]) == 2
-    assert part in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert part in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        (".safetensors", "m.bin"),
+        (".safetensors", "checkpoint_1"),
+        (".pt", "m.model"),
+        (".pt", "m.safetensors"),
+        (".npz", "m.h5"),
+        ("legacy", "m.npz"),
+    ],
+)
+def test_a_file_is_read_by_its_content_whatever_it_is_called(form, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = torch_resnet.create("ResNet20", 10)
+    if form == "legacy":
+        torch.save(model.state_dict(), name, _use_new_zipfile_serialization=False)
+    else:
+        convert.save(f"written{form}", model)
+        Path(f"written{form}").rename(name)
+    assert main(["import", name, "-o", "out.pt"]) == 0
+    assert_same_state(convert.load("out.pt", backend="torch").state_dict(), model.state_dict())
 
 
 def test_a_head_that_alone_does_not_fit_is_said_with_what_to_do(theirs, capsys):

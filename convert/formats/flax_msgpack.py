@@ -18,18 +18,6 @@ from convert.formats.form import Contents, Visitor
 _ARRAY, _NUMBER = 1, 3
 _IN_CHUNKS = "__msgpack_chunked_array__"  # how Flax divides arrays of more than 1 GB
 _MOST_ENTRIES = 200_000  # each takes some 200 bytes in memory
-_SHORT = range(0xA1, 0xC0)  # first bytes of text of up to 31 bytes
-_LONG = {0xD9: 2, 0xDA: 3}  # and of longer text, with the number of bytes before it
-
-
-def begins(first: bytes) -> bool:
-    """Whether a file with these first bytes is a mapping of msgpack with text as its first key."""
-    skip = 3 if first[:1] == b"\xde" else 1
-    if not first or not (0x81 <= first[0] <= 0x8F or first[0] == 0xDE) or len(first) < skip + 4:
-        return False
-    key = first[skip]
-    text = skip + 1 if key in _SHORT else skip + _LONG.get(key, len(first))
-    return first[text : text + 1].isalnum() or first[text : text + 1] == b"_"
 
 
 def read(path: Path, visit: Visitor) -> Contents:

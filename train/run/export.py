@@ -15,12 +15,12 @@ from flax import nnx
 
 import convert
 from convert.arrays import digest
-from convert.guess import guess
-from convert.layouts import OURS, Layout, find_layout, read_layout
+from convert.importing import Statement, as_ours
+from convert.layouts import find_layout
 from convert.leaves import as_flax
 from convert.models import arrays_of
 from convert.sources import Source, read_source
-from resnet_spec import ClassifierSpec, Preprocessing
+from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec
 from train.config import Config
 from train.data.dataset import Dataset, image_dtype, normalise
 from train.errors import AbandonedError, UserError
@@ -53,17 +53,21 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
         )
     try:
         source = read_source(path).judged()
-        spec, layout = _find_layout(config, source)
-        if problems := spec.differences(classifier.network):
+        weights = as_ours(source, _statement(config, classifier.network, source))
+        found = weights.classifier
+        assert found is not None
+        if problems := found.network.differences(classifier.network):
             raise convert.ConversionError(
                 f"the run's network is another (the fields of {config.model} can be changed by "
                 "options of these names):",
                 problems,
             )
-        arrays, found = read_layout(source.weights.arrays, spec, layout)
     except (ValueError, OSError) as error:
         raise UserError(f"--init-from {path}: {error}") from error
-    notes = [f"starting from {path} ({source.form}, layout {layout.name})", *source.weights.notes]
+    arrays, notes = weights.arrays, [f"starting from {path} ({source.form})", *weights.notes]
+    shortcut = found.network.shortcut
+    if source.weights.classifier is None and shortcut in ("identity", "centred_identity"):
+        notes.append(f"tensors do not show where zeros are: taken as the run has it, {shortcut}")
     if found.num_classes != classifier.num_classes:
         arrays = {name: a for name, a in arrays.items() if not name.startswith("head.")}
         notes.append(f"a new head of {classifier.num_classes} classes, not {found.num_classes}")
@@ -72,27 +76,16 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
         name: array.astype(wide) if np.issubdtype(array.dtype, np.floating) else array
         for name, array in as_flax(arrays).items()
     }
-    preprocessing = source.weights.preprocessing
+    preprocessing = weights.preprocessing
     return Loaded(flax_arrays, notes, None if preprocessing is None else preprocessing.to_json())
 
 
-def _find_layout(config: Config, source: Source) -> tuple[Any, Layout]:
-    """The network of these weights, and the layout of their names."""
-    weights, described = source.weights, source.weights.classifier
+def _statement(config: Config, network: ResNetSpec, source: Source) -> Statement:
+    """What the run says of weights that do not say themselves which network they are of."""
     layout = None if config.init_layout is None else find_layout(config.init_layout)
-    if described is not None and layout in (None, OURS, source.layout):
-        return described.network, OURS
-    if layout is None:
-        shapes = {name: array.shape for name, array in weights.arrays.items()}
-        fitting = [g for g in guess(shapes) if g.share == 1 and g.model == config.model]
-        layouts = sorted({g.layout.name for g in fitting}, reverse=True)
-        if len({g.classifier for g in fitting}) != 1:  # several may share names and network
-            raise convert.ConversionError(
-                f"say by --init-layout whose names these are: {' or '.join(layouts) or 'none'} "
-                f"of the layouts fits {config.model}; see `resnet-convert inspect`"
-            )
-        layout = find_layout(layouts[0])
-    return layout.network(config.model, weights.arrays), layout
+    if source.weights.classifier is not None:
+        return Statement(layout=layout)
+    return Statement(layout=layout, model=config.model, fields={"shortcut": network.shortcut})
 
 
 @dataclass(frozen=True)
