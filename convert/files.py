@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from convert.folding import without_masks
 from convert.formats import FORMS, READ_ONLY_FORMS, contents, pytorch
 from convert.formats.form import Contents, Reader, Visitor
 from convert.layouts.timm import architecture_problems
-from convert.models import arrays_of, check, describe, find_builder, judge
+from convert.models import arrays_of, check, describe, judge
 from convert.weights import Weights, decode_description, encode_description
 from convert.wrappers import take_prefix, unwrap, unwrap_module
 from resnet_spec import Preprocessing

@@ -280,6 +280,8 @@ def _with_author_names(
     notes = []
     if epsilon != EPSILON:
         notes.append("the file's names are not kept: under them goes another epsilon")
+    elif any(in_file[names[ours]].shape[:-1] == (1, 1, 1) for ours in kept if ".bn" in ours):
+        notes.append("the file's names are not kept: its BatchNorms have the axes of images")
     elif len(json.dumps(kept)) > LARGEST_DESCRIPTION // 2:
         notes.append("the file's names are not kept: they are too long")
     if notes or all(ours == theirs for ours, theirs in kept.items()):

@@ -174,12 +174,15 @@ def under_our_names(
     if any(map(_of_images, found.beside)):
         notes.append("its author's network normalises its images itself, and the twins do not")
     cast: set[str] = set()
+    expected = found.classifier.tensors()
     for name, theirs in found.names.items():
         array = arrays[theirs]
         if is_flax_kernel(theirs):
             array = to_torch("kernel", array)
         if name == "head.weight" and array.ndim == 4:  # a convolution of 1x1
             array = array[:, :, 0, 0]
+        if array.shape[:-1] == (1, 1, 1) and len(expected.get(name, ())) == 1:  # Haiku's
+            array = array.reshape(-1)
         if is_counter(name) and array.size == 1:
             if is_floating(array.dtype):  # all of a file was cast, which may round a count
                 cast.add(array.dtype.name)
@@ -189,7 +192,7 @@ def under_our_names(
         ours[name] = array
     if cast:
         notes.append(f"taken as zero: num_batches_tracked, which are {' and '.join(sorted(cast))}")
-    missing = [name for name in found.classifier.tensors() if name not in ours]
+    missing = [name for name in expected if name not in ours]
     ours |= {name: np.zeros((), np.int64) for name in missing}
     is_flax = any(is_flax_kernel(name) for name in arrays)  # which counts no batches
     if missing and not is_flax:

@@ -48,6 +48,10 @@ class Spelling:
         """The inverse of `to_ours`."""
         return leaves.to_flax(self._dotted(name), array) if self.is_flax else array
 
+    def parts(self, name: str) -> list[str]:
+        """The keys in the package's trees that lead to an array."""
+        return name.split(self.separator)
+
     def _dotted(self, name: str) -> str:
         return name.replace(self.separator, ".")
 
