@@ -12,6 +12,7 @@ from convert.hub import fetch, is_address
 from convert.inference import is_program, read_program_description
 from convert.layouts import Layout
 from convert.models import judge
+from convert.runs.foreign import find_tree, read_tree
 from convert.runs.saved_run import read_run
 from convert.shards import SUFFIX, read_shards
 from convert.weights import Weights
@@ -80,8 +81,8 @@ def read_source(
     """Whatever is at a path, with its faults.
 
     Args:
-        path: a file of weights, the folder of a training run, a Hugging Face folder, or the address
-            of such a folder on the hub, `hf://OWNER/NAME`.
+        path: a file of weights, the folder of a training run or of any Orbax checkpoint, a Hugging
+            Face folder, or the address of such a folder on the hub, `hf://OWNER/NAME`.
         step: of a run's checkpoint; None is the newest.
         average: the run's newest weights or their moving average; None is the average if any.
         entry: which state dict of several in what `torch.save` wrote.
@@ -103,6 +104,7 @@ def read_source(
     path.stat()  # a clear FileNotFoundError or PermissionError before any guess at its form
     is_hugging_face = is_model_folder(path)
     is_run = path.is_dir() and not is_hugging_face
+    tree = find_tree(path, step) if is_run and average is None else None
     if not is_run and (step is not None or average is not None):
         raise ConversionError(f"--step and --weights are for a run's folder, and {path} is none")
     for option, value in (("--entry", entry), ("--prefix", prefix)):
@@ -115,6 +117,8 @@ def read_source(
         layout = layout_of(path)
         name = "ours" if layout is None else layout.name
         return Source(path, weights, f"model folder of {name}", layout)
+    if tree is not None:
+        return Source(path, read_tree(tree), "Orbax checkpoint of another program")
     if is_run:
         weights = read_run(path, step, average, allow_nonfinite=True)
         return Source(path, weights, "training run (Orbax)")

@@ -5,8 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
-from flax import serialization
+from flax import nnx, serialization
 
 import convert
 import torch_resnet
@@ -77,3 +78,14 @@ def test_every_dtype_of_flax_is_read_and_what_is_no_tree_is_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(convert.ConversionError, match="not a whole msgpack file of Flax"):
             read_file(path)
+
+
+def test_the_state_of_an_nnx_model_comes_in_without_options(model, tmp_path):
+    folder, output = tmp_path / "theirs", tmp_path / "m.safetensors"
+    flax_model = convert.build(model.state_dict(), "flax")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, nnx.state(flax_model))
+    assert main(["import", str(folder), "-o", str(output)]) == 0
+    images = random_images(2, 16, "float32")
+    logits = run_torch(convert.load(output, "torch"), images)
+    np.testing.assert_array_equal(logits, run_torch(model, images))
