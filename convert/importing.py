@@ -282,7 +282,7 @@ def _with_author_names(
         notes.append("the file's names are not kept: under them goes another epsilon")
     elif any(in_file[names[ours]].shape[:-1] == (1, 1, 1) for ours in kept if ".bn" in ours):
         notes.append("the file's names are not kept: its BatchNorms have the axes of images")
-    elif len(json.dumps(kept)) > LARGEST_DESCRIPTION // 2:
+    elif len(json.dumps(kept)) > LARGEST_DESCRIPTION * 3 // 4:
         notes.append("the file's names are not kept: they are too long")
     if notes or all(ours == theirs for ours, theirs in kept.items()):
         return dataclasses.replace(weights, names={}), notes
@@ -301,8 +301,26 @@ def _dtypes(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _with_names(problem: str, names: Mapping[str, str]) -> str:
-    """A sentence with the file's own names instead of ours."""
-    return " ".join(names.get(word, word) for word in problem.split(" "))
+    """A sentence with the file's own names instead of ours, or of a layout's.
+
+    A tensor that is missing is called as the others: `downsample` where a layout has `shortcut`.
+    """
+    pairs = ((ours.split("."), theirs.split(".")) for ours, theirs in names.items())
+    parts = dict(
+        p
+        for ours, theirs in pairs
+        if len(ours) == len(theirs)
+        for p in zip(ours, theirs, strict=True)
+    )
+
+    def theirs(word: str) -> str:
+        return names.get(word) or ".".join(parts.get(part, part) for part in word.split("."))
+
+    kind, _, rest = problem.partition(": ")
+    if kind not in ("missing", "left over", "shape"):
+        return " ".join(names.get(word, word) for word in problem.split(" "))
+    name, _, rest = rest.partition(" ")
+    return f"{kind}: {theirs(name)} {rest}"
 
 
 def _find_network(source: Source, layout: Layout, stated: Statement) -> ResNetSpec:

@@ -16,7 +16,7 @@ from convert.guess import Guess, guess, guess_exactly, name_of
 from convert.layouts import OURS
 from convert.leaves import to_flax, to_torch
 from convert.sources import Source
-from convert.structure import Found, Recognition, is_flax_kernel, recognise
+from convert.structure import Found, Recognition, is_flax_kernel, nearest, recognise
 from convert.weights import Weights
 from convert.wrappers import name_some, unwrap
 from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec, UnknownNameError
@@ -24,6 +24,7 @@ from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec, UnknownNameE
 RESIDUAL = "residual connections around all blocks"
 """What no tensor shows: a plain network of He et al. 2015 has the tensors of option A."""
 _IMAGES = ("mean", "std", "mu", "sigma")  # what authors call the mean and deviation of images
+_CLOSE = 0.9  # share of a layout's names from which on it says best what does not fit
 _FEWEST = 20  # tensors of a network
 _SHOWN = 6  # open groups and networks in one message
 _HOW = (
@@ -133,7 +134,7 @@ def _views(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, str], t
     containers = Counter(name.partition(".")[0] for name in arrays if "." in name)
     for prefix in (f"{name}." for name, count in containers.items() if 2 * count > len(arrays)):
         beside = {name: a for name, a in arrays.items() if not name.startswith(prefix)}
-        if beside and all(array.size == max(array.shape, default=1) for array in beside.values()):
+        if beside and all(array.ndim < 2 for array in beside.values()):
             inner = {n.removeprefix(prefix): n for n in arrays if n not in beside}
             yield unwrap(inner)[0], tuple(beside)
 
@@ -329,7 +330,11 @@ def _nothing(path: Path, arrays: Mapping[str, np.ndarray], found: Found) -> Conv
         problems.append(f"no layer of a ResNet of ours has {name_some(found.left_over)}")
     problems += _inner_networks(arrays)
     guesses = guess({name: array.shape for name, array in arrays.items()})
-    if guesses:
+    structure = nearest({name: array.shape for name, array in arrays.items()})
+    if structure is not None and (not guesses or guesses[0].share < _CLOSE):
+        name = name_of(structure[0].network)
+        problems += [f"not {name}, the nearest: {problem}" for problem in structure[1]]
+    elif guesses:
         near = guesses[0]
         name = f"{near.model} in the layout {near.layout.name}"
         problems += [f"not {name}, the nearest: {problem}" for problem in near.problems]

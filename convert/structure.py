@@ -37,6 +37,9 @@ _SHORTCUT_WORDS = (
     {"shortcut", "short", "sc", "downsample", "down", "skip", "proj", "projection", "bypass"},
     {"identity", "residual", "res"},
 )
+_WORDS = {"conv": "convolutions", "norm": "normalisations", "linear": "linear layers"}
+_PATHS = 4  # of layers in a message
+_NEAR = 0.1  # largest share of layers in which a network differs that is called the nearest
 _WORD = re.compile(r"\d+|[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SEPARATOR = re.compile(r"[./]")
 
@@ -129,6 +132,36 @@ def recognise(shapes: Mapping[str, Shape], told: Mapping[str, str] | None = None
         pairs = zip(assigned, problems, strict=True)
         return Found(tuple(one.recognition() for one, wrong in pairs if not wrong))
     return Found((), problems=tuple(min(problems, key=len)))
+
+
+def nearest(shapes: Mapping[str, Shape]) -> tuple[ClassifierSpec, list[str]] | None:
+    """The network that has nearly these layers, and what differs, a sentence each."""
+    layers, _ = _read_layers(shapes)
+    linear = [layer for layer in layers if layer.kind == "linear"]
+    linear.sort(key=lambda layer: (-layer.shape[1], len(layer.words)))
+    del linear[:1]  # the head, the widest and least deep
+    layers = [layer for layer in layers if layer not in linear]
+    found = Counter(layer.key for layer in layers)
+    best: tuple[int, ClassifierSpec, list[str]] | None = None
+    for classifier in _likely(layers):
+        expected = Counter(key for _, key in _places(classifier))
+        missing, left_over = expected - found, found - expected
+        count = missing.total() + left_over.total()
+        if count > len(layers) * _NEAR or (best is not None and count >= best[0]):
+            continue
+        problems = [f"missing: {n} of {_WORDS[k]} {s}" for (k, s), n in missing.items()]
+        for key, number in left_over.items():
+            alike = [layer for layer in layers if layer.key == key]
+            problems.append(f"left over: {number} of {_some_paths(alike)}")
+        if linear:
+            problems.append(f"left over: {len(linear)} linear layers: {_some_paths(linear)}")
+        best = count, classifier, problems
+    return None if best is None else best[1:]
+
+
+def _some_paths(layers: Sequence[Layer]) -> str:
+    paths = [layer.path for layer in layers]
+    return ", ".join([*paths[:_PATHS], *(["..."] if len(paths) > _PATHS else [])])
 
 
 def is_flax_kernel(name: str) -> bool:
@@ -229,6 +262,14 @@ def _key(tensors: Mapping[str, str], shapes: Mapping[str, Shape]) -> Key | None:
 
 def _candidates(layers: Sequence[Layer]) -> Iterator[ClassifierSpec]:
     """The networks that have just these layers, wherever they stand."""
+    keys = Counter(layer.key for layer in layers)
+    for classifier in _likely(layers):
+        if Counter(key for _, key in _places(classifier)) == keys:
+            yield classifier
+
+
+def _likely(layers: Sequence[Layer]) -> Iterator[ClassifierSpec]:
+    """The networks that have the stem, the head, the widths and about the depth of these layers."""
     convs = [layer.shape for layer in layers if layer.kind == "conv"]
     heads = [layer for layer in layers if layer.kind == "linear"]
     if not convs or len(heads) > 1:
@@ -238,13 +279,10 @@ def _candidates(layers: Sequence[Layer]) -> Iterator[ClassifierSpec]:
     if len(stems) != 1 or stems[0][2:] not in ((3, 3), (7, 7)):
         return
     convs.remove(stems[0])
-    keys = Counter(layer.key for layer in layers)
     for spec in _specs(stems[0], convs):
         num_classes = heads[0].shape[0] if heads else None
         has_bias = not heads or "bias" in heads[0].tensors
-        classifier = ClassifierSpec(spec, num_classes, has_bias)
-        if Counter(key for _, key in _places(classifier)) == keys:
-            yield classifier
+        yield ClassifierSpec(spec, num_classes, has_bias)
 
 
 def _specs(stem: Shape, convs: Collection[Shape]) -> Iterator[ResNetSpec]:

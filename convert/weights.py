@@ -63,7 +63,11 @@ def encode_description(weights: Weights) -> dict[str, str]:
     if weights.classifier is not None and weights.names:
         more[_NAMES] = dict(weights.names)
         more |= {_CONV_HEAD: True} if weights.has_conv_head else {}
-    return {DESCRIPTION_KEY: encode(weights.classifier, **more)}
+    text = encode(weights.classifier, **more)
+    if len(text) > LARGEST_DESCRIPTION:  # names of 20,000 classes, too
+        more.pop(_NAMES, None)
+        text = encode(weights.classifier, **more)
+    return {DESCRIPTION_KEY: text}
 
 
 def decode_description(path: Path, metadata: Mapping[Any, Any], num_tensors: int) -> dict[str, Any]:

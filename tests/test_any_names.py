@@ -447,3 +447,47 @@ def test_a_learned_activation_within_a_network_does_not_lie_beside_it(tmp_path):
     torch.save({**state, "layer1.0.act.weight": torch.ones(1)}, tmp_path / "theirs.pt")
     result = run_here("convert", "import", "theirs.pt", "-o", "x.pt", cwd=tmp_path)
     assert_refused(result, "no layer of a ResNet of ours has layer1.0.act.weight")
+
+
+CIFAR_NAMES = {  # of the layout `cifar`, also for networks that it does not have
+    "block": "layer{S}.{b}.",
+    "layer": str,
+    "shortcut": SHORTCUT_NAMES[1],
+    "outside": {"stem.conv": "conv1", "stem.bn": "bn1", "norm": "bn", "head": "linear"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "shortcut"),
+    [("ResNet20", "identity"), ("ResNet20", "convolution"), ("PreActResNet20", "projection")],
+)
+def test_networks_that_a_layout_does_not_have_come_in_under_its_names(name, shortcut, tmp_path):
+    _, model = make_twins(name, dtype="float32", shortcut=shortcut)
+    torch.save(theirs_of(model, scheme(**CIFAR_NAMES))[0], tmp_path / "theirs.pt")
+    take(tmp_path, "theirs.pt", "--shortcut", shortcut)
+    assert_is(tmp_path / "ours.pt", model)
+
+
+def test_a_head_in_another_container_than_the_network_is_kept(tmp_path):
+    """As MMClassification has it."""
+    _, model = make_twins("ResNet18-small", dtype="float32")
+    state = torchvisions(model)
+    theirs = {f"{'head' if n.startswith('fc.') else 'backbone'}.{n}": t for n, t in state.items()}
+    torch.save({"state_dict": theirs, "meta": {}}, tmp_path / "theirs.pth")
+    take(tmp_path, "theirs.pth")
+    assert_is(tmp_path / "ours.pt", model)
+
+
+def test_what_is_missing_has_the_files_words(tmp_path):
+    _, model = make_twins("ResNet18-small", dtype="float32")
+    state = torchvisions(model)
+    del state["layer2.0.downsample.0.weight"]
+    torch.save(state, tmp_path / "theirs.pth")
+    told = ("--layout", "cifar", "--model", "ResNet18-small", "-o", "x.pt")
+    result = run_here("convert", "import", "theirs.pth", *told, cwd=tmp_path)
+    assert_refused(result, "missing: layer2.0.downsample.0.weight (128, 64, 1, 1)")
+    half = {name: tensor for name, tensor in state.items() if not name.startswith("layer4")}
+    torch.save(half, tmp_path / "theirs.pth")
+    result = run_here("convert", "import", "theirs.pth", *told, cwd=tmp_path)
+    assert_refused(result, "and 21 more tensors: 26 missing in all")
+    assert len(result.stderr.splitlines()) == 7

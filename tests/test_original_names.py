@@ -1,6 +1,8 @@
 """What an author called the tensors stays in the file, and is written back bit for bit."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import convert
 import torch_resnet
 from convert.arrays import to_numpy
 from convert.leaves import flax_name, to_flax
+from convert.weights import Weights, decode_description, encode_description
+from resnet_spec import PREPROCESSINGS, ClassifierSpec, find_spec
 from tests.commands import assert_refused, run_here
 from tests.test_any_names import State, numbered_scheme, take, theirs_of
 from tests.twins import make_twins, randomise
@@ -124,3 +128,15 @@ def test_where_no_names_are_known_none_are_written(tmp_path):
     result = run_here("convert", *arguments, cwd=tmp_path)
     assert_refused(result, "--names is for files of weights, without --layout")
     assert not (tmp_path / "x.pt").exists()
+
+
+def test_names_for_which_a_description_has_no_room_are_left_out_of_it():
+    classes = tuple(f"a class with a long name, number {n}" for n in range(20_000))
+    preprocessing = dataclasses.replace(PREPROCESSINGS["imagenet"], class_names=classes)
+    names = {f"ours {n}": f"an author's name of number {n}" for n in range(10_000)}
+    classifier = ClassifierSpec(find_spec("ResNet20"), len(classes))
+    short = Weights({}, classifier, preprocessing, names=dict([*names.items()][:10]))
+    for weights, kept in ((short, True), (dataclasses.replace(short, names=names), False)):
+        read = decode_description(Path("x"), encode_description(weights), 1000)
+        assert read["preprocessing"] == preprocessing
+        assert read["names"] == (weights.names if kept else {})

@@ -12,7 +12,9 @@ from tests.pictures import encode, make_pixels
 from tests.test_data import CIFAR10, needs_cifar10
 from train.__main__ import main
 from train.config import Config
+from train.data import sources
 from train.data.load import load_dataset
+from train.errors import UserError
 
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -124,3 +126,20 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     entry = tarfile.TarInfo(name)
     entry.size = len(content)
     archive.addfile(entry, io.BytesIO(content))
+
+
+def test_the_reason_of_a_data_set_of_another_format_is_a_whole_sentence(tmp_path):
+    """What tfds says of files that TensorFlow's TFRecord writer made goes on with a list."""
+    (tmp_path / "cifar10").mkdir()
+    said = (
+        "Random access data source for file format tfrecord is not supported. Possible root causes:"
+    )
+    with (
+        pytest.raises(UserError) as raised,
+        sources.explaining("cifar10", "train", tmp_path),
+    ):
+        raise NotImplementedError(f"{said}\n\t* You have to run download_and_prepare")
+    end = (
+        "(NotImplementedError: Random access data source for file format tfrecord is not supported)"
+    )
+    assert str(raised.value).endswith(end)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.structure import Found, recognise
+from convert.structure import Found, nearest, recognise
 from resnet_spec import ClassifierSpec, ResNetSpec, find_spec
 
 Names = Callable[[str], str]
@@ -299,3 +299,43 @@ def test_what_is_no_residual_network_of_ours_is_not_taken_for_one(what):
     assert set(found.left_over) <= set(shapes)
     if what in ("learned activations", "layer scale"):
         assert found.left_over == tuple(REFUSED[what])
+
+
+NEARLY = {  # model, what is changed, what is said
+    "no last norm": (
+        "PreActResNet20",
+        {"bn.weight": None, "bn.bias": None, "bn.running_mean": None, "bn.running_var": None},
+        ["missing: 1 of normalisations (64,)"],
+    ),
+    "one more convolution": (
+        "ResNet18",
+        {"layer1.0.conv9.weight": (64, 64, 3, 3)},
+        ["left over: 1 of layer1.0.conv1, layer1.0.conv2, layer1.1.conv1, layer1.1.conv2, ..."],
+    ),
+    "squeeze and excitation": (
+        "ResNet20",
+        {"layer1.0.se.fc1.weight": (4, 64), "layer1.0.se.fc2.weight": (64, 4)},
+        ["left over: 2 linear layers: layer1.0.se.fc1, layer1.0.se.fc2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NEARLY)
+def test_the_nearest_network_is_named_with_what_it_lacks_and_what_is_left_over(what):
+    model, changes, said = NEARLY[what]
+    rename = scheme("layer{S}.{b}.", numbered("{k}{n}"), SHORTCUT_NAMES[0], OUTSIDE[0])
+    shapes, _ = renamed(classifier_of(model), rename, "definition")
+    shapes = {**shapes, **changes}
+    shapes = {name: shape for name, shape in shapes.items() if shape is not None}
+    shapes.pop("bn.num_batches_tracked", None)
+    assert recognise(shapes).networks == ()
+    found = nearest(shapes)
+    assert found is not None
+    assert not found[0].network.differences(find_spec(model))
+    assert found[1] == said
+
+
+def test_of_a_network_of_another_kind_none_is_the_nearest():
+    shapes = {f"features.{n}.weight": (64, 64 if n else 3, 3, 3) for n in range(5)}
+    assert nearest(shapes) is None
+    assert nearest({"a": (3,)}) is None

@@ -126,6 +126,8 @@ def explaining(name: str, split: str, data_dir: Path | None) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
+        if reason.endswith(":"):  # which announces a list
+            reason = reason.rpartition(". ")[0] or reason[:-1]
         raise UserError(
             f"{name} ({split}) cannot be read from {place}: {way_on} "
             f"({type(error).__name__}: {reason})"
