@@ -17,6 +17,14 @@ _WEIGHTS = (
 )
 _BESIDE = ("config.json", "preprocessor_config.json")
 _SHOWN = 8
+_PATIENCE = 10.0  # seconds for the hub to answer, before the cache alone is asked
+_REASONS = {
+    "LocalEntryNotFoundError": "the hub cannot be reached, and the cache does not have it",
+    "GatedRepoError": "its owner gives access on request: ask for it there, and set HF_TOKEN",
+    "RepositoryNotFoundError": "the hub has none such, or it is private and needs HF_TOKEN",
+    "RevisionNotFoundError": "it has no such revision",
+    "EntryNotFoundError": "it has no such file",
+}
 # A path makes one slash of two.
 _ADDRESS = re.compile(r"hf:/{1,2}([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?")
 
@@ -58,11 +66,14 @@ def fetch(path: str | os.PathLike[str], suffixes: Iterable[str]) -> Fetched:
     address = _ADDRESS.fullmatch(os.fspath(path))
     if address is None:
         raise ConversionError(
-            f"{os.fspath(path)} is no address on the hub: hf://OWNER/NAME, "
+            f"{_shown(path)} is no address on the hub: hf://OWNER/NAME, "
             "hf://OWNER/NAME@REVISION, or behind either /FILE"
         )
     try:
         import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.file_download
     except ModuleNotFoundError as error:
         raise ConversionError(
             "an address on the hub needs the package huggingface_hub, which is not installed: "
@@ -95,7 +106,10 @@ class _Hub:
         """All files of the repository; of the cache, where the hub cannot be reached."""
         errors = self.library.errors
         try:
-            return self.library.list_repo_files(self.repository, revision=self.revision)
+            found = self.library.model_info(
+                self.repository, revision=self.revision, timeout=_PATIENCE
+            )
+            return [file.rfilename for file in found.siblings or ()]
         except (
             errors.RepositoryNotFoundError,
             errors.RevisionNotFoundError,
@@ -131,7 +145,9 @@ class _Hub:
 
     def _refusal(self, error: BaseException, file: str = "") -> ConversionError:
         what = f"{self.name}/{file}" if file else self.name
-        return ConversionError(f"{what} cannot be fetched: {_first_line(error)}")
+        # The library's own errors are pages about URLs; a gated repository is one not found, too.
+        reason = next((text for n, text in _REASONS.items() if _is_a(error, n)), _first_line(error))
+        return ConversionError(f"{what} cannot be fetched: {reason}")
 
 
 def _choose(name: str, names: list[str], suffixes: tuple[str, ...]) -> str:
@@ -156,6 +172,14 @@ def _parts(index: Path) -> list[str]:
         return sorted({str(file) for file in json.loads(index.read_bytes())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    return re.sub("^hf:/+", "hf://", os.fspath(path))
+
+
+def _is_a(error: BaseException, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from convert import collector
 from convert.arrays import is_counter, is_floating
 from convert.errors import ConversionError
 from convert.guess import Guess, guess, guess_exactly, name_of
-from convert.layouts import OURS
+from convert.layouts import OURS, keras
 from convert.leaves import to_flax, to_torch
 from convert.sources import Source
 from convert.structure import Found, Recognition, is_flax_kernel, nearest, recognise
@@ -103,6 +103,11 @@ def by_layout(names: Mapping[str, Any], found: Guess) -> Recognition:
     return Recognition(found.classifier, theirs, epsilon=found.layout.epsilon)
 
 
+def other_network(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Why names say that a file has another network than its shapes do, a sentence each."""
+    return list(keras.signs({name: array.shape for name, array in arrays.items()}))
+
+
 def by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None = None) -> Found:
     """The networks that a file's arrays can be, with what lies beside them in the file.
 
@@ -151,6 +156,8 @@ def _in_file(found: Recognition, inner: Mapping[str, str], beside: tuple[str, ..
 
 
 def _by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None) -> Found:
+    if other_network(arrays):
+        return Found(())
     by_dtype: dict[Any, list[str]] = {}
     for name, array in arrays.items():
         by_dtype.setdefault(array.dtype, []).append(name)
@@ -256,6 +263,8 @@ def determine(
         ConversionError: several networks or bijections fit, or none as the user states it; or no
             tensor of the file can be in a network of ours, with its name.
     """
+    if others := other_network(arrays):
+        raise ConversionError(f"{path} holds a network that the table does not have:", others)
     ways = list(_exactly(arrays)) if told is None else []
     if ways:
         sentence = f"taken {ways[0][1]}: every name and shape fits"

@@ -36,8 +36,6 @@ class Hub:
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
             def do_GET(self) -> None:
                 hub.answer(self, self.command == "GET")
 
@@ -55,15 +53,8 @@ class Hub:
         if parts[:2] == ["api", "models"]:
             folder = self.root / parts[2] / parts[3]
             paths = sorted(p for p in folder.rglob("*") if p.is_file())
-            entries = [
-                {
-                    "type": "file",
-                    "path": str(p.relative_to(folder)),
-                    "size": p.stat().st_size,
-                    "oid": "0" * 40,
-                }
-                for p in paths
-            ]
+            names = [{"rfilename": str(p.relative_to(folder))} for p in paths]
+            entries = {"id": f"{parts[2]}/{parts[3]}", "sha": COMMIT, "siblings": names}
             is_there, body = folder.is_dir(), json.dumps(entries).encode()
         else:
             owner, name, _, revision, *file = parts
@@ -201,9 +192,9 @@ def test_what_the_hub_does_not_have_is_refused_in_one_sentence(hub, tmp_path, ca
     (hub.root / "someone" / "none").mkdir()
     (hub.root / "someone" / "none" / "README.md").write_text("words")
     for address, reason in (
-        ("hf://someone/absent", "hf://someone/absent cannot be fetched: "),
+        ("hf://someone/absent", "hf://someone/absent cannot be fetched: the hub has none such"),
         ("hf://someone/many", "2 files that may be weights: name one of them"),
-        ("hf://someone/many/c.pt", "hf://someone/many/c.pt cannot be fetched: "),
+        ("hf://someone/many/c.pt", "hf://someone/many/c.pt cannot be fetched: it has no such file"),
         ("hf://someone/none", "has no file that holds weights; it has:"),
         ("hf://someone", "is no address on the hub: hf://OWNER/NAME"),
     ):

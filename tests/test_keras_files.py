@@ -86,10 +86,17 @@ def test_a_nested_model_has_its_own_prefix_and_an_optimizer_is_left_out(tmp_path
     np.testing.assert_array_equal(weights.arrays["body/conv/kernel"], inner.layers[0].kernel)
 
 
-def test_a_resnet_v2_of_keras_is_refused_with_the_difference():
+def test_a_resnet_v2_of_keras_is_refused_with_the_difference(tmp_path, capsys):
     state = {"conv2_block1_preact_bn": {"gamma": jnp.ones(64)}}
     with pytest.raises(convert.ConversionError, match="the last block of a stage has the stride"):
         convert.from_layout(state, "ResNet50", "keras")
+    # its 53 convolutions and 49 BatchNorms, as releases before Keras 3.10 called them
+    arrays = {f"conv2d_{number}/kernel": np.ones((1, 1, 1, 1)) for number in range(53)}
+    arrays |= {f"batch_normalization_{number}/gamma": np.ones(1) for number in range(49)}
+    np.savez(tmp_path / "m.npz", **arrays)
+    for options in ((), ("--model", "PreActResNet50")):
+        assert main(["import", str(tmp_path / "m.npz"), "-o", "x.pt", *options]) == 2
+        assert "a ResNetV2 of keras.applications" in capsys.readouterr().err
 
 
 def write(path: Path, what: str) -> None:

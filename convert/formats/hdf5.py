@@ -6,6 +6,7 @@ within a nested model `resnet50/conv1_conv/kernel`.
 
 import io
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _VARIABLES = {
     (True, 2): ("kernel", "bias"),
     (False, 4): ("gamma", "beta", "moving_mean", "moving_variance"),
 }
+_CHUNK = 2**20  # bytes of an archive that are read at once
 _DEEPEST = 16  # groups in groups
 _MOST_OBJECTS = 100_000
 
@@ -78,7 +80,11 @@ def _unpacked(path: Path) -> Path | io.BytesIO:
         member = archive.getinfo(_MEMBER)
         if member.file_size > path.stat().st_size:
             raise ValueError(f"{_MEMBER} is compressed, which Keras does not do")
-        return io.BytesIO(archive.read(member))
+        content = io.BytesIO()
+        with archive.open(member) as file:
+            shutil.copyfileobj(file, content, _CHUNK)
+        content.seek(0)
+        return content
 
 
 class _Reader:

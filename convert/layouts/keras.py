@@ -1,7 +1,7 @@
 """keras.applications' ResNet50, 101 and 152: biases, an epsilon of 1.001e-5, "v1" bottlenecks."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ _NORM = {
     "running_var": "moving_variance",
 }
 _OTHERS = {"weight": "kernel", "bias": "bias"}
-_MODELS = ("ResNet50", "ResNet101", "ResNet152")
+_NUM_CONVS = {53: "ResNet50", 104: "ResNet101", 155: "ResNet152"}
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,21 @@ def adapt(spec: ResNetSpec) -> ResNetSpec:
 
 
 def whole_names(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Tensors by the layout's names: early releases of Keras 3 wrote a class and its number."""
-    num_convs = sum(name.startswith("conv2d") and name.endswith("/kernel") for name in tensors)
-    specs = (spec for spec in map(find_spec, _MODELS) if len([*spec.convolutions()]) == num_convs)
-    for spec in specs:
-        layers = dict(_counted(spec))
-        split = {name: name.rpartition("/") for name in tensors}
-        return {f"{layers.get(n, n)}/{leaf}": tensors[name] for name, (n, _, leaf) in split.items()}
-    return tensors
+    """Tensors by the layout's names: before 3.10 Keras wrote a class and its number."""
+    num_convs, num_norms = _counts(tensors)
+    if num_convs != num_norms or num_convs not in _NUM_CONVS:
+        return tensors
+    layers = dict(_counted(find_spec(_NUM_CONVS[num_convs])))
+    split = {name: name.rpartition("/") for name in tensors}
+    return {f"{layers.get(n, n)}/{leaf}": tensors[name] for name, (n, _, leaf) in split.items()}
+
+
+def _counts(names: Iterable[str]) -> tuple[int, int]:
+    """The numbers of convolutions and BatchNorms that are called by their class."""
+    found = {n.rpartition("/")[0] for n in names}
+    kinds = ("conv2d", "batch_normalization")
+    num_convs, num_norms = (sum(n.startswith(kind) for n in found) for kind in kinds)
+    return num_convs, num_norms
 
 
 def _counted(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
@@ -74,7 +81,9 @@ def _counted(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
 
 def signs(shapes: Shapes) -> Iterator[str]:
     """Keras's own pre-activation networks, which no row of the table describes."""
-    if any(name.endswith("_preact_bn/gamma") for name in shapes):
+    num_convs, num_norms = _counts(shapes)  # no BatchNorm follows a shortcut's convolution
+    is_counted = num_convs in _NUM_CONVS and num_norms == num_convs - 4
+    if is_counted or any(name.endswith("_preact_bn/gamma") for name in shapes):
         yield (
             "a ResNetV2 of keras.applications: there the last block of a stage has the stride, its "
             "shortcut takes every second pixel, and the max pool pads with zeros; here the first "
