@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-import huggingface_hub
 import numpy as np
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 from safetensors.numpy import save_file
 
 import convert
@@ -88,7 +87,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
     template = served.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", served.endpoint)
+    monkeypatch.setattr(hf_api.api, "endpoint", served.endpoint)
     yield served
     served.close()
 

@@ -18,7 +18,11 @@ from convert.layouts.translate import flatten
 from tests.peers import Peer, import_keras, make_peer
 from tests.twins import random_images, relative_error, run_torch
 
-pytestmark = pytest.mark.xdist_group("keras")
+pytestmark = [
+    pytest.mark.xdist_group("keras"),
+    # Keras's own, of its variables as NumPy's arrays
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,11 @@ def read(path: Path, visit: Visitor) -> Contents:
     left_out: list[str] = []
     try:
         tree = msgpack.unpackb(
-            path.read_bytes(), object_pairs_hook=as_dict, ext_hook=_array, max_array_len=1024
+            path.read_bytes(),
+            object_pairs_hook=as_dict,
+            ext_hook=_array,
+            max_array_len=1024,
+            strict_map_key=False,  # NNX counts the layers of a list
         )
         for name, leaf in _leaves(tree, ()):
             if isinstance(leaf, np.ndarray):
@@ -66,9 +70,9 @@ def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     if _IN_CHUNKS in tree:
         raise ValueError(f"{'/'.join(path)} is an array in several parts, of more than 1 GB")
     for key, inner in tree.items():
-        if not isinstance(key, str):
+        if not isinstance(key, str | int):
             raise ValueError(f"{str(key)[:60]} is no name")
-        yield from _leaves(inner, (*path, key))
+        yield from _leaves(inner, (*path, str(key)))
 
 
 def _array(code: int, data: bytes) -> np.ndarray:

@@ -16,7 +16,7 @@ class FunctionalSpelling(Spelling):
 
 LAYOUT = Layout(
     "wide-resnet",
-    "szagoruyko/wide-residual-networks: WideResNet16-1 to 40-10, pre-activation ResNets alike",
+    "szagoruyko/wide-residual-networks: pre-activation WideResNet16-1 to 40-10",
     partial(
         walk,
         stem="conv0",
