@@ -177,7 +177,9 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "a known layout that fits whole, else it recognises the network by the shapes and the "
         "order of the tensors, whatever they are called.",
     )
-    parser.add_argument("source", type=Path, help=f"{', '.join(READABLE)}, or a model folder")
+    parser.add_argument(
+        "source", type=Path, help=f"{', '.join(READABLE)}, a model folder, or hf://OWNER/NAME"
+    )
     parser.add_argument(
         *("-o", "--output"),
         type=Path,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _COLUMNS = 16  # copied at once
 _COUNTER = "num_batches_tracked"
+_VARIANCES = ("running_var", "var", "moving_variance")
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -156,8 +157,9 @@ def value_problems(name: str, array: np.ndarray, *, allow_nonfinite: bool = Fals
 
 
 def _is_variance(name: str) -> bool:
-    """Whether it is a BatchNorm's running variance, by torch's name or Flax's."""
-    return name.replace("/", ".").rpartition(".")[2] in ("running_var", "var")
+    """Whether it is a BatchNorm's running variance, by torch's name, Flax's, Keras's or Haiku's."""
+    name = name.replace("/", ".")
+    return name.rpartition(".")[2] in _VARIANCES or name.endswith("var_ema.average")
 
 
 def is_counter(name: str) -> bool:

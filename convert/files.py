@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from convert.atomic import naming, replacing
 from convert.errors import ConversionError
 from convert.folding import without_masks
 from convert.formats import FORMS, READ_ONLY_FORMS, contents, pytorch
-from convert.formats.form import Contents, Form, Visitor
+from convert.formats.form import Contents, Reader, Visitor
 from convert.layouts.timm import architecture_problems
-from convert.models import arrays_of, check, describe, find_builder, judge
+from convert.models import arrays_of, check, describe, judge
 from convert.weights import Weights, decode_description, encode_description
 from convert.wrappers import take_prefix, unwrap, unwrap_module
 from resnet_spec import Preprocessing
 
+AnyForm = TypeVar("AnyForm", bound=Reader)
 SUFFIXES = tuple(FORMS)  # written and read
 READABLE = (*SUFFIXES, *READ_ONLY_FORMS)
 _LOOKED_AT = 2**10  # bytes that show a file's form
@@ -55,47 +56,6 @@ def save(
     check(classifier, arrays)
     weights = Weights(arrays, classifier, preprocessing)
     write_weights(Path(path), weights, allow_nonfinite=allow_nonfinite)
-
-
-def load(
-    path: str | os.PathLike[str],
-    backend: Literal["torch", "flax"],
-    *,
-    entry: str = "",
-    allow_nonfinite: bool = False,
-) -> Any:
-    """The model of a file that `save` wrote, in eval mode, as a torch or a Flax twin.
-
-    Args:
-        path: the file.
-        backend: which twin.
-        entry: which state dict to take, where `torch.save` wrote those of several twins.
-        allow_nonfinite: accept NaN, infinite values and negative variances.
-
-    Raises:
-        ConversionError: the file is damaged, does not describe its model, has other tensors than
-            that model, or a value is NaN, infinite or a negative variance.
-        OSError: the file cannot be read.
-        ValueError: the backend is unknown.
-    """
-    path, build = Path(path), find_builder(backend)
-    if path.is_dir():
-        raise ConversionError(
-            f"{path} is a folder: `resnet-convert import {path} -o FILE` makes a file of it"
-        )
-    weights = read_file(path, entry=entry)
-    if weights.classifier is None:
-        raise ConversionError(
-            f"{path} does not say which model it holds: `resnet-convert import {path} -o OUT` "
-            "finds it out and writes a file that says it"
-        )
-    judge(path, weights, allow_nonfinite=allow_nonfinite)
-    classifier, arrays = weights.classifier, dict(weights.arrays)
-    del weights
-    try:
-        return build(classifier, arrays, take=True)
-    except ConversionError as error:
-        raise ConversionError(f"{path}: {error}") from error
 
 
 @collector.paused()
@@ -195,7 +155,7 @@ def _read(path: Path, visit: Visitor, suffix: str | None = None, entry: str = ""
     return pytorch.read(path, visit, entry) if entry else form.read(path, visit)
 
 
-def _form(path: Path, forms: Mapping[str, Form], suffix: str | None = None) -> Form:
+def _form(path: Path, forms: Mapping[str, AnyForm], suffix: str | None = None) -> AnyForm:
     suffix = (path.suffix if suffix is None else suffix).lower()
     if suffix not in forms:
         raise ConversionError(f"{path}: weights are in {', '.join(forms)} files")

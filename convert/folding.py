@@ -41,7 +41,7 @@ def fold(
         theirs = epsilon.get(norm, EPSILON) if isinstance(epsilon, Mapping) else epsilon
         if theirs != EPSILON:
             others[norm] = theirs
-            _change_epsilon(folded, norm, theirs)
+            _change_epsilon(folded, norm, theirs, EPSILON)
     notes = []
     if num_biases:
         notes.append(f"folded into running means: the biases of {num_biases} convolutions")
@@ -53,6 +53,20 @@ def fold(
             "evaluation is the same, of training no more the same: it lacks what is folded"
         )
     return folded, tuple(notes)
+
+
+def unfold(
+    arrays: Mapping[str, np.ndarray], spec: ResNetSpec, epsilon: float, *, with_biases: bool
+) -> Mapping[str, np.ndarray]:
+    """The inverse of `fold`: for BatchNorms of another epsilon, and with biases of zero."""
+    unfolded = dict(arrays)
+    if epsilon != EPSILON:
+        for norm, _ in spec.norms():
+            _change_epsilon(unfolded, norm, EPSILON, epsilon)
+    if with_biases:
+        for path, conv in spec.convolutions():
+            unfolded[f"{path}.bias"] = np.zeros(conv.out_planes, arrays[f"{path}.weight"].dtype)
+    return unfolded
 
 
 def _shifts(spec: ResNetSpec, biases: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray]:
@@ -87,13 +101,13 @@ def _change(arrays: dict[str, np.ndarray], name: str, change: np.ndarray | float
     arrays[name] = (arrays[name].astype(np.float64) + change).astype(arrays[name].dtype)
 
 
-def _change_epsilon(arrays: dict[str, np.ndarray], norm: str, epsilon: float) -> None:
+def _change_epsilon(arrays: dict[str, np.ndarray], norm: str, before: float, after: float) -> None:
     variance = arrays[f"{norm}.running_var"].astype(np.float64)
-    lacking = np.minimum(variance + (epsilon - EPSILON), 0.0)
-    _change(arrays, f"{norm}.running_var", epsilon - EPSILON - lacking)
+    lacking = np.minimum(variance + (before - after), 0.0)
+    _change(arrays, f"{norm}.running_var", before - after - lacking)
     if lacking.any():  # a smaller epsilon and nearly no variance: the scale takes the rest
         scale = arrays[f"{norm}.weight"]
-        gain = np.where(lacking < 0, np.sqrt(EPSILON / (variance + epsilon)), 1.0)
+        gain = np.where(lacking < 0, np.sqrt(after / (variance + before)), 1.0)
         arrays[f"{norm}.weight"] = (scale.astype(np.float64) * gain).astype(scale.dtype)
 
 

@@ -82,8 +82,10 @@ def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
         arrays, more = under_our_names(arrays, recognition)
         notes += [sentence, *more]
         kept_open = [RESIDUAL]
+    epsilon = layout.epsilon if found is None else found[0].epsilon
+    epsilon = epsilon if stated.epsilon == EPSILON else stated.epsilon
     if described is None and source.beside is None:
-        known = () if stated.epsilon == EPSILON else ("epsilon",)
+        known = () if epsilon == EPSILON else ("epsilon",)
         taken = ", ".join([*kept_open, *undecided(spec, (*stated.fields, *known))])
         notes.append(f"tensors do not show this, taken as {taken}")
     if head != "keep":
@@ -96,7 +98,8 @@ def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
     _check_stated(spec, layout, stated)
     faults, biases = list(weights.faults), dict[str, np.ndarray]()
     if described is None:
-        arrays, biases = _without_biases(arrays, spec, layout)
+        if not layout.has_conv_bias:
+            arrays, biases = _without_biases(arrays, spec, layout)
         named = {names.get(name, name): array for name, array in biases.items()}
         faults += array_problems(named, stated.allow_nonfinite)
         arrays, more = _with_counters(arrays, spec, layout)
@@ -124,16 +127,16 @@ def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
         f"{path}.bias": biases[name] for path, name in _biases(spec, layout) if name in biases
     }
     with np.errstate(over="ignore"):  # to infinity, in float16
-        arrays, more = fold({**arrays, **folded}, spec, stated.epsilon)
+        arrays, more = fold({**arrays, **folded}, spec, epsilon)
     notes += more
     if described is None:
         if found is None:
             theirs = layout.tensors(classifier)
             theirs |= {f"{path}.bias": name for path, name in _biases(spec, layout)}
             names = {ours: names[name] for ours, name in theirs.items() if name in names}
-        weights, more = _with_author_names(weights, names, in_file, stated)
+        weights, more = _with_author_names(weights, names, in_file, epsilon)
         notes += [*more, *_dtypes(in_file)]
-    elif stated.epsilon != EPSILON:
+    elif epsilon != EPSILON:
         weights = dataclasses.replace(weights, names={})
     batch_size = stated.statistics_batch_size
     if described is not None:
@@ -269,14 +272,16 @@ def _with_author_names(
     weights: Weights,
     names: Mapping[str, str],
     in_file: Mapping[str, np.ndarray],
-    stated: Statement,
+    epsilon: float,
 ) -> tuple[Weights, list[str]]:
     """Weights that keep what their author called them, and a note where they cannot."""
     ours_of = {theirs: ours for ours, theirs in names.items()}
     kept = {ours_of[name]: weights.names.get(name, name) for name in in_file if name in ours_of}
     notes = []
-    if stated.epsilon != EPSILON:
+    if epsilon != EPSILON:
         notes.append("the file's names are not kept: under them goes another epsilon")
+    elif any(in_file[names[ours]].shape[:-1] == (1, 1, 1) for ours in kept if ".bn" in ours):
+        notes.append("the file's names are not kept: its BatchNorms have the axes of images")
     elif len(json.dumps(kept)) > LARGEST_DESCRIPTION * 3 // 4:
         notes.append("the file's names are not kept: they are too long")
     if notes or all(ours == theirs for ours, theirs in kept.items()):

@@ -19,6 +19,7 @@ from convert.names import (
     by_layout,
     by_structure,
     open_layers,
+    other_network,
     under_our_names,
     with_names,
 )
@@ -81,6 +82,7 @@ def inspect(
             recognised = (by_layout(arrays, found[0]),)
         else:
             structure = by_structure(arrays)
+            notes += other_network(arrays)
             recognised = structure.networks
             matches = [_recognised(one, len(recognised)) for one in recognised] or matches
             if structure.left_over:

@@ -13,7 +13,7 @@ from convert import collector
 from convert.arrays import is_counter, is_floating
 from convert.errors import ConversionError
 from convert.guess import Guess, guess, guess_exactly, name_of
-from convert.layouts import OURS
+from convert.layouts import OURS, keras
 from convert.leaves import to_flax, to_torch
 from convert.sources import Source
 from convert.structure import Found, Recognition, is_flax_kernel, nearest, recognise
@@ -100,7 +100,12 @@ def by_layout(names: Mapping[str, Any], found: Guess) -> Recognition:
     whole = found.layout.whole_names({name: name for name in names})
     tensors = found.layout.tensors(found.classifier)
     theirs = {ours: whole[name] for ours, name in tensors.items() if name in whole}
-    return Recognition(found.classifier, theirs)
+    return Recognition(found.classifier, theirs, epsilon=found.layout.epsilon)
+
+
+def other_network(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Why names say that a file has another network than its shapes do, a sentence each."""
+    return list(keras.signs({name: array.shape for name, array in arrays.items()}))
 
 
 def by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None = None) -> Found:
@@ -151,6 +156,8 @@ def _in_file(found: Recognition, inner: Mapping[str, str], beside: tuple[str, ..
 
 
 def _by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None) -> Found:
+    if other_network(arrays):
+        return Found(())
     by_dtype: dict[Any, list[str]] = {}
     for name, array in arrays.items():
         by_dtype.setdefault(array.dtype, []).append(name)
@@ -175,12 +182,15 @@ def under_our_names(
     if any(map(_of_images, found.beside)):
         notes.append("its author's network normalises its images itself, and the twins do not")
     cast: set[str] = set()
+    expected = found.classifier.tensors()
     for name, theirs in found.names.items():
         array = arrays[theirs]
         if is_flax_kernel(theirs):
             array = to_torch("kernel", array)
         if name == "head.weight" and array.ndim == 4:  # a convolution of 1x1
             array = array[:, :, 0, 0]
+        if array.shape[:-1] == (1, 1, 1) and len(expected.get(name, ())) == 1:  # Haiku's
+            array = array.reshape(-1)
         if is_counter(name) and array.size == 1:
             if is_floating(array.dtype):  # all of a file was cast, which may round a count
                 cast.add(array.dtype.name)
@@ -190,7 +200,7 @@ def under_our_names(
         ours[name] = array
     if cast:
         notes.append(f"taken as zero: num_batches_tracked, which are {' and '.join(sorted(cast))}")
-    missing = [name for name in found.classifier.tensors() if name not in ours]
+    missing = [name for name in expected if name not in ours]
     ours |= {name: np.zeros((), np.int64) for name in missing}
     is_flax = any(is_flax_kernel(name) for name in arrays)  # which counts no batches
     if missing and not is_flax:
@@ -253,6 +263,8 @@ def determine(
         ConversionError: several networks or bijections fit, or none as the user states it; or no
             tensor of the file can be in a network of ours, with its name.
     """
+    if others := other_network(arrays):
+        raise ConversionError(f"{path} holds a network that the table does not have:", others)
     ways = list(_exactly(arrays)) if told is None else []
     if ways:
         sentence = f"taken {ways[0][1]}: every name and shape fits"

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 from convert.errors import ConversionError
-from convert.files import read_description, read_file
+from convert.files import READABLE, read_description, read_file
 from convert.folders import is_model_folder, layout_of, network_beside, read_folder
+from convert.hub import fetch, is_address
 from convert.inference import is_program, read_program_description
 from convert.layouts import Layout
 from convert.models import judge
+from convert.runs.foreign import find_tree, read_tree
 from convert.runs.saved_run import read_run
+from convert.shards import SUFFIX, read_shards
 from convert.weights import Weights
 from resnet_spec import Preprocessing, ResNetSpec
 
@@ -67,7 +70,7 @@ class Source:
 
 
 def read_source(
-    path: Path,
+    path: str | os.PathLike[str],
     *,
     step: int | None = None,
     average: Literal["raw", "ema"] | None = None,
@@ -78,7 +81,8 @@ def read_source(
     """Whatever is at a path, with its faults.
 
     Args:
-        path: a file of weights, the folder of a training run, or a Hugging Face folder.
+        path: a file of weights, the folder of a training run or of any Orbax checkpoint, a Hugging
+            Face folder, or the address of such a folder on the hub, `hf://OWNER/NAME`.
         step: of a run's checkpoint; None is the newest.
         average: the run's newest weights or their moving average; None is the average if any.
         entry: which state dict of several in what `torch.save` wrote.
@@ -89,9 +93,18 @@ def read_source(
         ConversionError: it is none of these, or it is damaged.
         OSError: it cannot be read.
     """
+    if is_address(path):
+        found = fetch(path, READABLE)
+        has_package = found.has_configuration and layout_of(found.file.parent) is not None
+        place = found.file.parent if has_package else found.file
+        source = read_source(place, entry=entry, prefix=prefix, reset_counters=reset_counters)
+        notes = (found.note, *source.weights.notes)
+        return replace(source, weights=replace(source.weights, notes=notes))
+    path = Path(path)
     path.stat()  # a clear FileNotFoundError or PermissionError before any guess at its form
     is_hugging_face = is_model_folder(path)
     is_run = path.is_dir() and not is_hugging_face
+    tree = find_tree(path, step) if is_run and average is None else None
     if not is_run and (step is not None or average is not None):
         raise ConversionError(f"--step and --weights are for a run's folder, and {path} is none")
     for option, value in (("--entry", entry), ("--prefix", prefix)):
@@ -104,9 +117,13 @@ def read_source(
         layout = layout_of(path)
         name = "ours" if layout is None else layout.name
         return Source(path, weights, f"model folder of {name}", layout)
+    if tree is not None:
+        return Source(path, read_tree(tree), "Orbax checkpoint of another program")
     if is_run:
         weights = read_run(path, step, average, allow_nonfinite=True)
         return Source(path, weights, "training run (Orbax)")
+    if path.name.endswith(SUFFIX):
+        return Source(path, read_shards(path), "index of several files")
     source = Source(path, read_file(path, entry=entry, prefix=prefix), f"{path.suffix} file")
     if source.weights.classifier is not None:
         return source

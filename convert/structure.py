@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
+from convert.folding import EPSILON
 from resnet_spec import SHORTCUTS, ClassifierSpec, ResNetSpec, ShortcutKind
 
 Shape = tuple[int, ...]
@@ -79,12 +80,14 @@ class Recognition:
         names: the file's name of a tensor by ours; without counters that the file lacks, and with
             biases of convolutions that only the file has.
         open: layers of ours that could be exchanged: nothing in the file tells them apart.
+        epsilon: of its BatchNorms, as the package has it whose names these are.
         beside: the file's tensors that are of no network.
     """
 
     classifier: ClassifierSpec
     names: Mapping[str, str]
     open: tuple[tuple[str, ...], ...] = ()
+    epsilon: float = EPSILON
     beside: tuple[str, ...] = ()
 
 

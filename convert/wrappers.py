@@ -29,6 +29,8 @@ _NAMED = 4  # names shown of many
 _ENOUGH, _FEW = 0.5, 0.1
 # What a Flax TrainState holds beside `params` and `batch_stats`.
 _TRAINING_STATE = ("step", "opt_state", "dynamic_scale")
+# And a BatchNorm of Haiku beside each average that it keeps.
+_HAIKUS_STATE = tuple(f"/{kind}_ema/{n}" for kind in ("mean", "var") for n in ("hidden", "counter"))
 Value = TypeVar("Value")
 
 
@@ -69,7 +71,11 @@ def without_training_state(
 ) -> tuple[dict[str, Value], list[str]]:
     """Linen's variables without the rest of a TrainState, and notes on what was left out."""
     collections = {name: name.partition(separator)[0] for name in arrays}
-    left_out = [name for name, first in collections.items() if first in _TRAINING_STATE]
+    left_out = [
+        name
+        for name, first in collections.items()
+        if first in _TRAINING_STATE or name.endswith(_HAIKUS_STATE)
+    ]
     if not left_out or "params" not in collections.values():
         return dict(arrays), []
     kept = {name: array for name, array in arrays.items() if name not in set(left_out)}

@@ -32,9 +32,11 @@ SECONDS = 5.0
 MEGABYTES = 200
 # Share of all files.
 KINDS = {
-    "safetensors": 0.25,
-    "npz": 0.2,
-    "pt": 0.25,
+    "safetensors": 0.2,
+    "npz": 0.15,
+    "pt": 0.2,
+    "hdf5": 0.1,
+    "msgpack": 0.05,
     "config": 0.1,
     "folder": 0.05,
     "safetensors by hypothesis": 0.075,

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
+from flax import serialization
 
 from convert.files import Weights, write_weights
 from convert.weights import encode_description
@@ -47,7 +49,26 @@ def base_files() -> dict[str, list[tuple[str, bytes]]]:
     torch.save({"state_dict": state, "epoch": 3, "best": torch.tensor(0.5)}, wrapped)
     files["npz"].append((".npz", compressed.getvalue()))
     files["pt"] += [(".pth", legacy.getvalue()), (".th", wrapped.getvalue())]
+    files["msgpack"] = [(".msgpack", serialization.msgpack_serialize({"params": arrays}))]
+    files["hdf5"] = _keras_files(arrays)
     return files
+
+
+def _keras_files(arrays: dict[str, np.ndarray]) -> list[tuple[str, bytes]]:
+    """HDF5 as Keras 3 and as older releases group it, and an archive around the first."""
+    new, old, archive = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    with h5py.File(new, "w") as file:
+        for number, (name, array) in enumerate(arrays.items()):
+            file[f"layers/conv2d_{number}/vars/0"] = array
+            file[f"layers/conv2d_{number}/vars"].attrs["name"] = name
+    with h5py.File(old, "w") as file:
+        for name, array in arrays.items():
+            file[f"model_weights/{name}/{name}/kernel:0"] = array
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("metadata.json", "{}")
+        file.writestr("model.weights.h5", new.getvalue())
+    contents = {".h5": new, ".hdf5": old, ".keras": archive}
+    return [(suffix, content.getvalue()) for suffix, content in contents.items()]
 
 
 def description() -> Any:

@@ -1,8 +1,8 @@
 """Networks of other codebases that no registry has, written from their published structure.
 
 `CifarResNet`: akamaster/pytorch_resnet_cifar10, option A or B. `BonsaiResNet`:
-jax-ml/bonsai. Names, padding and strides are theirs. Flax's ImageNet example is a benchmark, too:
-`benchmarks.peers.linen_resnet`.
+jax-ml/bonsai. `WideResNet`: szagoruyko/wide-residual-networks. Names, padding and strides are
+theirs. Flax's ImageNet example is a benchmark, too: `benchmarks.peers.linen_resnet`.
 """
 
 from typing import Any
@@ -128,3 +128,59 @@ def _bonsai_conv(
         in_planes, out_planes, (size, size), stride, padding=size // 2, use_bias=False, rngs=rngs
     )
     return conv, nnx.BatchNorm(out_planes, use_running_average=True, rngs=rngs)
+
+
+class WideResNet:
+    """`depth` blocks in each of three groups of `width` times 16, 32, 64 planes: only tensors."""
+
+    def __init__(self, depth: int, width: int, num_classes: int = 10):
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(low: float, high: float, *shape: int) -> torch.Tensor:
+            return low + (high - low) * torch.rand(shape, generator=generator)
+
+        def kernel(out: int, *others: int) -> torch.Tensor:
+            bound = (3 / torch.Size(others).numel()) ** 0.5
+            return draw(-bound, bound, out, *others)
+
+        def norm(name: str, planes: int) -> dict[str, torch.Tensor]:
+            ranges = {"weight": (0.5, 1.5), "bias": (-0.5, 0.5)}
+            ranges |= {"running_mean": (-0.5, 0.5), "running_var": (0.5, 1.5)}
+            return {f"{name}.{leaf}": draw(*ends, planes) for leaf, ends in ranges.items()}
+
+        self.depth, self.tensors, before = depth, {"conv0": kernel(16, 3, 3, 3)}, 16
+        for group in range(3):
+            planes = 16 * width * 2**group
+            for index in range(depth):
+                block = f"group{group}.block{index}"
+                self.tensors[f"{block}.conv0"] = kernel(planes, before, 3, 3)
+                self.tensors[f"{block}.conv1"] = kernel(planes, planes, 3, 3)
+                self.tensors |= norm(f"{block}.bn0", before) | norm(f"{block}.bn1", planes)
+                if before != planes:
+                    self.tensors[f"{block}.convdim"] = kernel(planes, before, 1, 1)
+                before = planes
+        self.tensors |= norm("bn", before)
+        self.tensors |= {"fc.weight": kernel(num_classes, before), "fc.bias": draw(-1, 1, 10)}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        tensors = self.tensors
+
+        def activate(x: torch.Tensor, name: str) -> torch.Tensor:
+            leaves = ("running_mean", "running_var", "weight", "bias")
+            arrays = (tensors[f"{name}.{leaf}"] for leaf in leaves)
+            return functional.batch_norm(x, *arrays).relu()
+
+        x = functional.conv2d(x, tensors["conv0"], padding=1)
+        for group in range(3):
+            for index in range(self.depth):
+                block, stride = f"group{group}.block{index}", 2 if group > 0 and index == 0 else 1
+                first = activate(x, f"{block}.bn0")
+                y = functional.conv2d(first, tensors[f"{block}.conv0"], None, stride, 1)
+                y = functional.conv2d(
+                    activate(y, f"{block}.bn1"), tensors[f"{block}.conv1"], padding=1
+                )
+                if f"{block}.convdim" in tensors:
+                    x = functional.conv2d(first, tensors[f"{block}.convdim"], None, stride)
+                x = y + x
+        features = activate(x, "bn").mean((2, 3))
+        return functional.linear(features, tensors["fc.weight"], tensors["fc.bias"])

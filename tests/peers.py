@@ -1,5 +1,7 @@
 """Other packages' models, random in every leaf, imported as they can be beside a CPU torch."""
 
+import functools
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from flax import nnx
 from benchmarks.peers import linen_resnet
 from resnet_spec import find_spec
 from tests import peer_networks
-from tests.twins import randomise, run_torch
+from tests.twins import NUM_CLASSES, randomise, run_torch
+
+_POSITIVE = ("scale", "var", "gamma", "moving_variance")
 
 
 @dataclass(frozen=True)
@@ -122,15 +126,80 @@ def _bonsai(name: str) -> Peer:
     return Peer(model, tensors, lambda images: np.asarray(model(jnp.asarray(images))))
 
 
+def _wide_resnet(name: str) -> Peer:
+    spec = find_spec(name)
+    network: Any = peer_networks.WideResNet(spec.stage_depths[0], spec.width)
+    return Peer(network, network.tensors, lambda images: run_torch(network, images))
+
+
+@functools.cache  # which takes Keras ten seconds
+def _keras(name: str) -> Peer:
+    applications = import_keras().applications
+    model = getattr(applications, name)(
+        weights=None, input_shape=(64, 64, 3), classifier_activation=None, classes=NUM_CLASSES
+    )
+    tensors = {
+        layer.name: {v.name: jax.ShapeDtypeStruct(v.shape, v.dtype) for v in layer.weights}
+        for layer in model.layers
+    }
+    tensors = _random_leaves({name: leaves for name, leaves in tensors.items() if leaves})
+    for name, leaves in tensors.items():
+        for variable in model.get_layer(name).weights:
+            variable.assign(leaves[variable.name])
+    trained = [variable.value for variable in model.trainable_variables]
+    fixed = [variable.value for variable in model.non_trainable_variables]
+
+    @jax.jit
+    def apply(images: jax.Array) -> jax.Array:
+        logits, _ = model.stateless_call(trained, fixed, images, training=False)
+        return logits
+
+    return Peer(model, tensors, lambda images: np.asarray(apply(jnp.asarray(images))))
+
+
+def _haiku(name: str) -> Peer:
+    import haiku
+
+    network = getattr(haiku.nets, name.removeprefix("PreAct"))
+
+    def forward(images: jax.Array) -> jax.Array:
+        model = network(NUM_CLASSES, resnet_v2=name.startswith("PreAct"))
+        return model(images, is_training=False)
+
+    model = haiku.without_apply_rng(haiku.transform_with_state(forward))
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+
+    def init(key: jax.Array, images: jax.Array) -> Any:
+        def training(images: jax.Array) -> jax.Array:
+            model = network(NUM_CLASSES, resnet_v2=name.startswith("PreAct"))
+            return model(images, is_training=True)
+
+        return haiku.transform_with_state(training).init(key, images)
+
+    params, state = jax.eval_shape(init, jax.random.key(0), images)
+    tensors = _random_leaves({"params": params, "state": state})
+    apply = jax.jit(lambda images: model.apply(tensors["params"], tensors["state"], images)[0])
+    return Peer(model, tensors, lambda images: np.asarray(apply(jnp.asarray(images))))
+
+
+def import_keras() -> Any:
+    """Keras on its JAX backend."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    return keras
+
+
 def _random_leaves(tree: Any) -> Any:
     """A tree of these shapes: kernels of variance 1 / fan in, the rest as `randomise` draws it."""
     generator = np.random.default_rng(0)
 
     def draw(path: Any, leaf: Any) -> Any:
-        if len(leaf.shape) > 1:
+        if len(leaf.shape) > 1 and leaf.shape[:-1] != (1, 1, 1):  # which Haiku's vectors have
             bound = (3 / np.prod(leaf.shape[:-1])) ** 0.5
             return jnp.asarray(generator.uniform(-bound, bound, leaf.shape), jnp.float32)
-        low, high = (0.5, 1.5) if path[-1].key in ("scale", "var") else (-0.5, 0.5)
+        is_positive = path[-1].key in _POSITIVE or "var_ema" in str(path[-2:-1])
+        low, high = (0.5, 1.5) if is_positive else (-0.5, 0.5)
         return jnp.asarray(generator.uniform(low, high, leaf.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, tree)
@@ -143,4 +212,7 @@ _MAKERS: dict[str, Callable[..., Peer]] = {
     "cifar": _cifar,
     "flax-imagenet": _flax_imagenet,
     "bonsai": _bonsai,
+    "keras": _keras,
+    "haiku": _haiku,
+    "wide-resnet": _wide_resnet,
 }

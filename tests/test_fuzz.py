@@ -32,7 +32,14 @@ def test_damaged_files_are_read_or_refused_in_time_and_memory():
     print(run.stdout)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "5000  files" in run.stdout
-    for kind in ("safetensors", "npz", "pt", "config"):  # neither all nor none is refused
+    for kind in (
+        "safetensors",
+        "npz",
+        "pt",
+        "config",
+        "hdf5",
+        "msgpack",
+    ):  # neither all nor none is refused
         assert f"{kind}: accepted" in run.stdout
         assert f"{kind}: refused, " in run.stdout
     assert "folder: refused, by us" in run.stdout  # beyond its JSON, where that is damaged

@@ -1,4 +1,4 @@
-"""Checkpoints that others wrote by Orbax: recognised, and both ways in lead to the weights."""
+"""Checkpoints that others wrote by Orbax: every way in leads to the weights."""
 
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,29 @@ def folder(variables, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["manager", "manager/5", "manager/5/default", "plain"])
-def test_another_programs_checkpoint_is_not_taken_for_a_damaged_one(name, folder, tmp_path, capsys):
-    out = ("-o", str(tmp_path / "x.npz"))
-    for arguments in (["import", *LAYOUT, *out], ["export", *out], ["inspect"]):
-        command, *options = arguments
-        assert main([command, str(folder / name), *options]) == 2
-        error = capsys.readouterr().err
-        assert "is an Orbax checkpoint, but not one of this trainer" in error
-        assert "convert.from_layout" in error
-        assert "numpy.savez" in error
+def test_another_programs_checkpoint_comes_in_by_its_folder(
+    name, variables, folder, tmp_path, capsys
+):
+    assert main(["import", str(folder / name), "-o", str(tmp_path / "x.pt")]) == 0
+    assert "--layout flax-imagenet --model ResNet18" in capsys.readouterr().out
+    expected = convert.from_layout(variables, "ResNet18", "flax-imagenet")
+    assert_same_state(read_weights(tmp_path / "x.pt").arrays, expected)
+    assert main(["export", str(folder / name), "-o", str(tmp_path / "y.pt")]) == 2
+    assert "does not say which model it holds" in capsys.readouterr().err
+
+
+def test_a_damaged_or_unclear_checkpoint_is_refused(variables, tmp_path, capsys):
+    tree = {"a": np.ones(3)}
+    with ocp.CheckpointManager(tmp_path / "two") as manager:
+        items = {"one": ocp.args.StandardSave(tree), "other": ocp.args.StandardSave(tree)}
+        manager.save(1, args=ocp.args.Composite(**items))
+    assert main(["inspect", str(tmp_path / "two")]) == 2
+    assert "holds several trees: name one:" in capsys.readouterr().err
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "plain", tree)
+    (tmp_path / "plain" / "_METADATA").write_text("{")
+    assert main(["inspect", str(tmp_path / "plain")]) == 2
+    assert "is not a whole tree of Orbax" in capsys.readouterr().err
 
 
 def test_both_ways_in_lead_to_the_same_weights(variables, folder, tmp_path):

@@ -18,6 +18,7 @@ from convert.files import read_file, write_weights
 from convert.folders import timm_config, transformers_config
 from convert.folders.transformers_config import CONFIG
 from convert.layouts import Layout, find_layout, read_layout, write_layout
+from convert.shards import SUFFIX, read_shards
 from convert.weights import Weights
 from resnet_spec import Preprocessing, ResNetSpec
 
@@ -27,14 +28,14 @@ PACKAGES = tuple(_CONFIGS)
 RECORDED = {"timm": (), "transformers": ("bottleneck_stride",)}
 # The file of weights, and the suffix of its form; the first that is there counts.
 _WEIGHTS = {"model.safetensors": ".safetensors", "pytorch_model.bin": ".pt"}
-_INDEX = "*.index.json"  # of weights in several files
+_INDEX = f"*{SUFFIX}"  # of weights in several files
 _LARGEST_JSON = 2**23  # bytes; the names of 20,000 classes take one hundredth
 
 
 def is_model_folder(path: Path) -> bool:
     """Whether a path is a folder with weights, but not a training run."""
     has_weights = any((path / name).is_file() for name in _WEIGHTS)
-    has_weights |= any(path.glob(_INDEX))  # `read_folder` says that these are not read
+    has_weights |= any(path.glob(_INDEX))
     return has_weights and not (path / "checkpoints").is_dir()
 
 
@@ -92,11 +93,13 @@ def read_folder(folder: Path, *, reset_counters: bool = False) -> Weights:
         OSError: a file cannot be read.
     """
     found = [name for name in _WEIGHTS if (folder / name).is_file()]
-    if not found:
-        raise ConversionError(
-            f"{folder} holds no {' or '.join(_WEIGHTS)} (weights in several files are not read)"
-        )
-    weights = read_file(folder / found[0], suffix=_WEIGHTS[found[0]])
+    indexes = sorted(folder.glob(_INDEX))
+    if not found and not indexes:
+        raise ConversionError(f"{folder} holds no {' or '.join(_WEIGHTS)}, and no {_INDEX}")
+    if found:
+        weights = read_file(folder / found[0], suffix=_WEIGHTS[found[0]])
+    else:
+        weights = read_shards(min(indexes, key=lambda path: "safetensors" not in path.name))
     if weights.classifier is not None:  # ours: the file describes itself
         return weights
     said, layout = _read_description(folder, weights)

@@ -7,8 +7,8 @@ module and its suffix in `FORMS`. Reading never runs what a file holds, takes no
 three times the file and 200 MB, and raises a ConversionError.
 """
 
-from convert.formats import npz, pytorch, safetensors
-from convert.formats.form import Form
+from convert.formats import flax_msgpack, hdf5, npz, pytorch, safetensors
+from convert.formats.form import Form, Reader
 
 FORMS: dict[str, Form] = {
     ".safetensors": safetensors,
@@ -17,5 +17,9 @@ FORMS: dict[str, Form] = {
     ".th": pytorch,
     ".npz": npz,
 }
-# Read, but not written: other people's names for what `torch.save` writes.
-READ_ONLY_FORMS: dict[str, Form] = dict.fromkeys((".bin", ".ckpt", ".tar"), pytorch)
+# Read, but not written: other people's names for what `torch.save` writes, Keras and Flax write.
+READ_ONLY_FORMS: dict[str, Reader] = {
+    **dict.fromkeys((".bin", ".ckpt", ".tar"), pytorch),
+    **dict.fromkeys((".h5", ".hdf5", ".keras"), hdf5),
+    ".msgpack": flax_msgpack,
+}

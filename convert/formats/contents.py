@@ -2,8 +2,8 @@
 
 import re
 
-from convert.formats import npz, pytorch, safetensors
-from convert.formats.form import Form
+from convert.formats import flax_msgpack, hdf5, npz, pytorch, safetensors
+from convert.formats.form import Reader
 
 _ZIP = b"PK\x03\x04"
 _NAME = 30  # where the name of a zip archive's first member begins; its length is four bytes before
@@ -25,14 +25,13 @@ _BEGINNINGS = {
     b"<html": "is a web page: download the file itself, by the page's download link",
     b"<?xml": "is XML, such as a server's message: download the file again",
     b"{": "is JSON text, a configuration or an index: name the file of weights beside it",
-    b"\x89hdf": "is an HDF5 file, as Keras writes them, and no layout here has Keras's names",
     b"\x93numpy": "is a single array, an .npy file, and no file of weights by their names",
     b"7z\xbc\xaf": "is a 7z archive: unpack it, and name the file in it",
     b"rar!": "is a RAR archive: unpack it, and name the file in it",
 }
 
 
-def form_of(first: bytes) -> Form | None:
+def form_of(first: bytes) -> Reader | None:
     """The form of a file that begins with these bytes; None where they do not show it."""
     if first.startswith(_ZIP):
         length = int.from_bytes(first[_NAME - 4 : _NAME - 2], "little")
@@ -40,6 +39,10 @@ def form_of(first: bytes) -> Form | None:
         return npz if name.endswith(b".npy") else pytorch if b"/" in name else None
     if _PICKLE.match(first):
         return pytorch
+    if first.startswith(hdf5.SIGNATURE):
+        return hdf5
+    if _MSGPACK.match(first):
+        return flax_msgpack
     has_length = first[5:9] == b"\0\0\0{"  # of a header, in eight bytes, and its beginning
     return safetensors if has_length else None
 
@@ -57,6 +60,4 @@ def no_weights(first: bytes) -> str:
     for beginning, what in _BEGINNINGS.items():
         if text.startswith(beginning):
             return what
-    if _MSGPACK.match(first):
-        return "is msgpack, as Flax's serialization writes it, and no form here: save it as an .npz"
     return ""

@@ -27,11 +27,15 @@ class Contents:
     architectures: tuple[str, ...] = ()
 
 
-class Form(Protocol):
-    """The two functions that a module of this folder has."""
+class Reader(Protocol):
+    """The function that every module of this folder has."""
+
+    def read(self, path: Path, visit: Visitor) -> Contents: ...
+
+
+class Form(Reader, Protocol):
+    """The two functions that a module has whose form is also written."""
 
     def write(
         self, path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
     ) -> dict[str, int]: ...
-
-    def read(self, path: Path, visit: Visitor) -> Contents: ...

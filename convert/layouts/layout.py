@@ -10,6 +10,7 @@ import numpy as np
 
 from convert import leaves
 from convert.errors import ConversionError
+from convert.folding import EPSILON
 from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec, find_spec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -47,6 +48,10 @@ class Spelling:
         """The inverse of `to_ours`."""
         return leaves.to_flax(self._dotted(name), array) if self.is_flax else array
 
+    def parts(self, name: str) -> list[str]:
+        """The keys in the package's trees that lead to an array."""
+        return name.split(self.separator)
+
     def _dotted(self, name: str) -> str:
         return name.replace(self.separator, ".")
 
@@ -74,6 +79,8 @@ class Layout:
         differences: other reasons why the package has no such network, a sentence each.
         adapt: changes a row of our table to the package's network of that name.
         spelling: how an array is named and transposed within its layer.
+        has_conv_bias: whether every convolution has a bias, which `convert.folding` takes away.
+        epsilon: of its BatchNorms, likewise.
         has_conv_head: whether the head is written as a 1x1 convolution; both kinds are read.
         may_lack_bias: whether a head may have no bias; otherwise an absent bias is an error.
         whole_names: renames tensors to the layout's names where a file has others, because it
@@ -88,6 +95,8 @@ class Layout:
     differences: Callable[[ResNetSpec], Iterable[str]] = lambda spec: ()
     adapt: Callable[[ResNetSpec], ResNetSpec] = lambda spec: spec
     spelling: Spelling = TORCH
+    has_conv_bias: bool = False
+    epsilon: float = EPSILON
     has_conv_head: Callable[[ResNetSpec], bool] = lambda spec: False
     may_lack_bias: bool = False
     whole_names: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda tensors: tensors
@@ -152,21 +161,29 @@ class Layout:
         return lost
 
     def tensors(self, classifier: ClassifierSpec) -> dict[str, str]:
-        """Our name of every tensor -> theirs; counters only where the package has them."""
+        """Our name of every tensor -> theirs; counters only where the package has them.
+
+        The bias of a convolution, which our networks have not, is `stem.conv.bias`.
+        """
         self.check(classifier.network)
         if classifier.num_classes is not None and not (classifier.head_bias or self.may_lack_bias):
             raise ConversionError(f"the heads of {self.name} have a bias, and this one has none")
         layers = dict(self.names(classifier.network))
         return {
             f"{path}.{leaf}": self.spelling.name(layers[path], leaf, len(shape))
-            for path, shapes in classifier.layers()
+            for path, shapes in self._layers(classifier)
             for leaf, shape in shapes.items()
             if self.spelling.has_counters or leaf != "num_batches_tracked"
         }
 
+    def _layers(self, classifier: ClassifierSpec) -> Iterator[tuple[str, Shapes]]:
+        for path, shapes in classifier.layers():
+            is_conv = len(weight := shapes["weight"]) == 4
+            yield path, {**shapes, "bias": weight[:1]} if self.has_conv_bias and is_conv else shapes
+
     def shapes(self, classifier: ClassifierSpec) -> dict[str, tuple[int, ...]]:
         """Their name of every tensor -> its shape with torch's axes."""
-        ours = classifier.tensors()
+        ours = {f"{p}.{n}": shape for p, s in self._layers(classifier) for n, shape in s.items()}
         return {theirs: ours[name] for name, theirs in self.tensors(classifier).items()}
 
     def tensor_name(self, spec: ResNetSpec, layer: str, leaf: str, num_axes: int) -> str:

@@ -16,14 +16,18 @@ from convert.arrays import (
 )
 from convert.description import as_state_dict, describe_state
 from convert.errors import ConversionError
+from convert.folding import fold, unfold
 from convert.layouts import (
     bonsai,
     cifar,
     flax_imagenet,
+    haiku,
+    keras,
     timm,
     torch_resnet,
     torchvision,
     transformers,
+    wide_resnet,
 )
 from convert.layouts.layout import OURS, Layout, Shapes
 from convert.wrappers import (
@@ -38,7 +42,10 @@ from convert.wrappers import (
 )
 from resnet_spec import ClassifierSpec, ResNetSpec, UnknownNameError
 
-_PACKAGES = (torchvision, timm, transformers, torch_resnet, cifar, flax_imagenet, bonsai)
+_PACKAGES = (
+    *(torchvision, timm, transformers, torch_resnet, cifar, wide_resnet, flax_imagenet, bonsai),
+    *(haiku, keras),
+)
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout for layout in (OURS, *(package.LAYOUT for package in _PACKAGES))
 }
@@ -116,6 +123,7 @@ def from_layout(
         raise ConversionError(
             f"this holds {len(several)} state dicts, {', '.join(map(repr, several))}: give one"
         ) from error
+    ours, _ = fold(ours, classifier.network, found.epsilon)
     return as_state_dict(ours, classifier)
 
 
@@ -178,7 +186,10 @@ def read_layout(
     reset_counters: bool = False,
     allow_nonfinite: bool = False,
 ) -> tuple[dict[str, np.ndarray], ClassifierSpec]:
-    """As `from_layout`, for arrays; returns also the description of the model and its head."""
+    """As `from_layout`, for arrays; returns also the description of the model and its head.
+
+    What `convert.folding` takes away is still there, as `stem.conv.bias`.
+    """
     layout.check(spec)
     tensors = layout.whole_names(tensors)
     weight, bias = (
@@ -219,6 +230,7 @@ def write_layout(
     problems = compare_shapes(classifier.tensors(), {n: t.shape for n, t in tensors.items()})
     if problems:
         raise ConversionError("these tensors are not those of this model:", problems)
+    tensors = unfold(tensors, classifier.network, layout.epsilon, with_biases=layout.has_conv_bias)
     arrays = {their: tensors[ours] for ours, their in theirs.items()}
     if layout.has_conv_head(classifier.network) and classifier.num_classes is not None:
         arrays[theirs["head.weight"]] = tensors["head.weight"][:, :, None, None]
@@ -234,9 +246,10 @@ def shape_problems(layout: Layout, expected: Shapes, given: Shapes) -> list[str]
         return []
 
     def as_theirs(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        # axes of the sizes 1, 2, ...: what a damaged file says may be too large for NumPy
-        axes = np.broadcast_to(np.int8(0), tuple(range(1, len(shape) + 1)))
-        return tuple(shape[size - 1] for size in layout.spelling.to_theirs(name, axes).shape)
+        # axes of the sizes 2, 3, ...: what a damaged file says may be too large for NumPy
+        axes = np.broadcast_to(np.int8(0), tuple(range(2, len(shape) + 2)))
+        sizes = layout.spelling.to_theirs(name, axes).shape
+        return tuple(1 if size == 1 else shape[size - 2] for size in sizes)
 
     expected, given = ({n: as_theirs(n, s) for n, s in d.items()} for d in (expected, given))
     return compare_shapes(expected, given)
@@ -286,7 +299,7 @@ def nest(arrays: Mapping[str, Any], layout: Layout) -> dict[Any, Any]:
     """The inverse of `flatten`; places in a list are numbers, as in NNX's pure dicts."""
     tree: dict[Any, Any] = {}
     for name, array in arrays.items():
-        *path, leaf = name.split(layout.spelling.separator)
+        *path, leaf = layout.spelling.parts(name)
         node = tree
         for part in path:
             node = node.setdefault(int(part) if part.isdecimal() else part, {})

@@ -31,7 +31,7 @@ def read_items(
     """
     try:
         with patient_loops():
-            items = {name: _read_arrays(place.resolve() / name) for name in names}
+            items = {name: read_arrays(place.resolve() / name) for name in names}
     except ImportError:
         raise
     except Exception as error:  # Orbax raises bare Exception, among others, for damaged files
@@ -41,8 +41,11 @@ def read_items(
     return items
 
 
-def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Uses the item's handler: a manager waits for other processes, and may refuse other items."""
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The leaves of a tree by their paths, joined by `/`; those of ours have no tree.
+
+    Uses the item's handler: a manager waits for other processes, and may refuse other items.
+    """
     import jax
     import orbax.checkpoint as ocp
     from etils import epath  # Orbax's own kind of path
@@ -50,7 +53,12 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
     handler, place = ocp.PyTreeCheckpointHandler(), epath.Path(folder)
     tree: Any = dict(handler.metadata(place).tree)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return dict(handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
+    restored = handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(restored)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in leaves
+    }
 
 
 def save_arguments(items: Items, description: Mapping[str, Any], sealed: Mapping[str, Any]) -> Any:

@@ -1,0 +1,60 @@
+"""Weights in several files, with an index that says which tensor is in which."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from convert.errors import ConversionError
+from convert.files import read_file
+from convert.weights import Weights
+
+SUFFIX = ".index.json"
+_LARGEST_INDEX = 2**23  # bytes; 60,000 names fit
+
+
+def read_shards(index: Path) -> Weights:
+    """The tensors of all files that an index names, with their faults.
+
+    Args:
+        index: such as `model.safetensors.index.json` or `pytorch_model.bin.index.json`; the files
+            are beside it.
+
+    Raises:
+        ConversionError: the index or a file is damaged, or a file is missing.
+        OSError: a file cannot be read.
+    """
+    places = _read_index(index)
+    arrays: dict[str, np.ndarray] = {}
+    faults: list[str] = []
+    missing = [
+        name for name in dict.fromkeys(places.values()) if not (index.parent / name).exists()
+    ]
+    if missing:
+        raise ConversionError(f"{index} names files that are not beside it:", missing)
+    for file in dict.fromkeys(places.values()):
+        suffix = ".pt" if file.endswith(".bin") else None
+        weights = read_file(index.parent / file, suffix=suffix)
+        faults += weights.faults
+        for name, array in weights.arrays.items():
+            if places.get(name) != file:
+                faults.append(f"left over: {name} in {file}, where the index does not have it")
+            arrays[name] = array
+    faults += [f"missing: {name} in {file}" for name, file in places.items() if name not in arrays]
+    note = f"from {len({*places.values()})} files, as {index.name} names them"
+    return Weights(arrays, None, notes=(note,), faults=tuple(faults))
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    with index.open("rb") as file:
+        text = file.read(_LARGEST_INDEX + 1)
+    try:
+        places = json.loads(text)["weight_map"] if len(text) <= _LARGEST_INDEX else None
+    except Exception as error:  # of several kinds, RecursionError among them
+        raise ConversionError(f"{index} is no index of weights: {error}") from error
+    is_map = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
+    if not is_map or not places:
+        raise ConversionError(f"{index} is no index of weights: it has no weight_map of names")
+    if outside := [name for name in places.values() if Path(name).name != name]:
+        raise ConversionError(f"{index} names files outside its folder:", outside[:4])
+    return places
