@@ -27,7 +27,7 @@ IN_ORDER = {
     ),
     "training.md": (
         *("config.json", "runs/tuned/result.json", "runs/seeds/curves.png", "results/digits.md"),
-        "first.svg",
+        *("runs/seeds/results.html", "first.svg"),
     ),
     "clusters.md": ("runs/two/model.safetensors",),
     "parity.md": ("ours.safetensors", "diff.html"),

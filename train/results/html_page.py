@@ -176,8 +176,11 @@ def _results(page: Page, rows: Sequence[Row]) -> str:
 
 def _table(names: Sequence[str], rows: Iterable[dict[str, tuple[str, float | None]]]) -> str:
     """A table of cells (HTML, number to sort by); its headings sort it."""
+    rows = list(rows)
+    numbers = {name for name in names[1:] if any(row[name][1] is not None for row in rows)}
     head = "".join(
-        f'<th scope="col" aria-sort="none"><button type="button">{escape(name)}</button></th>'
+        f'<th scope="col" aria-sort="none"{_class(number=name in numbers)}>'
+        f'<button type="button">{escape(name)}</button></th>'
         for name in names
     )
     lines = []
@@ -187,7 +190,7 @@ def _table(names: Sequence[str], rows: Iterable[dict[str, tuple[str, float | Non
             text, order = row[name]
             sort = "" if order is None else f' data-sort="{order:g}"'
             tag = 'th scope="row"' if name == names[0] else "td"
-            style = ' class="none"' if text == NONE else ""
+            style = _class(number=name in numbers, none=text == NONE)
             cells.append(
                 f'<{tag} data-label="{escape(name)}"{sort}{style}><span>{text}</span>'
                 f"</{tag.split()[0]}>"
@@ -197,6 +200,11 @@ def _table(names: Sequence[str], rows: Iterable[dict[str, tuple[str, float | Non
         '<div class="table" tabindex="0" role="group" aria-label="table"><table class="sortable">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _class(**classes: bool) -> str:
+    names = [name for name, has in classes.items() if has]
+    return f' class="{" ".join(names)}"' if names else ""
 
 
 def _sort_values(group: Group, number: int) -> dict[str, float]:
