@@ -68,7 +68,8 @@ def curve_figure(groups: Sequence[Group], name: str) -> Figure:
         shown = max(min(lows), _RATES_SHOWN * max(lows))
         axis["range"] = [math.log10(shown) - 0.1, math.log10(max(lows)) + 0.1]
     hover = "x unified" if len(groups) <= _UNIFIED else "closest"
-    return {"data": data, "layout": _layout(yaxis=axis, hovermode=hover, height=340)}
+    layout = _layout(yaxis=axis, hovermode=hover, hoverdistance=-1, height=340)
+    return {"data": data, "layout": layout}
 
 
 def _band(points: Curve, factor: float, colour: str) -> Figure:

@@ -178,6 +178,7 @@ def _table(names: Sequence[str], rows: Iterable[dict[str, tuple[str, float | Non
     """A table of cells (HTML, number to sort by); its headings sort it."""
     rows = list(rows)
     numbers = {name for name in names[1:] if any(row[name][1] is not None for row in rows)}
+    numbers.discard("published %")  # it is a list
     head = "".join(
         f'<th scope="col" aria-sort="none"{_class(number=name in numbers)}>'
         f'<button type="button">{escape(name)}</button></th>'
