@@ -69,8 +69,8 @@ class Page:
 def html_page(page: Page) -> str:
     """The page's text, with plotly.js and everything else that it needs."""
     own = files("train.results")
-    style = (own / "html_page.css").read_text()
-    script = (own / "html_page.js").read_text()
+    style = (own / "html_page.css").read_text("utf-8")
+    script = (own / "html_page.js").read_text("utf-8")
     rows = web_rows(page.groups)
     charts, body = _charts(page)
     lines = not_counted(page.groups, page.place)
@@ -189,7 +189,7 @@ def _table(names: Sequence[str], rows: Iterable[dict[str, tuple[str, float | Non
         cells = []
         for name in names:
             text, order = row[name]
-            sort = "" if order is None else f' data-sort="{order:g}"'
+            sort = "" if order is None else f' data-sort="{order}"'
             tag = 'th scope="row"' if name == names[0] else "td"
             style = _class(number=name in numbers, none=text == NONE)
             cells.append(

@@ -60,11 +60,8 @@ def main(arguments: list[str]) -> int:
     found = _find(options)
     for path, reason in found.skipped.items():
         print(f"resnet-train: skipped {path}: {reason}", file=sys.stderr)
-    if not (found.runs or found.tables):
-        places = ", ".join(map(str, options.folders))
-        raise UserError(f"there is no run (a folder with our config.json) in or below {places}")
-    groups = found.all_groups
-    print_results(groups)
+    _check_found(found, options)
+    print_results(found.all_groups)
     files = _files(found, options, out) if found.runs else {}
     if options.html:
         files[_PAGE] = _page(found, options, out)
@@ -73,6 +70,7 @@ def main(arguments: list[str]) -> int:
     while options.follow and any(run.outcome is None for run in found.runs):
         time.sleep(options.follow)
         found = _find(options)
+        _check_found(found, options)
         write_files(out, {_PAGE: _page(found, options, out)})
     return 0
 
@@ -111,8 +109,16 @@ def _find(options: argparse.Namespace) -> _Found:
     tables: dict[Path, list[Table]] = {}
     for folder in options.folders if options.html else ():
         found = [read_table(folder / f"{data}.json", data) for data in DATA]
-        tables |= {folder: kept} if (kept := [t for t in found if t.groups or t.missing]) else {}
+        if any(table.groups for table in found):
+            tables[folder] = [table for table in found if table.groups]
     return _Found(runs, skipped, tables)
+
+
+def _check_found(found: _Found, options: argparse.Namespace) -> None:
+    """Raises a UserError if there is nothing to show."""
+    if not (found.runs or found.tables):
+        places = ", ".join(map(str, options.folders))
+        raise UserError(f"there is no run (a folder with our config.json) in or below {places}")
 
 
 def _files(found: _Found, options: argparse.Namespace, out: Path) -> dict[str, bytes]:
