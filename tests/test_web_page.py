@@ -302,7 +302,7 @@ def test_the_figures_are_valid_for_plotly(digits_runs):
 def test_what_cannot_be_written_is_refused_in_one_sentence(digits_runs, tmp_path, monkeypatch):
     runs = shutil.copytree(digits_runs, tmp_path / "runs")
     result = run_here("train", "results", runs, "--follow", "0", cwd=tmp_path)
-    assert_refused(result, "--follow writes the page of --html", "at least one second")
+    assert_refused(result, "--follow writes the page of --html", "from 1 to 86400, not 0")
     monkeypatch.setitem(sys.modules, "plotly", None)
     result = run_here("train", "results", runs, "--html", cwd=tmp_path)
     assert_refused(result, "--html needs plotly", "flax-resnet[plot]")

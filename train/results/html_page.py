@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -174,7 +174,7 @@ def _results(page: Page, rows: Sequence[Row]) -> str:
     return _table(names, body)
 
 
-def _table(names: Sequence[str], rows: Iterable[dict[str, tuple[str, float | None]]]) -> str:
+def _table(names: Sequence[str], rows: Iterable[Mapping[str, tuple[str, float | None]]]) -> str:
     """A table of cells (HTML, number to sort by); its headings sort it."""
     rows = list(rows)
     numbers = {name for name in names[1:] if any(row[name][1] is not None for row in rows)}

@@ -27,6 +27,7 @@ all of it to results.html: one page to sort, zoom and follow links in, which nee
 Exit code: 0; 2 if there is no run, or for a mistake in the command.
 """
 _PAGE = "results.html"
+_MOST_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def _problems(options: argparse.Namespace) -> list[str]:
     ]
     if options.follow is not None and not options.html:
         problems.append("--follow writes the page of --html: give both")
-    if options.follow is not None and not options.follow >= 1:
-        problems.append(f"--follow {options.follow:g} must be at least one second")
+    if options.follow is not None and not 1 <= options.follow <= _MOST_SECONDS:
+        problems.append(f"--follow must be from 1 to {_MOST_SECONDS}, not {options.follow:g}")
     return problems
 
 
