@@ -27,7 +27,7 @@ IN_ORDER = {
     ),
     "training.md": (
         *("config.json", "runs/tuned/result.json", "runs/seeds/curves.png", "results/digits.md"),
-        "first.svg",
+        *("runs/seeds/results.html", "first.svg"),
     ),
     "tpu.md": ("slice.pt",),
     "clusters.md": ("runs/two/model.safetensors",),

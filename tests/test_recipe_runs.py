@@ -44,6 +44,7 @@ SMALL = (*SMALL_IMAGES, "--model", "WideResNet16-1-0.0")  # which compiles soone
             1250,
             marks=needs_cifar10,
         ),
+        pytest.param("cifar10-fast", ("--global-batch-size", "32"), 1250, marks=needs_cifar10),
         pytest.param("imagenet", (*SMALL_IMAGES, "--model", "ResNet18"), 60, marks=has_imagenet),
         pytest.param("imagenet-modern", SMALL, 60, marks=has_imagenet),
         pytest.param("imagenet-lars", SMALL, 60, marks=has_imagenet),

@@ -146,6 +146,15 @@ def test_lars_rises_from_zero_to_34_in_twelve_epochs():
     assert config.optimizer == "lars"
 
 
+def test_the_fast_recipe_rises_for_five_epochs_to_a_cosine_in_a_third_of_the_passes():
+    config, total = resolve("cifar10-fast")
+    assert total * config.global_batch_size <= 62_500 * 128 / 3
+    middle = (config.warmup_steps + total) // 2
+    found = rates("cifar10-fast", 0, config.warmup_steps, middle, total)
+    assert found == pytest.approx([0, 0.2, 0.1, 0], abs=1e-4)  # 0.4 for 512 images: Page 2018
+    assert config.warmup_steps == round(5 * 50_000 / 256)
+
+
 def test_fine_tuning_needs_weights_and_images_of_ones_own():
     config = RECIPES["finetune"].config
     assert config.init_from is not None

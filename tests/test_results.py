@@ -397,7 +397,7 @@ def test_equal_runs_give_equal_bytes(runs, results, pictures):
 
 
 def test_a_curve_is_the_mean_and_the_range_over_the_seeds(runs):
-    from train.results.plot import curve
+    from train.results.curves import curve
 
     (group,) = group_runs(find_runs([runs])[0])
     tests = curve(group, "test", "loss")

@@ -119,6 +119,25 @@ def test_without_padding_and_flip_an_image_is_only_normalised():
     )
 
 
+def test_cutout_erases_one_square_with_its_centre_anywhere_in_the_image():
+    dataset = random_dataset(size=6)
+    images, keys = jnp.asarray(dataset.train.images), jax.random.split(jax.random.key(0), 64)
+    config = dataclasses.replace(Config(), crop_padding=2, cutout=4)
+    whole = np.asarray(Augment(dataclasses.replace(config, cutout=0), dataset)(images, keys))
+    seen = set()
+    for before, after in zip(
+        whole, np.asarray(Augment(config, dataset)(images, keys)), strict=True
+    ):
+        centres = [(row, column) for row in range(6) for column in range(6)]
+        expected = {(row, column): before.copy() for row, column in centres}
+        for (row, column), image in expected.items():
+            image[max(row - 2, 0) : row + 2, max(column - 2, 0) : column + 2] = 0
+        found = [centre for centre, image in expected.items() if np.array_equal(image, after)]
+        assert found  # two centres erase the same where the padding is zero, too
+        seen.add(found[0])
+    assert {row for row, _ in seen} == {column for _, column in seen} == set(range(6))
+
+
 def test_the_papers_schedule():
     rate: Any = make_schedule(RECIPES["cifar10"].config, 62_500)
     expected = {0: 0.01, 399: 0.01, 400: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 1e-3}

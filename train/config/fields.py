@@ -144,6 +144,8 @@ class DataFields:
     """Pixels of padding for random crops of small images; 0 for no crops."""
     flip: Annotated[bool, Fixed()] = True
     """Mirror half of the training images."""
+    cutout: Annotated[int, Fixed(least=0, idle=_not_in_memory)] = 0
+    """Side of the square that is erased in each training image (DeVries & Taylor 2017); 0: none."""
     image_size: Annotated[int, Fixed(least=1, idle=_not_streamed)] = 224
     """Height and width to which streamed images (imagenet2012, folder) are cropped."""
     crop_fraction: Annotated[float, Fixed(least=0.01, most=1, idle=_not_streamed)] = 0.875

@@ -2,9 +2,7 @@
 
 import io
 import math
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from train.results.collect import RecordedRun
+from train.results.curves import Curve, curve, line_name
 from train.results.groups import Group
 from train.results.render import tested_on
 
@@ -37,44 +35,6 @@ _TRAINING: Any = {"linestyle": "--", "linewidth": 1, "alpha": 0.8}
 _RATES_SHOWN = 1e-3  # lowest learning rate, as a fraction of the highest: a cosine ends at zero
 _TICKS = (1, 2, 5)  # of each power of ten
 _LEGEND_COLUMNS = 4
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line: epochs; mean, lowest and highest value over the runs. All of shape (points,)."""
-
-    epochs: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-def curve(group: Group, kind: str, name: str, *, is_exact: bool = False) -> Curve:
-    """The metric `name` of the lines of `kind` (train or test) over the epochs.
-
-    Of the finished runs; if there is none, of the unfinished ones. A point is where every run has
-    a value. Training values are averaged over each epoch, as single batches are noise, unless
-    `is_exact`.
-    """
-    runs = group.finished or group.unfinished
-    of_runs = [_points(run, kind, name, kind == "train" and not is_exact) for run in runs]
-    shared = sorted(set.intersection(*(set(points) for points in of_runs)))
-    if not shared:
-        return Curve(*(np.empty(0) for _ in range(4)))
-    pairs = np.array([[points[key] for key in shared] for points in of_runs])  # (runs, points, 2)
-    epochs, values = pairs[..., 0].mean(0), pairs[..., 1]
-    return Curve(epochs, values.mean(0), values.min(0), values.max(0))
-
-
-def _points(run: RecordedRun, kind: str, name: str, is_averaged: bool) -> dict[int, Any]:
-    """Step, or number of an averaged epoch -> (epoch, value)."""
-    lines = {v["step"]: v[name] for v in run.metrics if v["kind"] == kind and name in v}
-    members: dict[int, list[tuple[float, Any]]] = defaultdict(list)
-    for step, value in lines.items():
-        key = math.ceil(run.epoch(step)) if is_averaged else step
-        is_number = value is not None and math.isfinite(value)  # NaN is null in JSON
-        members[key].append((run.epoch(step), value if is_number else math.nan))
-    return {key: np.mean(pairs, axis=0) for key, pairs in members.items()}
 
 
 def draw(groups: Sequence[Group]) -> dict[str, bytes]:
@@ -106,18 +66,6 @@ def draw(groups: Sequence[Group]) -> dict[str, bytes]:
             handles=legend, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False
         )
         return {name: _render(figure, name) for name in FORMATS}
-
-
-def _label(group: Group, *, says_data: bool) -> str:
-    """The name of a line: the model, its options, and how many seeds it has."""
-    name = " ".join([group.first.config.model, *(f"{k} {v}" for k, v in group.options.items())])
-    if says_data:
-        name += f", {tested_on(group)}"
-    if not group.finished:
-        run = group.first
-        return f"{name} (unfinished, step {run.step:,} of {run.total_steps:,})"
-    count = len(group.finished)
-    return f"{name} ({count} {'seed' if count == 1 else 'seeds'})"
 
 
 def _colours(count: int) -> Any:
@@ -153,7 +101,7 @@ def _finish(axes: Any, title: str, unit: str, *, top: float = np.inf, shown: flo
 def _legend_entries(groups: Sequence[Group]) -> list[Line2D]:
     says_data = len({tested_on(group) for group in groups}) > 1
     entries = [
-        Line2D([], [], color=colour, linewidth=1.8, label=_label(group, says_data=says_data))
+        Line2D([], [], color=colour, linewidth=1.8, label=line_name(group, says_data=says_data))
         for group, colour in zip(groups, _colours(len(groups)), strict=True)
     ]
     grey: Any = {"color": "0.3"}

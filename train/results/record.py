@@ -13,6 +13,7 @@ from train.results.collect import Outcome, RecordedRun, read_asked
 from train.results.groups import Group, Statistics
 from train.results.published import DATA
 
+EXPORT = "model.safetensors"  # the network of a run, in its folder
 _DIGITS = 6  # of fractions
 _FRACTIONS = ("error", "best_error", "torch_error")
 _ALWAYS = ("model", "data", "epochs", "precision")  # written even if they have their default

@@ -14,7 +14,7 @@ from train.results.published import SOURCES, Published, published
 from train.results.table import Missing, Table
 from train.run.display import duration
 
-_NONE, _ABOVE = "—", "†"
+NONE, _ABOVE = "—", "†"
 _RESULTS = (
     *("model", "with", "parameters", "data", "epochs", "steps", "runs", "error %", "min", "max"),
     *("best %", "torch twin %", "differ", "published %", "time", "device"),
@@ -22,6 +22,10 @@ _RESULTS = (
 _TABLE = (
     *("model", "with", "parameters", "epochs", "precision", "seeds", "error %", "torch twin %"),
     *("differ", "published %", "time", "device"),
+)
+_WEB = (
+    *("model", "with", "data", "parameters", "epochs", "precision", "seeds", "error %", "best %"),
+    *("torch twin %", "differ", "published %", "time", "device"),
 )
 _LEFT = ("model", "with", "data", "seeds", "published %", "device")  # aligned left
 _WRAPPED = ("with", "data", "published %", "device")
@@ -59,7 +63,7 @@ def results_page(groups: list[Group], place: Callable[[Path], str] = str) -> str
     `place` returns the name to be written for a folder.
     """
     rows = _results_rows(groups)
-    lines = [*_explain(rows), *_not_counted(groups, place)]
+    lines = [*explain(rows), *not_counted(groups, place)]
     return f"{markdown(rows)}\n" + "".join(f"- {line}\n" for line in lines)
 
 
@@ -83,7 +87,7 @@ def print_results(groups: list[Group]) -> None:
     for row in rows:
         table.add_row(*(row[name] for name in names))
     console.print(table, markup=False)
-    for line in (*_explain(rows), *_not_counted(groups, str)):
+    for line in (*explain(rows), *not_counted(groups, str)):
         console.print(line, markup=False)
 
 
@@ -95,12 +99,12 @@ def table_page(table: Table) -> str:
     shown: dict[str, list[Row]] = {}
     for heading, groups in sections(table).items():
         absent = missing.pop(groups[0].first.protocol, [])
-        shown[heading] = [*table_rows(groups), *_missing_rows(table.data, absent)]
-    shown |= {name: _missing_rows(table.data, rows) for name, rows in sorted(missing.items())}
+        shown[heading] = [*table_rows(groups), *missing_rows(table.data, absent)]
+    shown |= {name: missing_rows(table.data, rows) for name, rows in sorted(missing.items())}
     parts = [f"# {table.data}", "Made by `resnet-train table`; errors in percent."]
     for heading, rows in shown.items():
         parts += [f"## {heading}", markdown(rows).rstrip("\n")]
-    remarks = _explain([row for rows in shown.values() for row in rows])
+    remarks = explain([row for rows in shown.values() for row in rows])
     parts.append("\n".join(f"- {line}" for line in remarks))
     if made := commands(table.groups):
         parts.append("\n".join(["```console", *made, "```"]))
@@ -122,6 +126,18 @@ def table_rows(groups: Iterable[Group]) -> list[Row]:
     """The rows of `resnet-train table`."""
     rows = [{**_cells(group), **_table_cells(group)} for group in groups]
     return [{name: row[name] for name in _TABLE} for row in rows]
+
+
+def web_rows(groups: Iterable[Group]) -> list[Row]:
+    """The rows of `resnet-train results --html`."""
+    found = []
+    for group in groups:
+        row = {**_cells(group), **_table_cells(group)}
+        row["best %"] = _mean(group.statistics("best_error"), single="")
+        if group.asked is None:  # no recipe says the schedule
+            row["with"] = _options(group.options)
+        found.append({name: row[name] for name in _WEB})
+    return found
 
 
 def commands(groups: Iterable[Group]) -> list[str]:
@@ -186,21 +202,21 @@ def _cells(group: Group) -> Row:
     return {
         "model": run.config.model,
         "with": _options(group.options),
-        "parameters": _NONE if group.parameters is None else f"{group.parameters:,}",
+        "parameters": NONE if group.parameters is None else f"{group.parameters:,}",
         "data": tested_on(group),
         "epochs": f"{group.epochs:.4g}",
         "steps": f"{run.total_steps:,}",
         "precision": run.config.precision,
         "runs": f"{count}" if finished == count else f"{finished} of {count}",
-        "seeds": _seeds(group, ", ") or _NONE,
+        "seeds": _seeds(group, ", ") or NONE,
         "error %": _mean(error) + (_sampling_error(group) if group.is_partial else ""),
-        "min": _NONE if error is None else _percent(error.min),
-        "max": _NONE if error is None else _percent(error.max),
+        "min": NONE if error is None else _percent(error.min),
+        "max": NONE if error is None else _percent(error.max),
         "best %": _mean(group.statistics("best_error")),
         "torch twin %": _mean(group.statistics("torch_error")),
-        "differ": str(sum(different)) if different else _NONE,
+        "differ": str(sum(different)) if different else NONE,
         "published %": _published(group.published),
-        "time": _NONE if seconds is None else duration(seconds.mean),
+        "time": NONE if seconds is None else duration(seconds.mean),
         "device": ", ".join(sorted({run.devices for run in group.runs})),
     }
 
@@ -220,14 +236,15 @@ def _table_cells(group: Group) -> Row:
         "with": _options({k: v for k, v in group.options.items() if k not in _SHOWN}),
         "epochs": epochs,
         "error %": shown,
-        "torch twin %": _NONE if in_torch is None else _percent(in_torch.mean),
+        "torch twin %": NONE if in_torch is None else _percent(in_torch.mean),
     }
 
 
-def _missing_rows(data: str, missing: Iterable[Missing]) -> list[Row]:
+def missing_rows(data: str, missing: Iterable[Missing]) -> list[Row]:
+    """Rows of `resnet-train table` for networks that nobody ran."""
     return [
         {
-            **dict.fromkeys(_TABLE, _NONE),
+            **dict.fromkeys(_TABLE, NONE),
             "with": "",
             "model": row.model,
             "parameters": f"{count_parameters(Config(data=data, model=row.model)):,}",
@@ -247,17 +264,17 @@ def _seeds(group: Group, separator: str) -> str:
 
 
 def _published(figures: list[Published]) -> str:
-    return "; ".join(map(str, figures)) or _NONE
+    return "; ".join(map(str, figures)) or NONE
 
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}"
 
 
-def _mean(statistics: Statistics | None, single: str = f" ± {_NONE}") -> str:
+def _mean(statistics: Statistics | None, single: str = f" ± {NONE}") -> str:
     """`8.60 ± 0.28`; of a single run the error and `single`."""
     if statistics is None:
-        return _NONE
+        return NONE
     deviation = single if statistics.std is None else f" ± {_percent(statistics.std)}"
     return _percent(statistics.mean) + deviation
 
@@ -267,7 +284,7 @@ def _sampling_error(group: Group) -> str:
     return "" if error is None else f" [±{_percent(error)}]"
 
 
-def _explain(rows: Sequence[Row]) -> list[str]:
+def explain(rows: Sequence[Row]) -> list[str]:
     """What a reader must know of the columns, marks and sources in these rows, one line each."""
     lines = [
         text
@@ -278,7 +295,8 @@ def _explain(rows: Sequence[Row]) -> list[str]:
     return lines + [f"{name}: {text}." for name, text in SOURCES.items() if f"({name})" in cited]
 
 
-def _not_counted(groups: Iterable[Group], place: Callable[[Path], str]) -> list[str]:
+def not_counted(groups: Iterable[Group], place: Callable[[Path], str]) -> list[str]:
+    """A line for each run that is in no mean; `place` returns the name of a folder."""
     lines = []
     for group in groups:
         for run in group.unfinished:

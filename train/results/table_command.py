@@ -18,7 +18,7 @@ from train.results.groups import Group, group_key
 from train.results.plan import Asked, configure, is_usual, row_name
 from train.results.protocol import PROTOCOLS
 from train.results.published import DATA, published_models
-from train.results.record import encode, write_files
+from train.results.record import EXPORT, encode, write_files
 from train.results.render import table_page
 from train.results.table import Table, make_table, read_table, to_json
 from train.results.training import Plan, find_below, train_missing
@@ -37,7 +37,6 @@ protocols:
 """
 _SEEDS = "5"  # as in torch-resnet's table
 _KEPT_SEED, _KEPT_BYTES = 111, 2_000_000  # whose network is kept as a file, up to which size
-_EXPORT = "model.safetensors"
 _DIGITS = 8  # of the hash in the names of an unusual row's files
 
 
@@ -153,7 +152,7 @@ def _kept_networks(table: Table) -> tuple[dict[str, dict[str, Any]], dict[str, b
         run = next((run for run in group.finished if run.seed == _KEPT_SEED), None)
         if run is None or run.outcome is None:
             continue
-        source, key, outcome = run.folder / _EXPORT, group_key(run), run.outcome
+        source, key, outcome = run.folder / EXPORT, group_key(run), run.outcome
         if not (run.metrics and source.is_file()):  # a run of an older table is not here
             entries |= {key: table.weights[key]} if key in table.weights else {}
         elif source.stat().st_size <= _KEPT_BYTES:

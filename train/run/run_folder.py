@@ -23,7 +23,9 @@ SEEDS = "seeds.json"  # what config.json is, for the runs of several seeds, whic
 _CONFIG = "config.json"
 # All that a run leaves, which --overwrite deletes; last the file that makes the folder a run's.
 _FOLDERS = (CHECKPOINTS, "tensorboard", "profile", "wandb")
-_OF_RESULTS = ("results.json", "results.md", "curves.png", "curves.svg")  # `resnet-train results`
+_OF_RESULTS = (  # `resnet-train results`
+    *("results.json", "results.md", "results.html", "curves.png", "curves.svg"),
+)
 _FILES = (
     *(RESULT, "metrics.jsonl", "model.safetensors", "wandb_id", *_OF_RESULTS, _CONFIG, SEEDS),
 )

@@ -1,4 +1,4 @@
-"""Augmentation in the compiled step: crop, flip and normalisation; mixup, CutMix and smoothing."""
+"""Augmentation in the compiled step: crop, flip, Cutout; mixup, CutMix and label smoothing."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from train.config import Config
 from train.data.dataset import Dataset, image_dtype
 from train.errors import UserError
 
-_MIXING = 0x6D69786D  # for other draws than those of Augment by the same keys
+# For other draws by the same keys
+_MIXING = 0x6D69786D
+_CUTOUT = 0x6375746F
 
 
 class Keys(NamedTuple):
@@ -37,7 +39,9 @@ class Augment:
     """uint8 images (n, h, w, c) to normalised ones, float32 or float64; one key for each image.
 
     He et al. 2015, section 4.2: padding on each side, a random crop of the image or its mirror.
-    The padding is zero after normalisation, which is the mean colour.
+    The padding is zero after normalisation, which is the mean colour. So is what Cutout erases
+    (DeVries & Taylor 2017, arXiv:1708.04552): a square with its centre anywhere in the image,
+    clipped at the edges.
     """
 
     def __init__(self, config: Config, dataset: Dataset):
@@ -45,6 +49,7 @@ class Augment:
         self.padding = 0 if dataset.is_streamed else config.crop_padding
         self.flip = config.flip and not dataset.is_streamed
         self.image_shape = dataset.image_shape
+        self.cutout = 0 if dataset.is_streamed else config.cutout
         self.dtype = image_dtype(config)
         self.mean = jnp.array(dataset.mean, self.dtype)
         self.std = jnp.array(dataset.std, self.dtype)
@@ -73,6 +78,11 @@ class Augment:
         if self.flip:
             mirrored = jax.random.bernoulli(flip_key, jnp.float32(0.5))
             image = jnp.where(mirrored, image[:, ::-1], image)
+        if self.cutout:
+            half = jnp.int32(self.cutout // 2)
+            keys = jax.random.split(jax.random.fold_in(key, _CUTOUT))
+            erased = _draw_box(keys, (half, half), image.shape[:2])
+            image = jnp.where(erased[..., None], 0, image)
         return image
 
 
@@ -177,17 +187,24 @@ def _draw_mixup(
 def _draw_cutmix(
     key: Any, alpha: float, size: tuple[int, int]
 ) -> tuple[Float[Array, "h w"], Float[Array, ""]]:
-    """The box has its centre anywhere in the image, and is clipped at its edges."""
     lambda_key, *centre_keys = jax.random.split(key, 3)
     side = jnp.sqrt(1 - _draw_lambda(lambda_key, alpha))  # of the box, as a share of the image's
+    halves = [(side * length).astype(jnp.int32) // 2 for length in size]
+    own = 1 - _draw_box(centre_keys, halves, size).astype(jnp.float32)
+    return own, own.mean()
+
+
+def _draw_box(keys: Any, halves: Any, size: tuple[int, ...]) -> Bool[Array, "h w"]:
+    """The pixels of a box with its centre anywhere in the image, clipped at the edges.
+
+    `keys`, `halves` (of its sides) and `size` are of the height and of the width.
+    """
     inside = []
-    for centre_key, length in zip(centre_keys, size, strict=True):
-        centre = jax.random.randint(centre_key, (), 0, length, jnp.int32)
-        half = (side * length).astype(jnp.int32) // 2
+    for key, half, length in zip(keys, halves, size, strict=True):
+        centre = jax.random.randint(key, (), 0, length, jnp.int32)
         place = jnp.arange(length, dtype=jnp.int32)
         inside.append((place >= centre - half) & (place < centre + half))
-    own = 1 - (inside[0][:, None] & inside[1][None, :]).astype(jnp.float32)
-    return own, own.mean()
+    return inside[0][:, None] & inside[1][None, :]
 
 
 def _blend(arrays: Array, own: Array) -> Array:
