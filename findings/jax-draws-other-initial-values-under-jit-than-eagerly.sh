@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The initial values of a layer differ in the last bit between jit and eager, and between releases.
+# The initial values of a layer differ in the last bits between jit and eager, and between releases.
 #
 # Versions:  jax 0.10.2 and 0.12.0.1 (Python 3.12 or newer: PYTHON=... names it)
 # Expected:  the same key, shape and initialiser give the same bits, compiled or not: random numbers
 #            are drawn by integers.
-# Seen:      in 0.10.2 `variance_scaling` under jit differs from eager by one unit in the last place
-#            in some values; in 0.12.0.1 it does not, and both differ from 0.10.2.
+# Seen:      in 0.10.2 `variance_scaling` under jit differs from eager in half of the values, by up to
+#            two units in the last place; in 0.12.0.1 both are what 0.10.2 draws under jit.
 #
 # Fails where this is no longer so.
 set -euo pipefail
@@ -43,4 +43,5 @@ for one, other in itertools.combinations(names, 2):
     print(f"{one}, {other}: {differing[one, other]} of {units.size} values, {units.max()} ulp")
 assert differing["eager-0.10.2", "jit-0.10.2"] > 0
 assert differing["eager-0.12.0.1", "jit-0.12.0.1"] == 0
+assert differing["jit-0.10.2", "eager-0.12.0.1"] == 0
 PY
