@@ -1,10 +1,10 @@
-# Everything below sets up .venv first, from requirements.lock.
+# Everything below sets up .venv first, from requirements.lock, but for test-oldest and test-newest.
 PYTHON ?= python3
 BIN := .venv/bin
 # The CPU tests of JAX, torch and pytest workers share the cores.
 WORKERS ?= 2
 
-.PHONY: quickstart test test-slow parity layouts fuzz torture benchmark benchmark-tpu lint format types wheel lock clean
+.PHONY: quickstart test test-slow test-oldest test-newest parity layouts fuzz torture benchmark benchmark-tpu lint format types wheel lock clean
 
 quickstart: .venv/installed  ## train a small ResNet on digits, export it, check it in torch
 	$(BIN)/python -m train digits --run-dir runs/quickstart --overwrite
@@ -14,6 +14,22 @@ test: .venv/installed  ## all tests that are not slow
 
 test-slow: .venv/installed  ## the slow ones: every model of the table, real runs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
+
+test-oldest:  ## the quick tests with the oldest releases of pyproject.toml's ranges, on Python 3.11
+	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "make test-oldest PYTHON=python3.11"'
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --no-compile $$(grep "^torch==" requirements.oldest)
+	.venv-oldest/bin/python -m pip install --quiet --no-compile --constraint requirements.oldest --editable '.[dev]'
+	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
+
+# EXTRAS=dev brings torch too: on Linux, with gigabytes of CUDA.
+EXTRAS ?= train,plot,wandb,test
+NEWEST = $(if $(filter file,$(origin PYTHON)),$(shell .ci/newest_python),$(PYTHON))
+test-newest:  ## the quick tests with the newest releases, on the newest Python; without torch
+	$(NEWEST) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --no-compile --editable '.[$(EXTRAS)]'
+	.venv-newest/bin/python -m pip list | grep -iE '^(jax|flax|numpy|optax|orbax-checkpoint|torch) '
+	.venv-newest/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
 parity: .venv/installed  ## the parity of every model with every shortcut, and a table of the errors reached
 	$(BIN)/python -m pytest -s --full tests/test_parity.py
@@ -53,7 +69,7 @@ lock: .venv/installed  ## write what is installed now to requirements.lock
 	mv .lock.new requirements.lock
 
 clean:
-	rm -rf .venv dist build runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-newest dist build runs .pytest_cache .ruff_cache .hypothesis
 
 # torch first and by itself: another package's looser wish for it would take another build.
 # Not compiled: most of what these packages bring is never imported.

@@ -108,7 +108,7 @@ def _torch_task(source: TfdsSource, amount: _Amount) -> Task:
     import torch
     from PIL import Image
 
-    from tests.peers import import_torchvision
+    from tests.torch_or_none import import_torchvision
 
     import_torchvision()
     from torchvision import transforms

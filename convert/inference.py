@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import importlib.util
 import io
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +36,7 @@ Run = Callable[[np.ndarray], np.ndarray]  # images (n, c, h, w) -> logits (n, cl
 Traced = Any  # a torch.export.ExportedProgram
 _BATCH_SIZES = (1, 3)  # neither is the traced one: the batch size must be free
 _TRACED_BATCH_SIZE = 2  # torch treats sizes of 0 and 1 as constants
+_LARGEST_GRAPH = 2**27  # bytes of the operations of a program that are read
 _LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: a protocol buffer ends at 2 GiB
 
 
@@ -113,7 +116,8 @@ class Form:
         tolerance: largest difference from the torch twin, relative to the largest logit.
         write: a traced model and text by name, to a file.
         load: a file as a function, and the text that it carries.
-        read: the text that a file carries, and how many tensors it has; nothing in it is run.
+        read: the text that a file carries, how many tensors it has, and the release of torch that
+            wrote a program that no other release promises to open; nothing in it is run.
     """
 
     suffix: str
@@ -122,7 +126,7 @@ class Form:
     tolerance: float
     write: Callable[[Traced, Path, Mapping[str, str]], None]
     load: Callable[[Path], tuple[Run, dict[str, str]]]
-    read: Callable[[Path], tuple[dict[str, str], int]]
+    read: Callable[[Path], tuple[dict[str, str], int, str | None]]
 
     def check_packages(self) -> None:
         """Raises a ConversionError that names the packages that are not installed."""
@@ -262,18 +266,21 @@ def _load_program(path: Path) -> tuple[Run, dict[str, str]]:
     return run, metadata
 
 
-def _read_program(path: Path) -> tuple[dict[str, str], int]:
+def _read_program(path: Path) -> tuple[dict[str, str], int, str | None]:
     with open_archive(path) as archive:
         names = archive.namelist()
-        if not any(name.endswith("models/model.json") for name in names):
+        models = [name for name in names if name.endswith("models/model.json")]
+        if not models:
             raise ValueError("it holds no program")  # a cut one may end in an inner archive
+        with archive.open(models[0]) as member:
+            release = json.loads(member.read(_LARGEST_GRAPH)).get("torch_version")
         texts = {}
         for name in names:
             folder, _, key = name.rpartition("/")
             if folder.endswith("extra") and key == DESCRIPTION_KEY:
                 with archive.open(name) as member:
                     texts[key] = member.read(LARGEST_DESCRIPTION + 1).decode()
-        return texts, len(names)
+        return texts, len(names), release
 
 
 def _write_onnx(program: Traced, path: Path, metadata: Mapping[str, str]) -> None:
@@ -310,13 +317,14 @@ def _load_onnx(path: Path) -> tuple[Run, dict[str, str]]:
     return run, dict(session.get_modelmeta().custom_metadata_map)
 
 
-def _read_onnx(path: Path) -> tuple[dict[str, str], int]:
+def _read_onnx(path: Path) -> tuple[dict[str, str], int, None]:
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     if not model.graph.node:  # an empty file is a whole message, too
         raise ValueError("it holds no graph")
-    return {entry.key: entry.value for entry in model.metadata_props}, len(model.graph.initializer)
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    return texts, len(model.graph.initializer), None
 
 
 @contextlib.contextmanager
@@ -356,12 +364,29 @@ def is_program(path: Path) -> bool:
 
 
 def read_program_description(path: Path) -> Weights:
-    """What a model for inference says of itself, without its arrays; nothing in it is run."""
+    """What a model for inference says of itself, without its arrays; nothing in it is run.
+
+    A note of a `.pt2` file names the release of torch that wrote it, and another one that is here.
+    """
     (form,) = (form for form in FORMS.values() if path.suffix.lower() == form.suffix)
     try:
-        metadata, num_tensors = form.read(path)
+        metadata, num_tensors, release = form.read(path)
     except (OSError, ImportError):
         raise
     except Exception as error:  # of several kinds, for damaged files
         raise ConversionError(f"{path} is no whole {form.suffix} file: {error}") from error
-    return Weights({}, **decode_description(path, metadata, num_tensors))
+    notes = () if release is None else (_release_note(release),)
+    return Weights({}, **decode_description(path, metadata, num_tensors), notes=notes)
+
+
+def _release_note(writer: str) -> str:
+    try:
+        here = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return f"written by torch {writer}"
+    if here.partition("+")[0] == writer.partition("+")[0]:  # whatever it was built for
+        return f"written by torch {writer}"
+    return (
+        f"written by torch {writer}, and torch here is {here}, which need not open it: if it does "
+        "not, export it again from the weights"
+    )

@@ -59,7 +59,8 @@ def inspect(
         if entry or prefix:
             raise ConversionError(f"--entry and --prefix are for weights, and {path} is a program")
         note = "a model for inference: its tensors were not looked at"
-        weights = dataclasses.replace(read_program_description(path), notes=(note,))
+        weights = read_program_description(path)
+        weights = dataclasses.replace(weights, notes=(note, *weights.notes))
         source = Source(path, weights, f"{path.suffix} file")
     else:
         source = read_source(path, entry=entry, prefix=prefix, reset_counters=True)

@@ -58,7 +58,9 @@ def kaiming_normal(
     del out_sharding  # a model is placed as a whole
     *window, _, out_planes = shape
     deviation = jnp.sqrt(jnp.array(2 / (math.prod(window) * out_planes), dtype))
-    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape) * deviation
+    normal = jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+    # Else XLA of jax 0.10.2 multiplies constants first where this is compiled: other last bits.
+    return jax.lax.optimization_barrier(normal) * deviation
 
 
 def no_value(key: Any, shape: tuple[int, ...], dtype: DTypeLike, out_sharding: Any = None) -> Any:

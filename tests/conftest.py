@@ -24,11 +24,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import jax
 import pytest
-import torch
 
 from tests import compile_cache
 from tests.commands import Process, run
-from tests.peers import import_torchvision
+from tests.torch_or_none import import_torchvision, torch
 
 jax.config.update("jax_enable_x64", True)
 # Compiling is most of the tests' time: workers, and the processes they start, share what is done.
@@ -38,7 +37,8 @@ jax.config.update("jax_compilation_cache_dir", _cache)
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    torch.manual_seed(0)
+    if torch is not None:
+        torch.manual_seed(0)
 
 
 _MOST_MEMORY = 4 * 2**30  # bytes: two workers, and what they start, fit a machine of 16 GB
@@ -131,6 +131,22 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         compile_cache.prune(compile_cache.folder().parent)
 
 
+class _File(pytest.Module):
+    """A file of tests, skipped whole where it imports torch and there is none."""
+
+    def collect(self) -> Any:
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            if torch is None and "No module named 'torch'" in str(error):
+                pytest.skip("needs torch", allow_module_level=True)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    return _File.from_parent(parent, path=module_path)
+
+
 # Those of minutes come first: one that begins last leaves the other worker without work.
 _LONGEST = (
     *("test_processes", "test_torture", "test_benchmarks", "test_docs", "test_damage"),
@@ -148,6 +164,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         rest = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=rest)
         items[:] = [item for item in items if not item.get_closest_marker("full")]
+    for item in items:
+        if torch is None and item.get_closest_marker("torch"):
+            item.add_marker(pytest.mark.skip("needs torch"))
     place = {name: number for number, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(_LONGEST)))
 

@@ -2,8 +2,6 @@
 
 import functools
 import os
-import sys
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +15,7 @@ from flax import nnx
 from benchmarks.peers import linen_resnet
 from resnet_spec import find_spec
 from tests import peer_networks
+from tests.torch_or_none import import_torchvision
 from tests.twins import NUM_CLASSES, randomise, run_torch
 
 _POSITIVE = ("scale", "var", "gamma", "moving_variance")
@@ -34,19 +33,6 @@ class Peer:
 def make_peer(layout: str, name: str, **options: Any) -> Peer:
     """The model of a name as a layout's package has it, in eval mode."""
     return _MAKERS[layout](name, **options)
-
-
-def import_torchvision() -> Any:
-    """torchvision, whose import fails beside a CPU torch for want of its compiled ops.
-
-    The networks need none of them: an empty module in the place of the one that registers them
-    lets the rest be imported.
-    """
-    name = "torchvision._meta_registrations"
-    sys.modules.setdefault(name, types.ModuleType(name))
-    import torchvision.models
-
-    return torchvision
 
 
 def import_timm() -> Any:

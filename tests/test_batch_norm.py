@@ -7,17 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 from jax.test_util import check_grads
 
 from flax_resnet import BatchNorm
+from tests.torch_or_none import torch
 from tests.twins import to_nchw
 
 _AXIS = "devices"
 _SHAPE = (8, 3, 2, 5)  # of a batch: images, height, width, channels
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("spread", ["pmap", "shard_map"])
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_a_batch_on_many_devices_is_torchs_in_float64(devices, spread):
@@ -175,9 +176,9 @@ def _random(seed: int, shape: tuple[int, ...] = _SHAPE) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
+def _tensor(array: np.ndarray) -> "torch.Tensor":
     return torch.from_numpy(array)
 
 
-def _nhwc(tensor: torch.Tensor) -> np.ndarray:
+def _nhwc(tensor: "torch.Tensor") -> np.ndarray:
     return tensor.detach().numpy().transpose(0, 2, 3, 1)

@@ -14,6 +14,7 @@ import convert
 from convert.files import Weights
 from convert.runs.disk_format import read_documents
 from convert.runs.saved_run import read_run, write_run
+from convert.twins import flax_to_arrays
 from resnet_spec import ClassifierSpec, find_spec
 from tests.saved_states import (
     CLASSIFIER,
@@ -28,6 +29,7 @@ from tests.saved_states import (
     run_of_two,
     steps,
 )
+from tests.twins import make_flax
 from train.errors import UserError
 
 __all__ = ["run_of_two"]  # a fixture
@@ -183,10 +185,7 @@ def test_checkpoints_of_older_versions_are_taken_without_the_check(tmp_path):
 
 
 def test_imported_weights_are_sealed(tmp_path):
-    import torch_resnet
-
-    model = torch_resnet.create("ResNet20", 10)
-    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    arrays = flax_to_arrays(make_flax("ResNet20", dtype="float32"))
     write_run(tmp_path / "run", Weights(arrays, CLASSIFIER))
     progress = read_documents(tmp_path / "run" / "checkpoints" / "0").progress
     assert len(progress["checksums"]["model"]) == len(arrays)

@@ -15,7 +15,7 @@ import torch_resnet
 from convert.__main__ import main
 from convert.layouts import LAYOUTS
 from tests.commands import LONGEST, Process, assert_refused, run, run_here, run_unread
-from tests.peers import import_torchvision
+from tests.torch_or_none import import_torchvision
 from tests.twins import make_twins, randomise
 
 

@@ -10,8 +10,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from tests.peers import import_torchvision
 from tests.pictures import damaged, encode, grey_kinds, kinds, make_pixels
+from tests.torch_or_none import import_torchvision
 from train.data.decode import FACTORS, Box, DamagedImageError, Picture
 
 PIXELS = make_pixels()
@@ -132,6 +132,7 @@ def test_no_jpeg_is_decoded_to_less_than_is_needed_or_to_much_more(monkeypatch):
     assert set(seen) == {1, 2, 4, 8}
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("height", "width"), [(90, 120), (375, 500), (333, 250), (300, 300), (230, 1000), (70, 60)]
 )

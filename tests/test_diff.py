@@ -26,7 +26,7 @@ from convert.diff.verdict import judge
 from convert.layouts import torchvision
 from resnet_spec import ResNetSpec, find_spec
 from tests.commands import assert_refused, run, run_here
-from tests.peers import import_torchvision
+from tests.torch_or_none import import_torchvision
 from tests.twins import random_images, randomise
 
 # Of equal widths: the fewer shapes there are, the fewer operations are compiled.

@@ -45,7 +45,10 @@ ALLOWED = {
 OURS = ("resnet_spec", "flax_resnet", "torch_resnet", "convert", "train")
 
 
-@pytest.mark.parametrize("package", ALLOWED)
+@pytest.mark.parametrize(
+    "package",
+    [pytest.param(p, marks=pytest.mark.torch) if p == "torch_resnet" else p for p in ALLOWED],
+)
 def test_a_package_imports_only_what_it_may(package):
     """What is forbidden is made impossible to import, as where it is not installed."""
     forbidden = ALLOWED[package]["forbidden"]
@@ -122,6 +125,7 @@ def test_a_circle_is_found_and_named_in_order():
     assert not find_circle({**graph, "e": ["c"]})
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("backend", ["torch", "flax"])
 def test_a_file_loads_with_one_framework_installed(backend, tmp_path):
     import convert
@@ -139,6 +143,7 @@ def test_a_file_loads_with_one_framework_installed(backend, tmp_path):
     assert run.stdout.strip() == "ResNet", run.stderr
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("absent", "arguments", "says"),
     [
@@ -178,6 +183,7 @@ def test_a_package_that_is_absent_is_named_and_what_needs_it_is_called_whole(
     assert not list(tmp_path.glob("new.*"))
 
 
+@pytest.mark.torch
 def test_files_of_torch_are_read_and_written_where_there_is_no_torch(tmp_path):
     """Nor zlib-ng, which `pip install --no-deps` leaves out."""
     import torch

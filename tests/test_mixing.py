@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
+from tests.torch_or_none import torch
 from tests.twins import relative_error
 from train.config import Config
 from train.data.dataset import Dataset, Split
@@ -110,6 +110,7 @@ def test_a_box_may_have_its_centre_in_any_row_and_column():
     np.testing.assert_allclose(foreign, 3 / 4 * np.outer(along, along), atol=0.02)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 def test_smoothing_is_torchs(smoothing):
     generator = np.random.default_rng(0)
@@ -124,6 +125,7 @@ def test_smoothing_is_torchs(smoothing):
     assert relative_error(cross_entropy(jnp.asarray(logits), targets), expected) < 1e-15
 
 
+@pytest.mark.torch
 def test_the_loss_of_mixed_labels_is_torchs_and_float32_for_bfloat16_logits():
     (_, targets), *_ = mix(**BOTH)
     logits = np.random.default_rng(0).standard_normal((16, CLASSES)).astype(np.float32)

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 import flax_resnet
-import torch_resnet
 from flax_resnet.layers import no_values
 from resnet_spec import MODELS, find_spec
+from tests.torch_or_none import torch, torch_resnet
 
 IMAGENET = (18, 34, 50, 101, 152, 200)
 CIFAR = (20, 32, 44, 56, 110, 164, 1001, 1202)
@@ -34,10 +33,11 @@ OTHER_NAMES = [
     *("IdentityShortcut", "ProjectionShortcut", "FullProjectionShortcut", "ConvolutionShortcut"),
     *("create", "list_models", "utils"),
 ]
+PACKAGES = [flax_resnet, pytest.param(torch_resnet, marks=pytest.mark.torch)]
 SHORTCUTS = ["identity", "projection", "full_projection", "convolution"]
 
 
-@pytest.mark.parametrize("package", [flax_resnet, torch_resnet])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_the_seeds_public_names_are_there(package):
     assert len(PUBLIC_MODELS) + 2 == 36  # torch-resnet 0.0.4 exports 36 models
     for name in PUBLIC_MODELS + OTHER_NAMES:
@@ -54,6 +54,7 @@ FLAX_ALONE = (
 TORCH_ALONE = (*("dialect.BiasedBatchNorm2d", "dialect.SameConv2d", "dialect.SameMaxPool2d"),)
 
 
+@pytest.mark.torch
 def test_the_twins_have_the_same_files_and_classes():
     flax_parts, torch_parts = parts_of(flax_resnet), parts_of(torch_resnet)
     assert {f"resnet.{name}" for name in ("ResNet", "ResNet50")} <= flax_parts
@@ -72,11 +73,12 @@ def parts_of(package: ModuleType) -> set[str]:
     return parts
 
 
-def build_torch(name: str, num_classes: int | None = 10, **options: Any) -> torch.nn.Module:
+def build_torch(name: str, num_classes: int | None = 10, **options: Any) -> "torch.nn.Module":
     with torch.device("meta"):
         return torch_resnet.create(name, num_classes, **options)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", list(MODELS))
 def test_the_torch_twin_has_the_tables_layers(name):
     model = build_torch(name)
@@ -105,6 +107,7 @@ def test_the_flax_twin_has_the_tables_layers(name):
     assert model.spec == spec
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", PUBLIC_MODELS)
 def test_a_named_class_is_its_row_of_the_table(name):
     cls: Any = getattr(torch_resnet, name)
@@ -114,7 +117,7 @@ def test_a_named_class_is_its_row_of_the_table(name):
     assert getattr(flax_resnet, name).__name__ == name
 
 
-@pytest.mark.parametrize("package", [flax_resnet, torch_resnet])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_a_generic_class_makes_resnet20_from_dimensions(package):
     options: Any = {"rngs": nnx.Rngs(0)} if package is flax_resnet else {}
     dimensions = [(1, 16), (3, 16), (3, 32), (3, 64)]
@@ -122,7 +125,7 @@ def test_a_generic_class_makes_resnet20_from_dimensions(package):
     assert model.spec == find_spec("ResNet20")
 
 
-@pytest.mark.parametrize("package", [flax_resnet, torch_resnet])
+@pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("cls", ["BasicBlock", "Bottleneck", "PreActBlock", "PreActBottleneck"])
 def test_blocks_have_the_seeds_constructor(package, cls):
     options: Any = {"rngs": nnx.Rngs(0)} if package is flax_resnet else {}
@@ -133,7 +136,7 @@ def test_blocks_have_the_seeds_constructor(package, cls):
     assert not block.shortcut.requires_activation
 
 
-@pytest.mark.parametrize("package", [flax_resnet, torch_resnet])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_a_bottleneck_refuses_dropout(package):
     options: Any = {"rngs": nnx.Rngs(0)} if package is flax_resnet else {}
     for cls in (package.Bottleneck, package.PreActBottleneck):
@@ -143,7 +146,7 @@ def test_a_bottleneck_refuses_dropout(package):
         package.ResNet50(drop_rate=0.1, **options)
 
 
-@pytest.mark.parametrize("package", [flax_resnet, torch_resnet])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_bad_arguments_are_value_errors(package):
     options: Any = {"rngs": nnx.Rngs(0)} if package is flax_resnet else {}
     for bad, match in (
@@ -172,7 +175,7 @@ def test_bad_arguments_are_value_errors(package):
         package.create("ResNet20", shortcut="Identity", **options)
 
 
-@pytest.mark.parametrize("package", [flax_resnet, torch_resnet])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_a_wrong_keyword_is_answered_by_the_right_one(package):
     options: Any = {"rngs": nnx.Rngs(0)} if package is flax_resnet else {}
     dimensions = [(1, 4), (1, 4)]
@@ -192,7 +195,8 @@ def test_a_wrong_keyword_is_answered_by_the_right_one(package):
             package.create("ResNet20", rngs=nnx.Rngs(0), dtype="f4")
 
 
-@pytest.mark.parametrize("package", [flax_resnet, torch_resnet])
+@pytest.mark.torch
+@pytest.mark.parametrize("package", PACKAGES)
 def test_blocks_and_shortcuts_are_classes_of_the_twin_or_names_of_the_table(package):
     options: Any = {"rngs": nnx.Rngs(0)} if package is flax_resnet else {}
     dimensions = [(1, 4), (1, 4)]
@@ -213,6 +217,7 @@ def test_blocks_and_shortcuts_are_classes_of_the_twin_or_names_of_the_table(pack
         package.ResNet(dimensions, "basics", **options)
 
 
+@pytest.mark.torch
 def test_a_head_follows_the_pooling():
     model = torch_resnet.ResNet20()
     images = torch.randn(2, 3, 32, 32)
@@ -225,6 +230,7 @@ def test_a_head_follows_the_pooling():
     assert twin(jnp.ones((2, 32, 32, 3))).shape == (2, 7)
 
 
+@pytest.mark.torch
 def test_torch_models_survive_pickling_and_subclassing():
     class Mine(torch_resnet.ResNet20):
         pass
@@ -235,6 +241,7 @@ def test_torch_models_survive_pickling_and_subclassing():
     assert Mine(width=2).spec == again.spec == model.spec
 
 
+@pytest.mark.torch
 def test_the_seeds_ways_of_calling_and_its_attributes_still_work():
     """torch-resnet 0.0.4 takes these arguments without their names."""
     assert torch_resnet.ResNet20(False).spec == torch_resnet.ResNet20(small_images=False).spec
@@ -295,6 +302,7 @@ def kernels(model: Any) -> dict[str, np.ndarray]:
     return {n: np.asarray(v.get_value()) for n, v in named if n.endswith("kernel")}
 
 
+@pytest.mark.torch
 def test_convolutions_are_kaiming_normal_over_the_fan_out():
     twin = flax_resnet.ResNet50(rngs=nnx.Rngs(0))
     torch_model = torch_resnet.ResNet50()
@@ -312,6 +320,7 @@ def test_convolutions_are_kaiming_normal_over_the_fan_out():
             assert abs(z).max() > 3.5
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["ResNet20", "PreActResNet20", "ResNet164", "PreActResNet164"])
 def test_zero_init_makes_every_identity_block_an_identity(name):
     twin = flax_resnet.create(name, rngs=nnx.Rngs(0), zero_init_residual=True)
@@ -332,6 +341,7 @@ def test_the_head_of_create_is_drawn_as_torch_draws_it():
         assert abs(float(values.std()) - bound / 3**0.5) < 0.03 * bound
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["WideResNet16-4", "PreActWideResNet16-4"])
 def test_dropout_keeps_rate_and_scale_in_both_twins(name):
     rate = 0.3
@@ -359,6 +369,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32():
         assert leaf.get_value().dtype == expected
 
 
+@pytest.mark.torch
 def test_signatures_say_what_can_be_given():
     parameters = inspect.signature(torch_resnet.create).parameters
     assert list(parameters) == ["name", "num_classes", "overrides"]

@@ -7,18 +7,19 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 import convert
 import flax_resnet
-import torch_resnet
 from convert import leaves
+from convert.twins import flax_to_arrays
 from flax_resnet import BatchNorm
 from flax_resnet.layers import no_values
 from resnet_spec import ResNetSpec, count_multiplications, find_spec
+from tests.torch_or_none import torch, torch_resnet
 from tests.twins import (
     NUM_CLASSES,
+    make_flax,
     make_twins,
     random_images,
     relative_error,
@@ -36,12 +37,12 @@ from train.step.functional import Network
 )
 @pytest.mark.parametrize("stacked", [False, True], ids=["", "stacked"])
 def test_scan_and_remat_keep_outputs_statistics_and_gradients(name, options, stacked):
-    plain, _ = make_twins(name)
+    plain = make_flax(name)
     with no_values():
         other = flax_resnet.create(
             name, NUM_CLASSES, rngs=nnx.Rngs(0), param_dtype="float64", **options
         )
-    convert.torch_to_flax(convert.flax_to_torch(plain), other)
+    convert.torch_to_flax(flax_to_arrays(plain), other)
     images = jnp.asarray(random_images(2, 16))
 
     def run(model: Any, stacked: bool = False) -> Any:
@@ -64,12 +65,12 @@ def test_scan_and_remat_keep_outputs_statistics_and_gradients(name, options, sta
 
 @pytest.mark.parametrize("options", [{"scan_blocks": True}, {"remat": True}], ids=str)
 def test_a_network_can_be_a_constant_of_compiled_functions_in_evaluation(options):
-    plain, _ = make_twins("ResNet20")
+    plain = make_flax("ResNet20")
     with no_values():
         other = flax_resnet.create(
             "ResNet20", NUM_CLASSES, rngs=nnx.Rngs(0), param_dtype="float64", **options
         )
-    convert.torch_to_flax(convert.flax_to_torch(plain), other)
+    convert.torch_to_flax(flax_to_arrays(plain), other)
     images = jnp.asarray(random_images(2, 16))
 
     def results(model: Any) -> list[Any]:
@@ -127,6 +128,7 @@ def test_a_function_among_the_blocks_is_run_as_it_is(options):
     assert relative_error(model(images), expected) <= 1e-6
 
 
+@pytest.mark.torch
 def test_a_batch_without_images_has_no_logits_in_either_twin():
     flax_model, torch_model = make_twins("ResNet20")
     flax_model.eval()
@@ -151,7 +153,7 @@ SAME: Any = {"padding": "same", "stem_padding": "same"}
     ids=str,
 )
 def test_a_program_can_be_exported_for_images_of_any_size(name, options, shape, size):
-    model, _ = make_twins(name, dtype="float32", **options)
+    model = make_flax(name, dtype="float32", **options)
     model.eval()
     symbols = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), jnp.float32)
     exported = jax.export.export(jax.jit(lambda x: model(x)))(symbols)
@@ -164,7 +166,7 @@ def test_a_program_can_be_exported_for_images_of_any_size(name, options, shape, 
 )
 def test_no_array_is_given_axes_that_are_not_said(options):
     """`jax.numpy_rank_promotion("raise")` holds for a step of training, and for evaluation."""
-    model, _ = make_twins("ResNet20", dtype="float32", **options)
+    model = make_flax("ResNet20", dtype="float32", **options)
     network = Network(model)
     images = jnp.asarray(random_images(4, 16, "float32"))
 
@@ -243,6 +245,7 @@ def test_stacked_blocks_draw_what_each_would_draw(options):
         assert stacked.unpack(actual.statistics).keys() == expected.statistics.keys()
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("mean", "std", "shape"),
     [(0.0, 1e-4, (2, 1, 1, 5)), (-3.0, 2.0, (1, 2, 1, 5)), (1e3, 1.0, (8, 4, 4, 5))],
@@ -282,6 +285,7 @@ def test_batch_norm_refuses_to_train_on_one_value_as_torch_does():
         BatchNorm(5)(jnp.ones((1, 1, 1, 5)))
 
 
+@pytest.mark.torch
 def test_statistics_over_devices_are_those_of_the_global_batch():
     """Eight devices with their shares against torch with the whole batch."""
     flax_model, torch_model = make_twins("ResNet20")
@@ -303,6 +307,7 @@ def test_statistics_over_devices_are_those_of_the_global_batch():
         assert relative_error(statistic, expected) <= 1e-12, name
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["ResNet20", "PreActResNet20", "ResNet50-small"])
 def test_what_a_torch_layer_returned_is_not_changed_behind_its_hooks(name):
     """Recorders of activations, attribution and patching hold what a layer has returned."""
@@ -321,6 +326,7 @@ def test_what_a_torch_layer_returned_is_not_changed_behind_its_hooks(name):
     assert all(torch.equal(a, b) for a, b in zip(outputs, copies, strict=True))
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("size", [33, 225])
 @pytest.mark.parametrize("name", ["ResNet18", "PreActResNet20", "ResNet34-small"])
 def test_odd_images_cost_what_the_twin_multiplies(name, size):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
+from tests.torch_or_none import torch
 from train.config import Config
 from train.config.recipes import RECIPES
 from train.errors import UserError
@@ -177,6 +177,7 @@ def test_lars_moves_weights_of_zero_and_no_norm_of_zero_makes_nan(weight, gradie
         np.testing.assert_allclose(updates[name], expected, rtol=1e-6)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("clip_norm", [0.5, 1e3])
 def test_clipping_and_sgd_are_torchs_with_decay_after_the_clipping(clip_norm):
     optimizer = make(clip_norm=clip_norm, weight_decay=0.1, nesterov=True)

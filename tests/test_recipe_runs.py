@@ -12,10 +12,10 @@ import torch
 import convert
 import torch_resnet
 from tests.commands import assert_refused, run, run_here
-from tests.peers import import_torchvision
 from tests.run_folders import assert_same, metrics
 from tests.test_data import link_a_part_of_cifar10, needs_cifar10
 from tests.test_run import train
+from tests.torch_or_none import import_torchvision
 from tests.twins import randomise
 from train.run.run_folder import locked
 

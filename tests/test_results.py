@@ -70,6 +70,7 @@ def cells(markdown: str, row: int = 0) -> dict[str, str]:
     return dict(zip(map(str.strip, lines[0]), map(str.strip, lines[2 + row]), strict=True))
 
 
+@pytest.mark.torch
 def test_the_table_says_what_numpy_says_of_the_runs(runs, results):
     outcomes = [json.loads((runs / f"seed-{s}" / "result.json").read_text()) for s in SEEDS]
     errors = [outcome["error"] for outcome in outcomes]
@@ -136,6 +137,7 @@ def test_of_a_run_that_averages_the_best_error_is_that_of_its_averages(runs, res
     )
 
 
+@pytest.mark.torch
 def test_parameters_are_those_of_the_exported_network(runs, results):
     model = convert.load(runs / "seed-111" / "model.safetensors", backend="torch")
     count = sum(parameter.numel() for parameter in model.parameters())

@@ -12,16 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import torch
 
 import convert
-import torch_resnet
 from convert.inspection import inspect
 from convert.runs.saved_run import read_run
 from resnet_spec import find_spec
 from tests.commands import assert_refused, run, run_here
 from tests.run_folders import assert_same, metrics
 from tests.test_data import needs_cifar10
+from tests.torch_or_none import torch, torch_resnet
 from train.__main__ import parse
 from train.config.recipes import RECIPES
 from train.data.dataset import normalise
@@ -108,6 +107,7 @@ def test_no_rate_contains_a_test_or_a_checkpoint(tmp_path, monkeypatch, capsys):
     assert hours >= 7  # of three tests, that of the result, and three or more checkpoints
 
 
+@pytest.mark.torch
 @uses_finished
 def test_the_export_predicts_the_same_in_torch(finished):
     run_dir, output = finished
@@ -132,6 +132,7 @@ def test_the_result_has_the_digest_of_the_weights_whatever_they_are_read_from(fi
     assert inspect(run_dir / "model.safetensors")["digest"] == digest
 
 
+@pytest.mark.torch
 @uses_finished
 def test_the_converter_reads_the_checkpoint_and_writes_one_that_training_goes_on_from(
     finished, tmp_path
@@ -202,6 +203,7 @@ def test_a_run_and_its_exports_carry_the_preprocessing_that_it_trained_with(fini
         assert found.class_names == tuple("0123456789")
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 def test_eight_devices_and_bfloat16_train_too(tmp_path):
     arguments = ("--max-steps", "12", "--run-dir", "a", "--precision", "bf16")
@@ -361,6 +363,7 @@ def test_weights_are_tested_without_training(finished, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.torch
 def test_weights_of_other_classes_or_another_normalisation_are_not_tested(tmp_path):
     """As the error would be a wrong one, and nothing would say so."""
     model = torch_resnet.create("WideResNet16-1-0.0", 10, in_planes=1)

@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from tests.peers import import_torchvision
 from tests.pictures import encode, make_pixels
+from tests.torch_or_none import import_torchvision, torch
 from train.config.fields import DataFields
 from train.data.views import FILL, OPERATIONS, rand_augment, random_box, train_view
 
 FIELDS = DataFields(image_size=32)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (60, 61), (300, 2400)])
 @pytest.mark.parametrize("min_area", [0.08, 0.35])
 def test_a_crop_lies_in_the_image_and_is_distributed_as_torchvisions(height, width, min_area):
@@ -67,6 +67,7 @@ def test_half_of_the_images_are_mirrored_and_none_where_that_is_off():
     assert 160 < mirrored(True) < 240
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_is_torchvisions(name):
     import_torchvision()

@@ -1,18 +1,20 @@
 """Pairs of twins with the same weights, random in every leaf."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import torch
 from flax import nnx
 
 import convert
 import flax_resnet
-import torch_resnet
 from convert.arrays import same_bits, to_numpy
 from flax_resnet.layers import no_values
+from flax_resnet.variables import named_variables
 from resnet_spec import find_spec
+from tests.torch_or_none import torch, torch_resnet
 
 NUM_CLASSES = 10
 
@@ -64,6 +66,29 @@ def make_twins(
         )
     convert.torch_to_flax(torch_model.state_dict(), flax_model)
     return flax_model, torch_model
+
+
+def make_flax(name: str, *, dtype: str = "float64", **options: Any) -> Any:
+    """A Flax model alone, random in every leaf, for tests that run without torch, too."""
+    with no_values():
+        model = flax_resnet.create(
+            name, NUM_CLASSES, rngs=nnx.Rngs(0), param_dtype=getattr(jnp, dtype), **options
+        )
+    fill_randomly(model)
+    return model
+
+
+def fill_randomly(model: nnx.Module) -> None:
+    """As `randomise`, for a Flax model, in its order of variables."""
+    generator = np.random.default_rng(0)
+    bounds = {"scale": (0.5, 1.5), "var": (0.5, 1.5), "num_batches_tracked": (1, 1000)}
+    for path, variable in named_variables(model).items():
+        shape, dtype = variable.get_value().shape, variable.get_value().dtype
+        low, high = bounds.get(path.rpartition(".")[2], (-0.5, 0.5))
+        if len(shape) > 1:  # variance 1 / fan in
+            high = (3 / np.prod(shape[:-1])) ** 0.5
+            low = -high
+        variable.set_value(jnp.asarray(generator.uniform(low, high, shape), dtype))
 
 
 def image_size(name: str) -> int:
