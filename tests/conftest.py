@@ -27,6 +27,7 @@ import torch
 from tests import compile_cache
 from tests.commands import Process, run
 from tests.peers import import_torchvision
+from train.run.compile_cache import prune
 
 jax.config.update("jax_enable_x64", True)
 # Compiling is most of the tests' time: workers, and the processes they start, share what is done.
@@ -126,7 +127,7 @@ def made(digits_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Once for all workers, before they start."""
     if not hasattr(session.config, "workerinput"):
-        compile_cache.prune(compile_cache.folder().parent)
+        prune(compile_cache.folder().parent)
 
 
 # Those of minutes come first: one that begins last leaves the other worker without work.
