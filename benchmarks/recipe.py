@@ -102,7 +102,11 @@ def _environment(size: Size, folder: Path) -> dict[str, str]:
     if size == "tiny":
         return {**os.environ, "TORCHDYNAMO_DISABLE": "1"}
     kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    return {**kept, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+    return {
+        **kept,
+        "XDG_CACHE_HOME": str(folder / "caches"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+    }
 
 
 def _time(command: list[str], environment: dict[str, str]) -> Timing | str:

@@ -1,10 +1,13 @@
 """Start-up: what a user waits for before anything is computed."""
 
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from benchmarks.apart import call_apart
 from benchmarks.measure import Row, Size, clock, median_ratio, take_turns
@@ -29,7 +32,36 @@ def run(size: Size) -> list[Row]:
             bar = "< 10" if depth == 1001 else ""
             note = "without the import; an empty compile cache"
             rows.append(Row(f"{package}: build ResNet{depth}", "s", seconds, bar=bar, note=note))
-    return rows
+    return [*rows, _compare_starts("WideResNet16-1-0.0" if is_tiny else "ResNet20")]
+
+
+def _compare_starts(model: str) -> Row:
+    """A second start finds what the first has compiled."""
+    with tempfile.TemporaryDirectory() as name:
+        first, second = (_seconds_to_first_step(model, Path(name)) for _ in range(2))
+    case, note = f"resnet-train digits, {model}, second start", "from the command; compile cache"
+    return Row(
+        case, "s to the first step", second, "first start", first, second / first, "<= 0.5", note
+    )
+
+
+def _seconds_to_first_step(model: str, folder: Path) -> float:
+    arguments = ["digits", "--model", model, "--run-dir", str(folder / "run"), "--overwrite"]
+    cache = ["--compile-cache", str(folder / "programs")]
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    started = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-m", "train", *arguments, *cache],
+        env=variables,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            next(line for line in process.stdout if "first step done" in line)
+            return time.perf_counter() - started
+        finally:
+            process.kill()
 
 
 def _compare_imports(ours: str, needed: str, repetitions: int) -> Row:

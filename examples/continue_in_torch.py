@@ -59,6 +59,8 @@ def check_batches(config: Config) -> None:
         for name in ("mixup", "cutmix", "rand_augment")
         if (value := getattr(config, name))
     ]
+    if config.batch_norm_images not in ("batch", config.global_batch_size):
+        problems.append(f"batch_norm_images is {config.batch_norm_images}, for as many GPUs")
     if config.data not in IN_MEMORY:
         problems.append(f"data is {config.data}, which is streamed")
     if problems:

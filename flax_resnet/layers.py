@@ -5,11 +5,12 @@ import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import canonicalize_dtype, promote_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -124,6 +125,16 @@ def dropout(rate: float, **context: Unpack[Context]) -> nnx.Dropout:
     return nnx.Dropout(rate, rngs=rngs)
 
 
+def average_pool(
+    x: Float[Array, "n h w c"], window: tuple[int, int], *arguments: Any, **options: Any
+) -> Float[Array, "n h2 w2 c"]:
+    """`nnx.avg_pool`, of the same arguments, that adds up in float32 at least.
+
+    In bfloat16 XLA's CPU backend adds up in bfloat16: a window of 56 x 56 ones has the mean 0.33.
+    """
+    return nnx.avg_pool(x.astype(widest(x.dtype)), window, *arguments, **options).astype(x.dtype)
+
+
 def linear(in_features: int, out_features: int, **context: Unpack[Context]) -> nnx.Linear:
     """(n, in_features) -> (n, out_features), both parameters uniform as torch draws them."""
     bound = in_features**-0.5
@@ -149,8 +160,9 @@ class BatchNorm(nnx.Module):
     its parameters and statistics. The variance takes two passes over the batch, of bfloat16 one.
     Devices that share a batch wait for one another once in the forward pass and once in the
     backward pass. Forward-mode and second derivatives work.
-    The count of batches is an int32: a mean over devices (`jax.lax.pmean`) is for the two others,
-    it would make a float of it, and JAX compile again.
+    The running statistics move by the mean over a device's groups of images. Where a batch on
+    several devices has several groups, take the mean over devices (`jax.lax.pmean`), too. The count
+    of batches is an int32: that mean would make a float of it, and JAX compile again.
 
     Attributes:
         use_running_average: set by `model.train()` and `model.eval()`.
@@ -159,9 +171,12 @@ class BatchNorm(nnx.Module):
         axis_name: a mapped axis over which the batch is spread; its statistics are then those of
             the whole batch. Set it on a model with
             `model.set_attributes(BatchNorm, axis_name="devices")`.
+        group_images: normalise so many successive images by themselves, on a part of a device's
+            images or on neighbouring devices; None, or more than the batch has, for all.
 
     Raises:
-        ValueError: training on a single value per channel, which has no variance.
+        ValueError: training on a single value per channel, which has no variance, or on images that
+            cannot be cut into such groups.
     """
 
     def __init__(
@@ -174,6 +189,7 @@ class BatchNorm(nnx.Module):
         momentum: float = 0.1,
         epsilon: float = 1e-5,
         axis_name: str | None = None,
+        group_images: int | None = None,
     ):
         del rngs  # nothing here is random; accepted so that all layers are built alike
         self.planes = planes
@@ -181,6 +197,7 @@ class BatchNorm(nnx.Module):
         self.momentum = momentum
         self.epsilon = epsilon
         self.axis_name = axis_name
+        self.group_images = group_images
         self.use_running_average = False
         self.running_variance: RunningVariance = "unbiased"
         param_dtype = widest(param_dtype)  # torch mixes it so, too
@@ -198,8 +215,17 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             y = _normalise(x, scale, bias, mean, var, self.epsilon)
         else:
-            count = self._count(x)
-            y, mean, var = _normalise_batch(self.axis_name, self.epsilon, x, scale, bias, mean)
+            groups, devices = self._groups(len(x))
+            count = _count(x, groups, devices)
+            normalise = partial(_normalise_batch, devices, self.epsilon)
+            if groups == 1:
+                y, mean, var = normalise(x, scale, bias, mean)
+            else:
+                cut = x.reshape(groups, -1, *x.shape[1:])
+                y, means, variances = jax.vmap(normalise, (0, None, None, None))(
+                    cut, scale, bias, mean
+                )
+                y, mean, var = y.reshape(x.shape), jnp.mean(means, 0), jnp.mean(variances, 0)
             self._track(mean, var, count)
         return y.astype(self.dtype or x.dtype)
 
@@ -212,15 +238,18 @@ class BatchNorm(nnx.Module):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def _count(self, x: Float[Array, "n h w c"]) -> int:
-        """Values per channel, in the whole batch."""
-        count = x.size // x.shape[-1] * _axis_size(self.axis_name)
-        if count < 2:
+    def _groups(self, images: int) -> tuple[int, "_Devices | None"]:
+        """The number of groups on a device, and the devices that share one."""
+        devices = _axis_size(self.axis_name)
+        size = min(self.group_images or images * devices, images * devices)
+        if images * devices % size or max(size, images) % min(size, images):
             raise ValueError(
-                f"BatchNorm cannot train on one value per channel (input {x.shape}): "
-                "give more images, larger images, or call model.eval()"
+                f"BatchNorm cannot cut {devices} times {images} images into groups of {size}: give "
+                f"a number that divides {images}, or a multiple that divides {images * devices}"
             )
-        return count
+        if self.axis_name is not None and (size > images or devices == size // images):
+            return 1, _Devices(self.axis_name, size // images)
+        return images // size, None
 
     def _track(self, mean: Float[Array, " c"], var: Float[Array, " c"], count: int) -> None:
         """Moves the running statistics towards a batch's mean and biased variance."""
@@ -236,6 +265,41 @@ class BatchNorm(nnx.Module):
         statistic.set_value(old + (batch.astype(old.dtype) - old) * self.momentum)
 
 
+class _Devices(NamedTuple):
+    """Neighbours on a mapped axis that normalise their images together."""
+
+    axis_name: str
+    size: int
+
+    def mean(self, values: Array) -> Array:
+        return jax.lax.pmean(values, self.axis_name, axis_index_groups=self._groups)
+
+    def gather(self, values: Array) -> Array:
+        """The values of all, along a new first axis."""
+        index = jax.lax.axis_index(self.axis_name) % self.size
+        # a sum instead of `all_gather`: `jax.shard_map` knows that all devices have the same sum
+        table = jnp.zeros((self.size, *values.shape), values.dtype).at[index].set(values)
+        return jax.lax.psum(table, self.axis_name, axis_index_groups=self._groups)
+
+    @property
+    def _groups(self) -> list[list[int]] | None:
+        """The places on the axis of each group; None if there is one."""
+        count = _axis_size(self.axis_name)
+        first = range(0, count, self.size)
+        return None if self.size == count else [list(range(i, i + self.size)) for i in first]
+
+
+def _count(x: Float[Array, "n h w c"], groups: int, devices: _Devices | None) -> int:
+    """Values per channel, in a group."""
+    count = x.size // x.shape[-1] // groups * (1 if devices is None else devices.size)
+    if count < 2:
+        raise ValueError(
+            f"BatchNorm cannot train on one value per channel (input {x.shape}): "
+            "give more images, larger images, or call model.eval()"
+        )
+    return count
+
+
 def _normalise(
     x: Float[Array, "n h w c"], scale: Array, bias: Array, mean: Array, var: Array, epsilon: float
 ) -> Float[Array, "n h w c"]:
@@ -246,24 +310,24 @@ def _normalise(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _normalise_batch(
-    axis_name: str | None,
+    devices: _Devices | None,
     epsilon: float,
     x: Float[Array, "n h w c"],
     scale: Float[Array, " c"],
     bias: Float[Array, " c"],
     shift: Float[Array, " c"],
 ) -> tuple[Float[Array, "n h w c"], Float[Array, " c"], Float[Array, " c"]]:
-    """A batch normalised by its own statistics, its mean and its biased variance.
+    """Images normalised by their own statistics, the mean and the biased variance of them.
 
     The derivative is written out: JAX's own waits for the other devices twice, for the mean and
     for the variance. `shift` is a guess of the mean, which changes rounding only.
     """
-    mean, var = _statistics(axis_name, x, shift)
+    mean, var = _statistics(devices, x, shift)
     return _normalise(x, scale, bias, mean, var, epsilon), mean, var
 
 
 def _statistics(
-    axis_name: str | None, x: Float[Array, "n h w c"], shift: Float[Array, " c"]
+    devices: _Devices | None, x: Float[Array, "n h w c"], shift: Float[Array, " c"]
 ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
     """Mean and biased variance over all devices, which wait for one another once.
 
@@ -278,16 +342,13 @@ def _statistics(
     if x.dtype == jnp.bfloat16:
         shift = jnp.where(jnp.isfinite(shift), shift, 0)  # training does not need it
         shifted = _centre(x, shift)
-        moments = _mean(axis_name, jnp.mean(shifted, axes), jnp.mean(jnp.square(shifted), axes))
+        moments = _mean(devices, jnp.mean(shifted, axes), jnp.mean(jnp.square(shifted), axes))
         return shift + moments[0], jnp.maximum(moments[1] - jnp.square(moments[0]), 0)
     mean = jnp.mean(x.astype(shift.dtype), axes)
     var = jnp.mean(jnp.square(_centre(x, mean)), axes)
-    if axis_name is None:
+    if devices is None:
         return mean, var
-    size, index = _axis_size(axis_name), jax.lax.axis_index(axis_name)
-    # a sum instead of `all_gather`: `jax.shard_map` knows that all devices have the same sum
-    table = jnp.zeros((size, 2, *mean.shape), mean.dtype).at[index].set(jnp.stack((mean, var)))
-    means, variances = jnp.moveaxis(jax.lax.psum(table, axis_name), 1, 0)
+    means, variances = jnp.moveaxis(devices.gather(jnp.stack((mean, var))), 1, 0)
     # Chan et al. 1979, for devices that all have as many values
     between = jnp.square(means - jnp.mean(means, 0, keepdims=True))
     return jnp.mean(means, 0), jnp.mean(variances + between, 0)
@@ -295,11 +356,11 @@ def _statistics(
 
 @_normalise_batch.defjvp
 def _differentiate(
-    axis_name: str | None, epsilon: float, primals: tuple[Array, ...], tangents: tuple[Any, ...]
+    devices: _Devices | None, epsilon: float, primals: tuple[Array, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     """A gradient keeps `x` and (c,) arrays, and waits for the other devices once."""
     x, scale, bias, shift = primals
-    y, mean, var = _normalise_batch(axis_name, epsilon, x, scale, bias, shift)
+    y, mean, var = _normalise_batch(devices, epsilon, x, scale, bias, shift)
 
     def tangents_of(
         x: Array, scale: Array, mean: Array, var: Array, dx: Array, dscale: Array, dbias: Array
@@ -308,7 +369,7 @@ def _differentiate(
         centred, dx = _centre(x, mean), dx.astype(mean.dtype)
         inverse = jax.lax.rsqrt(var + epsilon)
         gain = inverse * scale
-        dmean, product = _mean(axis_name, jnp.mean(dx, axes), jnp.mean(dx * centred, axes))
+        dmean, product = _mean(devices, jnp.mean(dx, axes), jnp.mean(dx * centred, axes))
         slope = inverse * (dscale - gain * inverse * product)
         offset = dbias - gain * dmean
         dy = dx * _as_rank(x, gain) + centred * _as_rank(x, slope) + _as_rank(x, offset)
@@ -319,10 +380,10 @@ def _differentiate(
     return (y, mean, var), rule(x, scale, mean, var, *tangents[:3])
 
 
-def _mean(axis_name: str | None, *values: Float[Array, " c"]) -> Float[Array, "values c"]:
+def _mean(devices: _Devices | None, *values: Float[Array, " c"]) -> Float[Array, "values c"]:
     """The mean over devices of several values, in one reduction."""
     stacked = jnp.stack(values)
-    return stacked if axis_name is None else jax.lax.pmean(stacked, axis_name)
+    return stacked if devices is None else devices.mean(stacked)
 
 
 def _axis_size(axis_name: str | None) -> int:
@@ -336,6 +397,29 @@ def _centre(x: Float[Array, "n h w c"], mean: Float[Array, " c"]) -> Float[Array
 def _as_rank(x: Array, values: Array) -> Array:
     """(c,) -> (1, 1, 1, c): said here, since JAX can be told to add no axes by itself."""
     return jax.lax.expand_dims(values, range(x.ndim - 1))
+
+
+def _promote_all_but_bias(arrays: Any, *, dtype: DTypeLike | None = None) -> Any:
+    """What Flax does to inputs and kernel; the bias is float32 at least."""
+    inputs, kernel, bias = arrays
+    inputs, kernel = promote_dtype((inputs, kernel), dtype=dtype)
+    return inputs, kernel, None if bias is None else bias.astype(widest(bias.dtype, inputs.dtype))
+
+
+class Conv(nnx.Conv):
+    """`nnx.Conv`, of the same arguments, that adds its bias in float32 at least.
+
+    In bfloat16 XLA's CPU backend sums the gradient of a bias in bfloat16, which is up to 128 times
+    too small: more ones than 256 do not add up.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options, promote_dtype=_promote_all_but_bias)
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        dtype = canonicalize_dtype(inputs, self.kernel.get_value(), dtype=self.dtype)
+        with jax.numpy_dtype_promotion("standard"):  # of a narrow output and the bias
+            return super().__call__(inputs, out_sharding).astype(dtype)
 
 
 class Identity(nnx.Module):

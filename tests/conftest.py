@@ -28,6 +28,7 @@ import pytest
 from tests import compile_cache
 from tests.commands import Process, run
 from tests.torch_or_none import import_torchvision, torch
+from train.run.compile_cache import prune
 
 jax.config.update("jax_enable_x64", True)
 # Compiling is most of the tests' time: workers, and the processes they start, share what is done.
@@ -128,7 +129,7 @@ def made(digits_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Once for all workers, before they start."""
     if not hasattr(session.config, "workerinput"):
-        compile_cache.prune(compile_cache.folder().parent)
+        prune(compile_cache.folder().parent)
 
 
 class _File(pytest.Module):

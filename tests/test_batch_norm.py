@@ -44,6 +44,43 @@ def test_a_batch_on_many_devices_is_torchs_in_float64(devices, spread):
         np.testing.assert_allclose(ours, theirs, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize(("images", "devices"), [(2, 1), (2, 2), (2, 4), (2, 8), (4, 4), (1, 2)])
+def test_groups_of_images_are_torchs_batches_one_by_one(images, devices):
+    """On a part of a device, on one, or on several; the running statistics are the groups' mean."""
+    x, weights = _random(0), _random(1)
+    scale, bias = np.random.default_rng(2).uniform(0.5, 1.5, (2, 5))
+    norms, outputs, inputs = [], [], []
+    for part, part_weights in zip(*(_cut(a, images) for a in (x, weights)), strict=True):
+        norms.append(torch.nn.BatchNorm2d(5).double())
+        norms[-1].load_state_dict({"weight": _tensor(scale), "bias": _tensor(bias)}, strict=False)
+        inputs.append(to_nchw(part).requires_grad_())
+        outputs.append(norms[-1](inputs[-1]))
+        (outputs[-1] * to_nchw(part_weights)).sum().backward()
+    expected: Any = (
+        np.concatenate([_nhwc(output) for output in outputs]),
+        np.mean([norm.running_mean for norm in norms], 0),
+        np.mean([norm.running_var for norm in norms], 0),
+        np.concatenate([_nhwc(part.grad) for part in inputs]),
+        sum(norm.weight.grad for norm in norms),
+        sum(norm.bias.grad for norm in norms),
+    )
+    actual = _run(x, weights, scale, bias, devices=devices, images=images)
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(("images", "devices"), [(3, 1), (3, 2), (16, 4), (12, 4)])
+def test_groups_that_cut_a_device_or_a_batch_are_refused(images, devices):
+    shares = _share((_random(0), _random(0)), devices)
+    run = _mapped(np.ones(5), np.ones(5), devices=devices, images=images)
+    if images > len(_random(0)):  # one group of all
+        run.lower(*shares)
+        return
+    message = f"cannot cut {devices} times {8 // devices} images into groups of {images}: give"
+    with pytest.raises(ValueError, match=message):
+        run.lower(*shares)
+
+
 @pytest.mark.parametrize("devices", [1, 2, 8])
 @pytest.mark.parametrize("is_fresh", [True, False])
 def test_a_mean_of_a_thousand_deviations_keeps_its_variance_in_float32(devices, is_fresh):
@@ -77,17 +114,23 @@ def test_bfloat16_is_as_exact_as_its_values(devices):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_devices_wait_for_each_other_once_forward_and_once_backward(dtype):
     x = jnp.zeros(_SHAPE, dtype)
-    text = _mapped(jnp.ones(5), jnp.ones(5), devices=8).lower(*_share((x, x), 8)).as_text()
-    assert text.count("stablehlo.all_") == text.count("stablehlo.all_reduce") == 2
+    for images, waits in ((None, 2), (2, 2), (1, 0)):  # on all devices, on two, on each
+        run = _mapped(jnp.ones(5), jnp.ones(5), devices=8, images=images)
+        text = run.lower(*_share((x, x), 8)).as_text()
+        assert text.count("stablehlo.all_") == text.count("stablehlo.all_reduce") == waits
+        assert ("[[0, 1], [2, 3], [4, 5], [6, 7]]" in text) == (images == 2)
 
 
-def test_a_gradient_keeps_the_input_and_numbers_per_channel():
+@pytest.mark.parametrize("images", [None, 2])
+def test_a_gradient_keeps_the_input_and_numbers_per_channel(images):
     """No normalised copy in float32, which a scan over blocks would keep."""
-    norm, x = BatchNorm(5), jnp.asarray(_random(0), jnp.bfloat16)
+    norm, x = BatchNorm(5, group_images=images), jnp.asarray(_random(0), jnp.bfloat16)
     graph, state = nnx.split(norm)
     _, gradient = jax.vjp(lambda x: nnx.merge(graph, state, copy=True)(x), x)
     kept = [leaf for leaf in jax.tree.leaves(gradient) if leaf.size > 5]
-    assert [(leaf.shape, leaf.dtype) for leaf in kept] == [(_SHAPE, jnp.bfloat16)]
+    assert [(leaf.size, leaf.dtype) for leaf in kept if leaf.size >= x.size] == [
+        (x.size, jnp.bfloat16)
+    ]
 
 
 def test_derivatives_are_those_of_differences():
@@ -123,19 +166,28 @@ def _run(
     devices: int,
     spread: str = "pmap",
     mean: Any = None,
+    images: int | None = None,
 ) -> tuple[Any, ...]:
     """Output, running mean and variance, and gradients of the input, the scale and the bias."""
-    run = _mapped(scale, bias, devices=devices, spread=spread, mean=mean)
+    run = _mapped(scale, bias, devices=devices, spread=spread, mean=mean, images=images)
     y, mean, var, of_x, of_scale, of_bias = run(*_share((x, weights), devices))
     if spread == "pmap":
-        for statistic in (mean, var):
+        for statistic in (mean, var) if images is None else ():
             np.testing.assert_array_equal(statistic, np.broadcast_to(statistic[0], statistic.shape))
-        mean, var, of_scale, of_bias = mean[0], var[0], of_scale.sum(0), of_bias.sum(0)
+        mean, var, of_scale, of_bias = mean.mean(0), var.mean(0), of_scale.sum(0), of_bias.sum(0)
     return np.reshape(y, x.shape), mean, var, np.reshape(of_x, x.shape), of_scale, of_bias
 
 
-def _mapped(scale: Any, bias: Any, *, devices: int, spread: str = "pmap", mean: Any = None) -> Any:
-    call, chosen = _call(scale, bias, mean), jax.devices()[:devices]
+def _mapped(
+    scale: Any,
+    bias: Any,
+    *,
+    devices: int,
+    spread: str = "pmap",
+    mean: Any = None,
+    images: int | None = None,
+) -> Any:
+    call, chosen = _call(scale, bias, mean, images), jax.devices()[:devices]
     if spread == "pmap":
         return jax.pmap(call, _AXIS, devices=chosen)
     mesh = jax.sharding.Mesh(np.array(chosen), (_AXIS,))
@@ -147,9 +199,9 @@ def _mapped(scale: Any, bias: Any, *, devices: int, spread: str = "pmap", mean: 
     )
 
 
-def _call(scale: Any, bias: Any, mean: Any = None) -> Callable[..., Any]:
+def _call(scale: Any, bias: Any, mean: Any = None, images: int | None = None) -> Callable[..., Any]:
     """(x, weights of the loss) -> what `_run` returns, of one device's share."""
-    norm = BatchNorm(5, param_dtype=scale.dtype, axis_name=_AXIS)
+    norm = BatchNorm(5, param_dtype=scale.dtype, axis_name=_AXIS, group_images=images)
     norm.mean.set_value(norm.mean.get_value() if mean is None else jnp.asarray(mean))
     graph, state = nnx.split(norm)
 
@@ -170,6 +222,10 @@ def _call(scale: Any, bias: Any, mean: Any = None) -> Callable[..., Any]:
 
 def _share(arrays: Any, devices: int) -> list[Any]:
     return [a.reshape(devices, -1, *a.shape[1:]) for a in arrays]
+
+
+def _cut(array: np.ndarray, images: int) -> np.ndarray:
+    return array.reshape(-1, images, *array.shape[1:])
 
 
 def _random(seed: int, shape: tuple[int, ...] = _SHAPE) -> np.ndarray:

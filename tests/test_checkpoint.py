@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -79,6 +82,45 @@ def test_what_eight_devices_saved_is_restored_on_fewer(tmp_path, devices):
         restored = place(checkpoints.restore(place(make_state(0), devices)), devices)
     assert len(restored.params["head.bias"].devices()) == devices
     assert_same(jax.device_get(restored), make_state(20))
+
+
+_PROGRAM = """
+import sys
+from pathlib import Path
+import jax
+from tests.saved_states import assert_same, make_state, open_run
+from tests.test_checkpoint import BIG
+
+assert jax.device_count() == 1
+with open_run(Path(sys.argv[1])) as checkpoints:
+    assert_same(checkpoints.restore(make_state(0, BIG)), make_state(20, BIG))
+    checkpoints.save(make_state(30, BIG))
+    sys.exit(0)
+"""
+
+
+def test_a_program_of_one_device_goes_on_from_eight_and_ends_without_waiting(tmp_path):
+    """Orbax wants a target for the former, and loses the save of the latter."""
+    assert jax.device_count() == 8
+    with open_run(tmp_path) as checkpoints:
+        checkpoints.save(make_state(20, BIG))
+    flags = "--xla_force_host_platform_device_count=1"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
+    command = [sys.executable, "-c", _PROGRAM, str(tmp_path)]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    with open_run(tmp_path) as checkpoints:
+        assert_same(checkpoints.restore(make_state(0, BIG)), make_state(30, BIG))
+
+
+@pytest.mark.parametrize("shape", [(200, 201), (200, 200, 1), (200,), ()])
+def test_an_array_of_another_shape_is_never_filled_in(tmp_path, shape):
+    """Orbax fills a NumPy target of another shape without a word."""
+    with open_run(tmp_path) as checkpoints:
+        checkpoints.save(make_state(20, BIG))
+        checkpoints.wait()
+        fresh = make_state(0, {"big.kernel": (shape, np.float32)})
+        with pytest.raises(UserError, match=r"another shape \(big\.kernel \(200, 200\), not"):
+            checkpoints.restore(fresh)
 
 
 def test_the_two_newest_and_the_best_are_kept_also_after_resuming(tmp_path):

@@ -27,7 +27,9 @@ def test_steps_on_the_command_line_are_taken_whatever_the_recipe_has(name):
 @pytest.mark.parametrize("name", ["cifar10", "cifar10-wide", "imagenet"])
 def test_epochs_on_the_command_line_are_taken_whatever_the_recipe_has(name):
     config = parse([name, "--warmup-epochs", "2", "--drop-epochs", "3", "5"])
-    resolved = dataclasses.replace(config, global_batch_size=100).resolved(_IMAGES)
+    resolved = dataclasses.replace(
+        config, global_batch_size=100, batch_norm_images="batch"
+    ).resolved(_IMAGES)
     assert (resolved.warmup_steps, resolved.drop_steps) == (1000, (1500, 2500))
 
 

@@ -1,10 +1,15 @@
-"""The folder of compiled programs does not grow for ever, and keeps nothing that is broken."""
+"""The folders of compiled programs: what a start finds, what goes, and what is broken."""
 
 import os
 import time
 import zlib
+from pathlib import Path
 
-from tests import compile_cache
+import pytest
+
+from tests.commands import assert_refused, run, run_here
+from train.run import compile_cache
+from train.run.compile_cache import make_folder
 
 
 def test_what_is_cut_short_old_or_too_much_goes_and_the_newest_stay(tmp_path, monkeypatch):
@@ -28,12 +33,43 @@ def test_what_is_cut_short_old_or_too_much_goes_and_the_newest_stay(tmp_path, mo
     assert names() == {"new"}
 
 
-def test_processors_and_releases_do_not_share_programs(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    one = compile_cache.folder()
-    assert one.parent.parent == tmp_path
-    monkeypatch.setattr(os, "cpu_count", lambda: 99)
-    assert compile_cache.folder() != one == compile_cache.folder().with_name(one.name)
+def test_processors_numbers_of_cores_and_releases_do_not_share_programs(monkeypatch, tmp_path):
+    one = make_folder(tmp_path)
+    assert one.is_dir()
+    assert make_folder(tmp_path) == one
+    monkeypatch.setattr(compile_cache, "count_cores", lambda: 99)
+    assert make_folder(tmp_path) not in (one, one.with_name(one.name[:-12]))
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert tmp_path not in compile_cache.folder().parents
+    result = run_here("train", "digits", "--compile-cache", "file", cwd=tmp_path)
+    assert_refused(result, "--compile-cache file: ", "Not a directory")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.slow
+def test_the_next_start_finds_what_the_first_compiled(tmp_path):
+    """By default in the user's cache; not where it has no home, nor where it is told so."""
+    arguments = ("digits", "--model", "WideResNet16-1-0.0", "--max-steps", "1")
+    variables = {"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": f"{tmp_path / 'caches'}"}
+
+    def programs() -> set[Path]:
+        return set((tmp_path / "caches" / "flax-resnet").glob("jax-*/*-cache"))
+
+    def start(run_dir: str, *options: str, **changes: str) -> None:
+        words = (*arguments, *options, "--run-dir", run_dir)
+        result = run("train", *words, cwd=tmp_path, **{**variables, **changes})
+        assert result.returncode == 0, result.stderr
+        assert not result.stderr
+
+    start("a", "--compile-cache", "none")
+    assert not programs()
+    start("b")
+    found = programs()
+    assert max(path.stat().st_size for path in found) > 10**5  # the step
+    start("c", XDG_CACHE_HOME="/dev/null")
+    start("d")
+    assert programs() == found
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abcd"]
+    assert all(model == models[0] for model in models)

@@ -48,7 +48,14 @@ def test_the_seeds_public_names_are_there(package):
 # What one framework has of its own, and the other needs: files and classes of one twin alone.
 FLAX_ALONE = (
     *("convolution", "depth", "depth.StackedBlocks", "variables"),
-    *("layers.BatchNorm", "layers.Context", "layers.Identity", "layers.NoKeys", "network.Options"),
+    *(
+        "layers.BatchNorm",
+        "layers.Context",
+        "layers.Conv",
+        "layers.Identity",
+        "layers.NoKeys",
+        "network.Options",
+    ),
     "stochastic_depth.BranchDropRate",
 )
 TORCH_ALONE = (*("dialect.BiasedBatchNorm2d", "dialect.SameConv2d", "dialect.SameMaxPool2d"),)

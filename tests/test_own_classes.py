@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from flax import nnx
@@ -13,6 +15,7 @@ import convert
 import flax_resnet
 import resnet_spec
 import torch_resnet
+from flax_resnet import layers
 from flax_resnet.layers import kaiming_normal
 from tests.twins import random_images, randomise, relative_error, run_torch
 
@@ -62,6 +65,31 @@ def test_the_worked_example_agrees_in_both_twins():
         assert relative_error(tensor.numpy(), state[name].numpy()) <= 1e-12, name
     assert torch_model.spec is None
     assert isinstance(torch_model.stages[0][0], torch.nn.Module)
+
+
+def test_the_worked_example_in_bfloat16_adds_up_as_in_float32():
+    """With a bias, and a window of a whole image; the stock layers fail at each."""
+    names = example()
+    context: Any = {"rngs": nnx.Rngs(0), "dtype": jnp.bfloat16}
+    images = jnp.ones((32, 56, 56, 4), jnp.bfloat16)
+    means = names["FlaxPoolShortcut"](4, 8, 56)(images)
+    assert means.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(means[..., :4], np.ones((32, 1, 1, 4)))
+    assert float(nnx.avg_pool(images, (56, 56))[0, 0, 0, 0]) < 0.5
+    block = names["FlaxSEBlock"](4, 8, shortcut=names["FlaxPoolShortcut"], stride=2, **context)
+    block.conv = layers.Conv(4, 8, (3, 3), 2, padding=1, **context)  # with a bias
+    assert block(images).dtype == block.conv(images).dtype == jnp.bfloat16
+
+    @nnx.grad
+    def gradients(conv: nnx.Conv) -> Any:
+        return conv(images).astype(jnp.float32).sum()
+
+    exact = 32 * 28 * 28
+    np.testing.assert_array_equal(gradients(block.conv)["bias"].get_value(), exact)
+    stock = nnx.Conv(4, 8, (3, 3), 2, padding=1, **context)
+    assert float(gradients(stock)["bias"].get_value()[0]) < exact / 2
+    with jax.numpy_dtype_promotion("strict"):
+        assert block.conv(images).dtype == jnp.bfloat16
 
 
 class Plain(torch_resnet.BasicBlock):

@@ -12,6 +12,7 @@ from tests.saved_states import make_state, open_run
 from train.config import Config, check_resumable
 from train.config.config import OPTIONS
 from train.errors import UserError
+from train.run import starts
 from train.run.run_folder import (
     begin_folder,
     check_folder,
@@ -24,7 +25,7 @@ from train.run.run_folder import (
     saved_mode,
     seeds_locked,
 )
-from train.run.starts import STARTED_BY, find_changes
+from train.run.starts import STARTED_BY, find_changes, rounds_otherwise
 
 CONFIG = Config(run_dir=Path("a"), resume=True)
 
@@ -35,6 +36,7 @@ FIXED = {
     *("init_from", "init_layout", "data", "validation_size", "image_size", "crop_fraction"),
     *("crop_padding", "flip", "cutout", "min_crop_area", "rand_augment", "rand_augment_magnitude"),
     *("mixup", "cutmix", "label_smoothing", "global_batch_size", "accumulate_steps"),
+    "batch_norm_images",
     *("optimizer", "momentum", "ema_decay", "precision", "seed", "seeds"),
 }
 
@@ -76,6 +78,7 @@ CHANGES: dict[str, Any] = {
     **{"crop_fraction": 0.5, "crop_padding": 1, "flip": False, "cutout": 2, "min_crop_area": 0.5},
     **{"rand_augment": 1, "rand_augment_magnitude": 4, "mixup": 0.3, "cutmix": 0.3},
     **{"label_smoothing": 0.2, "init_layout": "timm", "seeds": "1,2"},
+    "batch_norm_images": 64,
 }
 
 
@@ -184,6 +187,23 @@ def test_a_folder_keeps_the_starts_of_its_run_oldest_first(began):
     for damage in ("[", "[]", '{"starts": 1}'):
         path.write_text(damage)
         assert len(start_again()) == 1
+
+
+def test_a_run_that_goes_on_on_other_cores_or_devices_is_told_that_it_rounds_otherwise(
+    began, monkeypatch
+):
+    path, cores = began / "config.json", starts.count_cores()
+    assert json.loads(path.read_text())["starts"][0]["cores"] == cores
+    assert not rounds_otherwise(path, "1 cpu device")
+    assert not rounds_otherwise(path, "8 tpu devices")
+    assert f"by 1 cpu device with {cores} core" in rounds_otherwise(path, "2 cpu devices")
+    monkeypatch.setattr(starts, "count_cores", lambda: cores + 1)
+    said = rounds_otherwise(path, "1 cpu device")
+    assert f"the next by 1 cpu device with {cores + 1} cores: they round otherwise" in said
+    older = json.loads(path.read_text())
+    del older["starts"][0]["cores"]
+    path.write_text(json.dumps(older))
+    assert not rounds_otherwise(path, "1 cpu device")
 
 
 @pytest.mark.parametrize("damage", ["[" * 100_000, '{"versions": 5}', "[]", "{"])

@@ -344,12 +344,12 @@ def test_a_run_whose_steps_torchs_sgd_does_not_make_is_refused_with_all_reasons(
 
 def test_batches_that_the_script_does_not_make_are_refused_with_all_reasons():
     config = dataclasses.replace(
-        CONFIG, mixup=0.2, cutmix=1.0, rand_augment=2, data="imagenet2012", label_smoothing=0.1
+        RECIPES["imagenet"].config, mixup=0.2, cutmix=1.0, rand_augment=2, label_smoothing=0.1
     )
     with pytest.raises(convert.ConversionError) as caught:
         Batches(config)
     named = [problem.partition(" ")[0] for problem in caught.value.problems]
-    assert named == ["mixup", "cutmix", "rand_augment", "data"]
+    assert named == ["mixup", "cutmix", "rand_augment", "batch_norm_images", "data"]
 
 
 def test_the_position_in_the_data_counts_images():

@@ -14,6 +14,7 @@ from flax import nnx
 
 import flax_resnet
 from flax_resnet.variables import named_variables
+from resnet_spec import ResNetSpec
 from tests.twins import relative_error
 from train.config import Config
 from train.config.recipes import RECIPES
@@ -175,10 +176,11 @@ def test_the_loss_is_float32_for_bfloat16_logits():
 
 
 def make_step(
-    name: str,
+    name: str | ResNetSpec,
     dataset: Dataset,
     *,
     axis_name: str | None = parallel.AXIS,
+    group_images: int | None = None,
     frozen_stages: int | None = None,
     ema_decay: float | None = None,
     skips_nonfinite: bool = False,
@@ -186,8 +188,11 @@ def make_step(
     **options: Any,
 ) -> tuple[Any, TrainState, Any, Network]:
     """A step of SGD at 0.1, and a state that is random in every leaf."""
-    model = randomise(flax_resnet.create(name, 10, rngs=nnx.Rngs(0), **options))
-    network = Network(model, axis_name=axis_name, frozen_stages=frozen_stages)
+    make: Any = flax_resnet.create if isinstance(name, str) else flax_resnet.from_spec
+    model = randomise(make(name, 10, rngs=nnx.Rngs(0), **options))
+    network = Network(
+        model, axis_name=axis_name, group_images=group_images, frozen_stages=frozen_stages
+    )
     optimizer = make_optimizer(Config(), optax.constant_schedule(0.1))
     trained = {name: network.params[name] for name in network.trained}
     state = TrainState(

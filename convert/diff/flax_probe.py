@@ -88,7 +88,8 @@ def _run_plainly(module: Any) -> None:
     """Removes random draws, scans and mapped axes, and computes in the inputs' precision."""
     if isinstance(module, nnx.Dropout | StochasticDepth):
         module.rate = 0.0
-    plain = {"scan_blocks": False, "remat": False, "axis_name": None, "dtype": None}
+    no_devices = {"axis_name": None, "group_images": None}
+    plain = {"scan_blocks": False, "remat": False, "dtype": None, **no_devices}
     for name in plain.keys() & vars(module).keys():
         setattr(module, name, plain[name])
 

@@ -16,6 +16,7 @@ from train.data.dataset import Dataset
 from train.data.load import dataset_shapes
 from train.errors import DeviceError
 from train.run.trainer import Trainer
+from train.step.batch_norm_groups import begun_with
 from train.step.parallel import check_batch_size
 
 _SIXTEENTHS = 16  # the largest batch is found to a sixteenth of the one that was asked for
@@ -68,7 +69,8 @@ class _Compiler:
 
     def _trainer(self, config: Config) -> Trainer:
         check_batch_size(config, len(self._devices))
-        resolved = config.resolved(len(self._dataset.train))
+        begun = begun_with(config, len(self._devices))
+        resolved = begun.resolved(len(self._dataset.train))
         return Trainer(resolved, self._dataset, devices=self._devices)
 
     @property

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from resnet_spec import ResNetSpec, configured_spec
 from train.config.fields import (
@@ -42,6 +42,11 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
     def network(self, in_planes: int = 3) -> ResNetSpec:
         """The network for images of `in_planes` channels; ValueError if there is none."""
         return configured_spec(vars(self), in_planes)
+
+    @property
+    def part_size(self) -> int:
+        """Images that are computed at once, over all devices: a batch, or one of its parts."""
+        return self.global_batch_size // self.accumulate_steps
 
     @property
     def peak_learning_rate(self) -> float:
@@ -171,7 +176,7 @@ def _is_of(value: Any, hint: Any) -> bool:
     """Whether a value fits a field's annotation; an int is a float, too, but a bool is no int."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (Union, UnionType):
         return any(_is_of(value, choice) for choice in get_args(hint))
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_is_of(v, get_args(hint)[0]) for v in value)
@@ -196,7 +201,21 @@ def _wrong_numbers(config: Config) -> list[str]:
             f"--global-batch-size {config.global_batch_size} does not divide by "
             f"--accumulate-steps {parts}"
         )
+    elif parts >= 1:
+        problems += _wrong_groups(config)
     return problems
+
+
+def _wrong_groups(config: Config) -> list[str]:
+    size, images = config.part_size, config.batch_norm_images
+    if not isinstance(images, int) or images < 1 or not size % min(images, size):
+        return []
+    batch = "a batch" if config.accumulate_steps == 1 else "each part of a batch"
+    near = max(number for number in range(1, images) if not size % number)
+    return [
+        f"--batch-norm-images {images} does not divide the {size} images of {batch}: {near} or "
+        "batch does"
+    ]
 
 
 def _out_of_range(value: Any, option: Option) -> str:

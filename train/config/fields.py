@@ -181,6 +181,9 @@ class OptimizerFields:
     accumulate_steps: Annotated[int, Fixed(least=1)] = 1
     """Cut each batch into this many parts, one after another in memory, and average their
     gradients; BatchNorm normalises each part by itself."""
+    batch_norm_images: Annotated[int | Literal["batch", "device"], Fixed(least=1)] = "batch"
+    """Images that BatchNorm normalises together: a number, or fewer if the batch has fewer; a whole
+    batch, or its part; or as many as each device has when the run begins."""
     optimizer: Annotated[Literal["sgd", "lars"], Fixed()] = "sgd"
     """SGD with momentum, or LARS for very large batches (You et al. 2017)."""
     learning_rate: Annotated[float, Option(least=0)] = 0.1
@@ -241,6 +244,9 @@ class DeviceFields:
     memory, time and traffic."""
     json: Annotated[bool, Option(computes=False, of_one_start=True, idle=_compiles_nothing)] = False
     """Print what `compile_for` finds as JSON."""
+    compile_cache: Annotated[Path | None, Option(computes=False, of_one_start=True)] = None
+    """Folder of compiled programs, with which the next start is faster; none: keep none. Default:
+    flax-resnet in the user's cache, or what the environment names for JAX."""
     distributed: Annotated[bool, Option(computes=False, of_one_start=True)] = False
     """Join the other processes of a TPU pod, of Slurm or of Open MPI, which are found by
     themselves."""

@@ -27,7 +27,15 @@ class Recipe:
 
 
 # 64k iterations of 128 images: 163.84 epochs of 50,000, so that the steps end the run
-_HE = Config(data="cifar10", epochs=164, max_steps=64_000, shortcut="identity", warmup_steps=0)
+_HE = Config(
+    data="cifar10",
+    epochs=164,
+    max_steps=64_000,
+    shortcut="identity",
+    warmup_steps=0,
+    batch_norm_images=64,
+)
+_TWO_GPUS = "BatchNorm over 64 images, half a batch, as the paper trained on two GPUs"
 _DEPARTS = (
     "it departs: each channel's mean and deviation are normalised, the paper subtracts a mean "
     "image; BatchNorm and biases do not decay"
@@ -41,7 +49,7 @@ def _preact(data: str, published: str) -> Recipe:
         dataclasses.replace(_HE, data=data, model="PreActResNet164", **changes),
         source="He et al. 2016 (arXiv:1603.05027), section 4 and appendix",
         reason="0.01 for the first 400 iterations at every depth, then as in 2015: 0.1, a tenth at "
-        f"32k and 48k of 64k iterations, batch 128, weight decay 1e-4; {_DEPARTS}",
+        f"32k and 48k of 64k iterations, batch 128, weight decay 1e-4; {_TWO_GPUS}; {_DEPARTS}",
         published=published,
     )
 
@@ -111,14 +119,15 @@ _CIFAR = {
         _HE,
         source="He et al. 2015 (arXiv:1512.03385), section 4.2 and table 6",
         reason="0.1, a tenth at 32k and 48k of 64k iterations, batch 128, weight decay 1e-4, "
-        f"option A shortcuts, no warm-up: for 20 to 56 layers; {_DEPARTS}",
+        f"option A shortcuts, no warm-up: for 20 to 56 layers; {_TWO_GPUS}; {_DEPARTS}",
         published="ResNet20 8.75, ResNet32 7.51, ResNet44 7.17, ResNet56 6.97",
     ),
     "cifar10-he2015-110": Recipe(
         dataclasses.replace(_HE, model="ResNet110", warmup_steps=400),
         source="He et al. 2015 (arXiv:1512.03385), section 4.2 and table 6",
         reason="as cifar10-he2015, but 0.01 until the training error is below 80 %, which takes "
-        "about 400 iterations: 0.1 is slightly too large to start 110 layers with",
+        "about 400 iterations: 0.1 is slightly too large to start 110 layers with; "
+        f"{_TWO_GPUS}",
         published="ResNet110 6.43 (best of 5; 6.61 ± 0.16)",
     ),
     "cifar10-preact": _preact(
@@ -168,6 +177,7 @@ _OF_IMAGENET = {
         dataclasses.replace(
             _IMAGENET,
             bottleneck_stride="1x1",
+            batch_norm_images=32,
             epochs=120,
             max_steps=600_000,
             drop_epochs=(30.0, 60.0, 90.0),
@@ -176,6 +186,7 @@ _OF_IMAGENET = {
         reason="batch 256, 0.1, weight decay 1e-4, momentum 0.9, up to 600k iterations, which are "
         "120 epochs; the paper divides the rate by 10 when the error stops falling, without "
         "numbers: quarters of the run are ours; the stride is on the first 1x1, as published; "
+        "BatchNorm over the 32 images of a GPU, as in the authors' list; "
         f"{_CROPS}, the paper also uses scales of 256 to 480 pixels and changes colours",
         published="ResNet50 24.7, ResNet101 23.6, ResNet152 23.0 (one crop of 224, the authors' "
         "list at KaimingHe/deep-residual-networks); ten crops: 22.85, 21.75, 21.43 (table 3)",
@@ -184,6 +195,7 @@ _OF_IMAGENET = {
         dataclasses.replace(
             _IMAGENET,
             epochs=90,
+            batch_norm_images=32,
             zero_init_residual=True,
             nesterov=True,
             learning_rate_batch_size=256,
@@ -196,9 +208,9 @@ _OF_IMAGENET = {
         source="Goyal et al. 2017 (arXiv:1706.02677), section 5.1",
         reason="0.1 for each 256 images of the batch, a tenth at epochs 30, 60 and 80 of 90, from "
         "0.1 to the peak in 5 epochs, residual branches that start at zero, Nesterov momentum, "
-        "weight decay 1e-4 except for BatchNorm; it departs: label smoothing 0.1 is from Szegedy "
-        "et al. 2016 (--label-smoothing 0 for Goyal's own); BatchNorm is over the whole batch, "
-        f"theirs over the 32 images of a GPU; {_CROPS}",
+        "weight decay 1e-4 except for BatchNorm; BatchNorm over 32 images, as on each of their "
+        "GPUs, at every batch size; it departs: label smoothing 0.1 is from Szegedy et al. 2016 "
+        f"(--label-smoothing 0 for Goyal's own); {_CROPS}",
         published="ResNet50 23.60 ± 0.12 (batch 256), 23.74 ± 0.09 (batch 8192), both without "
         "label smoothing",
     ),
@@ -207,6 +219,7 @@ _OF_IMAGENET = {
             _IMAGENET,
             epochs=600,
             global_batch_size=1024,
+            batch_norm_images=128,
             learning_rate=0.5,
             learning_rate_batch_size=1024,
             schedule="cosine",
@@ -228,10 +241,10 @@ _OF_IMAGENET = {
         "stochastic depth and the test's crop: Wightman et al. 2021 (arXiv:2110.00476), table 2",
         reason="SGD, 0.5 for a batch of 1024, 5 epochs of warm-up from a hundredth, half a cosine "
         "over 600 epochs, weight decay 2e-5 except for BatchNorm, smoothing 0.1, mixup 0.2 or "
-        "CutMix 1.0; the average moves as fast as theirs of 0.99998, which is updated once in 32 "
-        "steps with 55 times the weight; it departs: RandAugment (2 operations of strength 9) for "
-        "TrivialAugment and random erasing, no repeated augmentation, training crops of 224 "
-        "instead of 176, stochastic depth 0.05",
+        "CutMix 1.0; BatchNorm over 128 images, as on each of their 8 GPUs; the average moves as "
+        "fast as theirs of 0.99998, which is updated once in 32 steps with 55 times the weight; it "
+        "departs: RandAugment (2 operations of strength 9) for TrivialAugment and random erasing, "
+        "no repeated augmentation, training crops of 224 instead of 176, stochastic depth 0.05",
         published="ResNet50 19.33 (80.674 % by torchvision's recipe, which differs as above); "
         "nothing for exactly these numbers",
     ),
@@ -240,6 +253,7 @@ _OF_IMAGENET = {
             _IMAGENET,
             epochs=90,
             global_batch_size=32_768,
+            batch_norm_images=64,
             optimizer="lars",
             learning_rate=34.0,
             learning_rate_batch_size=32_768,
@@ -252,7 +266,8 @@ _OF_IMAGENET = {
         source="You et al. 2017 (arXiv:1708.03888); the numbers are those of tensorflow/tpu, "
         "models/official/resnet/lars_util.py, for a batch of 32,768",
         reason="from 0 to 34 in 12 of 90 epochs, trust coefficient 0.001, momentum 0.9, weight "
-        "decay 1e-4, neither decay nor trust ratio for BatchNorm and biases; it departs: half a "
+        "decay 1e-4, neither decay nor trust ratio for BatchNorm and biases; BatchNorm over 64 "
+        "images, as each of 512 cores has in its configs/cloud/v2-512.yaml; it departs: half a "
         "cosine instead of a polynomial of degree 2, label smoothing 0.1; a much smaller batch "
         "scales the rate down in proportion, and does not need LARS",
         published="ResNet50 23.7 (76.3 % at a batch of 32,768: Ying et al. 2018, "

@@ -10,7 +10,7 @@ from train.config import Config, check_resumable
 from train.data.dataset import Dataset
 from train.data.load import load_dataset
 from train.errors import UserError
-from train.run import export
+from train.run import compile_cache, export
 from train.run.display import Display
 from train.run.run_folder import saved_config, seed_folder
 from train.run.saved_state import compare_classes, compare_normalisations
@@ -21,6 +21,7 @@ from train.step.train_step import averaged
 
 def evaluate(config: Config) -> list[Score]:
     """Tests the weights of `init_from`, or those that runs would export, and prints the errors."""
+    compile_cache.use(config.compile_cache)
     with processes.joined(config), Display(enabled=processes.is_first_process()) as display:
         sources = _sources(config)
         dataset = load_dataset(config)

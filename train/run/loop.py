@@ -14,7 +14,7 @@ from train.config import FIRST_PROFILED, LAST_PROFILED, Config, unused_fields
 from train.data.dataset import Dataset
 from train.data.load import load_dataset
 from train.errors import AbandonedError, DivergedError, StoppedError
-from train.run import export, run_folder
+from train.run import compile_cache, export, run_folder
 from train.run.display import Display
 from train.run.evaluation import evaluate
 from train.run.progress import Progress
@@ -25,6 +25,7 @@ from train.run.trainer import Trainer, count_steps, describe
 from train.run.training_run import Result, Run, common_states, finish
 from train.run.watch import Watch
 from train.step import parallel, processes
+from train.step.batch_norm_groups import begun_with
 from train.step.functional import Arrays
 from train.step.optimizer import unreached
 from train.step.train_step import TrainState, averaged
@@ -51,6 +52,7 @@ def train(
             seeds that are trained in turn have their results.
         StoppedError: a signal came; what was trained is saved.
     """
+    compile_cache.use(config.compile_cache)
     with (
         processes.joined(config),
         StopSignals() as signals,  # after JAX's own handler for processes
@@ -60,6 +62,7 @@ def train(
         start_time = time.perf_counter()
         if config.seeds is None or config.seeds_mode != "devices":
             parallel.check_batch_size(config, jax.device_count())
+        config = begun_with(config, jax.device_count())
         folder, devices = run_folder.choose_folder(config), parallel.describe_devices()
         processes.in_first_process(lambda: run_folder.check_folder(folder, config))
         display.say(
@@ -200,6 +203,8 @@ class Session:
         trainer, seeds = self.trainer, [run.seed for run in runs]
         if self.config.resume and step < trainer.total_steps:
             weights = runs[0].weights
+            if step and (line := run_folder.rounding(self.folder, self.facts["devices"])):
+                self.display.say(line)
             processes.in_first_process(
                 lambda: run_folder.note_start(
                     self.folder, self.config, seeds, step, weights, **self.facts

@@ -15,7 +15,13 @@ from typing import Any
 from train.config import Config, check_resumable
 from train.errors import UserError
 from train.run.json_files import leftovers, read_own_json, write_json
-from train.run.starts import STARTED_BY, changed_fields, earlier_starts, this_start
+from train.run.starts import (
+    STARTED_BY,
+    changed_fields,
+    earlier_starts,
+    rounds_otherwise,
+    this_start,
+)
 
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
@@ -167,6 +173,11 @@ def note_start(
             _write_config(place / _CONFIG, own_config(config, seed, place), facts, start)
     except OSError as error:
         raise UserError(f"--run-dir {folder}: {error}") from error
+
+
+def rounding(folder: Path, devices: str) -> str:
+    """What `rounds_otherwise` says of the runs in a folder."""
+    return rounds_otherwise(_config_file(folder), devices)
 
 
 def _write_config(path: Path, config: Config, facts: dict[str, Any], start: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import datetime
 import functools
 import itertools
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -16,18 +17,49 @@ from typing import Any
 from train.config import Config, computed_fields
 
 _PACKAGES = ("flax-resnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-STARTED_BY = ("when", "command", "commit", "versions", "devices")
+STARTED_BY = ("when", "command", "commit", "versions", "devices", "cores")
 
 
 def this_start(devices: str | None) -> dict[str, Any]:
-    """Time (UTC), command, commit, versions and devices of this start."""
+    """Time (UTC), command, commit, versions, devices and cores of this start."""
     return {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
         "devices": devices,
+        "cores": count_cores(),
     }
+
+
+def count_cores() -> int:
+    """Those that this process may use: sums of XLA's on CPU have other bits on another number."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def rounds_otherwise(path: Path, devices: str) -> str:
+    """Why a run on CPU does not go on bit for bit; empty if it does, or nobody can know.
+
+    XLA cuts its sums by the number of cores that the process may use, and the batch by devices.
+    """
+    if "cpu" not in devices:
+        return ""
+    last = (earlier_starts(path) or [{}])[-1]
+    cores = count_cores()
+    before = _computed_by(last.get("devices") or devices, last.get("cores") or cores)
+    now = _computed_by(devices, cores)
+    if before == now:
+        return ""
+    return (
+        f"the last steps were computed by {before}, the next by {now}: they round otherwise, so "
+        "this is not bit for bit the run that never stopped"
+    )
+
+
+def _computed_by(devices: str, cores: int) -> str:
+    return f"{devices} with {cores} core{'s' if cores > 1 else ''}"
 
 
 def earlier_starts(path: Path) -> list[dict[str, Any]]:

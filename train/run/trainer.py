@@ -15,12 +15,13 @@ from jax.stages import Lowered
 import flax_resnet
 from flax_resnet.layers import no_values
 from flax_resnet.network import ResidualNetwork
-from resnet_spec import ClassifierSpec, ResNetSpec
-from train.config import MOST_STEPS, Config
+from resnet_spec import ClassifierSpec
+from train.config import MOST_STEPS, Config, flag
 from train.data.dataset import Dataset, image_dtype
 from train.errors import AbandonedError, UserError
 from train.step import parallel
 from train.step.augment import Augment, Mixing
+from train.step.batch_norm_groups import check_groups, group_images
 from train.step.batches import Batch, batch_shapes, test_batches, train_batches
 from train.step.functional import Arrays, Network
 from train.step.optimizer import make_optimizer, make_schedule
@@ -78,7 +79,7 @@ class Trainer:
                 f"--frozen-stages {config.frozen_stages}: {config.model} has {stages} stages"
             )
         if not config.eval_only:
-            _check_image_size(config, self.classifier.network, dataset.image_shape[0])
+            _check_image_size(config, self.classifier, dataset.image_shape[0])
         self._weights = weights or {}
         schedule = make_schedule(config, self.total_steps)
         self._optimizer = make_optimizer(config, schedule)
@@ -87,19 +88,22 @@ class Trainer:
             tuple(devices or jax.devices()), config.parallel, together, over, dataset.is_streamed
         )
         axis_name = self.spread.axis_name
+        count = len(self.spread.devices)
+        share = config.part_size // (count if axis_name else 1)
         with no_values():
             model = self._make_model(config.precision, config.seed)
         network = self._network = Network(
             model,
             axis_name=axis_name,
+            group_images=group_images(config, count),
             frozen_stages=config.frozen_stages,
             # LARS needs the norm of each layer's weights, and a stack has several layers
             stacked=config.scan_blocks and config.optimizer != "lars",
         )
         augment, mixing = Augment(config, dataset), Mixing(config, dataset.num_classes)
-        shares = config.accumulate_steps * (len(self.spread.devices) if axis_name else 1)
         if not config.eval_only:
-            mixing.check_share(config.global_batch_size // shares)
+            mixing.check_share(share)
+            check_groups(config, count, share)
         self._train_step = self.spread.train(
             make_train_step(
                 network,
@@ -260,8 +264,8 @@ def _unreadable(dataset: Dataset) -> str:
 def describe(config: Config, dataset: Dataset) -> ClassifierSpec:
     """The network of a configuration for a data set's channels and classes."""
     spec = config.network(dataset.image_shape[-1])
-    part = config.global_batch_size // config.accumulate_steps
-    return ClassifierSpec(spec, dataset.num_classes, statistics_batch_size=part)
+    images = group_images(config, jax.device_count()) or config.part_size
+    return ClassifierSpec(spec, dataset.num_classes, statistics_batch_size=images)
 
 
 def count_steps(config: Config, num_images: int) -> int:
@@ -273,10 +277,10 @@ def count_steps(config: Config, num_images: int) -> int:
     return steps
 
 
-def _check_image_size(config: Config, spec: ResNetSpec, image_size: int) -> None:
-    part = config.global_batch_size // config.accumulate_steps
-    if part * spec.final_size(image_size) ** 2 < 2:
+def _check_image_size(config: Config, classifier: ClassifierSpec, image_size: int) -> None:
+    if classifier.statistics_batch_size == classifier.network.final_size(image_size) == 1:
+        option = "global_batch_size" if config.part_size == 1 else "batch_norm_images"
         raise UserError(
-            f"--global-batch-size {config.global_batch_size}: {config.model} shrinks these images "
+            f"{flag(option)} {getattr(config, option)}: {config.model} shrinks these images "
             "to one pixel, and BatchNorm cannot train on a single value"
         )

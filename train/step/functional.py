@@ -32,6 +32,7 @@ class Network:
 
     Args:
         axis_name: the mapped axis over which the batch is spread, None for none.
+        group_images: images that BatchNorm normalises together, None for the whole batch.
         frozen_stages: number of stages that are frozen together with the stem, BatchNorm as in
             evaluation; None freezes nothing.
         stacked: stack the arrays of equal blocks that follow each other, see `pack`.
@@ -47,6 +48,7 @@ class Network:
         model: Any,
         *,
         axis_name: str | None = None,
+        group_images: int | None = None,
         frozen_stages: int | None = None,
         stacked: bool = False,
     ):
@@ -56,7 +58,10 @@ class Network:
         variables = named_variables(model)
         self.params = {n: v.get_value() for n, v in variables.items() if isinstance(v, nnx.Param)}
         self.statistics = {n: v.get_value() for n, v in variables.items() if n not in self.params}
-        model.set_attributes(BatchNorm, axis_name=axis_name, raise_if_not_found=False)
+        self.group_images = group_images
+        model.set_attributes(
+            BatchNorm, axis_name=axis_name, group_images=group_images, raise_if_not_found=False
+        )
         frozen = () if frozen_stages is None else ("stem", *range(frozen_stages))
         parts = tuple("stem." if part == "stem" else f"stages.{part}." for part in frozen)
         self.trained = tuple(name for name in self.params if not name.startswith(parts))

@@ -84,7 +84,8 @@ def make_train_step(
     """One training step on the images of indices (parts, b) on each device of an axis.
 
     The parts are computed one after another to save memory. Gradients and statistics are means over
-    them, so BatchNorm's running statistics are updated once a step. Augmentation depends on the
+    them, and over the groups of images that BatchNorm normalises: its running statistics are
+    updated once a step. Augmentation depends on the
     seed, the step and an image's place in the global batch, not on the number of devices.
 
     Without `axis_name` one device has the whole batch. With `skips_nonfinite` a step whose loss or
@@ -104,7 +105,13 @@ def make_train_step(
 
         (loss, (error, statistics)), gradients = _mean_of_parts(of_part, indices)
         if axis_name is not None:
-            gradients, loss, error = jax.lax.pmean((gradients, loss, error), axis_name)
+            # of the whole batch they are the same on all devices; counters always are
+            differ = network.moved if network.group_images else ()
+            means = {n: statistics[n] for n in differ if _is_float(statistics[n])}
+            gradients, loss, error, means = jax.lax.pmean(
+                (gradients, loss, error, means), axis_name
+            )
+            statistics = {**statistics, **means}
         statistics = {**state.statistics, **{n: statistics[n] for n in network.moved}}
         updates, moved = optimizer.update(gradients, state.optimizer, trained)
         changed: Any = optax.apply_updates(trained, updates)
