@@ -120,7 +120,11 @@ class Report:
 
 
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    try:
+        libtpu = importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:  # of the machine, by TPU_LIBRARY_PATH
+        libtpu = "of unknown version"
+    return {"jax": importlib.metadata.version("jax"), "libtpu": libtpu}
 
 
 def _rates(attempt: Attempt, devices: Sequence[Any]) -> dict[str, Any]:
