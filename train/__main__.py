@@ -61,10 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # no run ends over a name that cannot be encoded
             stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
-    trains = not (arguments and arguments[0] in COMMANDS) and not {
-        "--eval-only",
-        "--compile-for",
-    } & {*arguments}
+    others = {*COMMANDS} & {*arguments[:1]} or {"--eval-only", "--compile-for"} & {*arguments}
+    trains = not others
     try:
         try:
             code = _carry_out(arguments)

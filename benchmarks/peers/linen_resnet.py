@@ -106,7 +106,7 @@ class LinenTraining:
         self._model = LinenResNet(row.stage_depths, block, num_classes, dtype, row.small_images)
         self._optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
 
-    def lower(self, devices: Sequence[jax.Device], images: int, image_size: int) -> Lowered:
+    def lower(self, devices: Sequence[Any], images: int, image_size: int) -> Lowered:
         """The step for so many normalised images on each of some devices, to compile ahead."""
         shape = (images, image_size, image_size, 3)
         first = jax.eval_shape(self.first_state, 0, jax.ShapeDtypeStruct(shape, jnp.float32))

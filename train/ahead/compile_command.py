@@ -49,7 +49,7 @@ def compile_for(config: Config) -> None:
 class _Compiler:
     """Compiles the steps of a configuration and of others like it, and says which."""
 
-    def __init__(self, config: Config, dataset: Dataset, devices: Sequence[jax.Device]):
+    def __init__(self, config: Config, dataset: Dataset, devices: Sequence[Any]):
         self._config, self._dataset, self._devices = config, dataset, devices
 
     def attempt(self, **changes: Any) -> Attempt:

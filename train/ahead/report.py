@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from train.ahead.figures import Figures
 from train.ahead.topology import describe_chips
 from train.config import Config
@@ -43,7 +41,7 @@ class Report:
     """
 
     config: Config
-    devices: Sequence[jax.Device]
+    devices: Sequence[Any]
     available: int | None
     attempts: Sequence[Attempt]
     test: Figures | None
@@ -122,10 +120,14 @@ class Report:
 
 
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    try:
+        libtpu = importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:  # of the machine, by TPU_LIBRARY_PATH
+        libtpu = "of unknown version"
+    return {"jax": importlib.metadata.version("jax"), "libtpu": libtpu}
 
 
-def _rates(attempt: Attempt, devices: Sequence[jax.Device]) -> dict[str, Any]:
+def _rates(attempt: Attempt, devices: Sequence[Any]) -> dict[str, Any]:
     """What follows from the compiler's time and from the chip's peaks; nothing without a step."""
     step, (chip, chips) = attempt.step, describe_chips(devices)
     if step is None:
@@ -154,7 +156,7 @@ def _rows(step: Figures) -> list[str]:
     ]
 
 
-def _rate_rows(attempt: Attempt, devices: Sequence[jax.Device]) -> list[str]:
+def _rate_rows(attempt: Attempt, devices: Sequence[Any]) -> list[str]:
     rates = _rates(attempt, devices)
     rows = [_row("images a second a chip", f"{rates['images_per_second_per_chip']:,.0f} at most")]
     if "bound_by" in rates:
@@ -164,7 +166,7 @@ def _rate_rows(attempt: Attempt, devices: Sequence[jax.Device]) -> list[str]:
     return rows
 
 
-def _outcome(attempt: Attempt, devices: Sequence[jax.Device]) -> str:
+def _outcome(attempt: Attempt, devices: Sequence[Any]) -> str:
     if attempt.step is None:
         return f"needs {_binary(attempt.needed_bytes)}"
     rate = _rates(attempt, devices)["images_per_second_per_chip"]

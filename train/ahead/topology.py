@@ -2,7 +2,9 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +46,7 @@ CHIPS = {  # by JAX's `device_kind`
 }
 
 
-def find_devices(topology: str) -> tuple[jax.Device, ...]:
+def find_devices(topology: str) -> tuple[Any, ...]:
     """The devices of `v5e:2x2`, say, for which JAX can compile but on which nothing can run.
 
     Raises:
@@ -70,13 +72,13 @@ def find_devices(topology: str) -> tuple[jax.Device, ...]:
     return tuple(found.devices)
 
 
-def describe_chips(devices: tuple[jax.Device, ...]) -> tuple[Chip | None, int]:
+def describe_chips(devices: Sequence[Any]) -> tuple[Chip | None, int]:
     """The kind of chip, None if it is not in the table, and the number of chips."""
     chip = CHIPS.get(devices[0].device_kind)
     return chip, len(devices) // (chip.devices if chip else 1)
 
 
-def available_bytes(device: jax.Device) -> int | None:
+def available_bytes(device: Any) -> int | None:
     """The memory that a program may use; None if the compiler does not say.
 
     JAX tells it only of a device that is there. The compiler says it where it refuses a program.

@@ -161,7 +161,7 @@ def _no_pixels(count: int) -> Split:
     return Split(images, np.broadcast_to(np.int32(0), count))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Unread:
     """A source of so many images, none of which can be read."""
 

@@ -66,7 +66,7 @@ class Trainer:
         together: int | None = None,
         over: Literal["batch", "seeds"] = "batch",
         weights: Arrays | None = None,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
     ):
         if config.precision == "f64" and not parallel.has_float64():
             raise UserError('precision f64: call jax.config.update("jax_enable_x64", True) first')
@@ -104,7 +104,7 @@ class Trainer:
         if not config.eval_only:
             mixing.check_share(share)
             check_groups(config, count, share)
-        self._train_step = self.spread.train(
+        self._train_step: Any = self.spread.train(
             make_train_step(
                 network,
                 self._optimizer,
@@ -115,7 +115,7 @@ class Trainer:
                 skips_nonfinite=config.skip_nonfinite is not None,
             )
         )
-        self._eval_step = self.spread.evaluate(
+        self._eval_step: Any = self.spread.evaluate(
             make_eval_step(network, augment, axis_name=axis_name)
         )
 

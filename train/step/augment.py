@@ -69,11 +69,12 @@ class Augment:
         if self.padding:
             edge = (self.padding, self.padding)
             padded = jnp.pad(image, (edge, edge, (0, 0)))
+            size = (image.shape[0], image.shape[1])
             row, column = jax.random.randint(crop_key, (2,), 0, 2 * self.padding + 1, jnp.int32)
             image = jax.lax.platform_dependent(
                 *(padded, row, column),
-                tpu=partial(choose_part, size=image.shape[:2]),
-                default=partial(slice_part, size=image.shape[:2]),
+                tpu=partial(choose_part, size=size),
+                default=partial(slice_part, size=size),
             )
         if self.flip:
             mirrored = jax.random.bernoulli(flip_key, jnp.float32(0.5))

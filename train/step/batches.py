@@ -100,13 +100,9 @@ def batch_shapes(config: Config, dataset: Dataset, spread: Spread) -> tuple[Batc
         image = dataset.image_shape
         if not dataset.is_streamed:  # rows, see `Images`
             count, image = (len(split),), (math.prod(image),)
-        return Batch(
-            jax.ShapeDtypeStruct((devices, *indices), np.int32),
-            Images(
-                jax.ShapeDtypeStruct((*count, *image), np.uint8),
-                jax.ShapeDtypeStruct(count, np.int32),
-            ),
-        )
+        images: Any = jax.ShapeDtypeStruct((*count, *image), np.uint8)
+        labels: Any = jax.ShapeDtypeStruct(count, np.int32)
+        return Batch(jax.ShapeDtypeStruct((devices, *indices), np.int32), Images(images, labels))
 
     return (
         shapes(dataset.train, share, (parts, share // parts)),

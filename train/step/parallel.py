@@ -30,7 +30,7 @@ class Spread:
         streamed: images come with each batch; otherwise they are on every device.
     """
 
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Any, ...]
     method: Literal["pmap", "jit"] = "pmap"
     seeds: int | None = None
     over: Literal["batch", "seeds"] = "batch"
