@@ -290,23 +290,23 @@ def _export(options: argparse.Namespace) -> None:
         lost = OURS.lost_fields(weights.classifier)
         if (shortcut := weights.classifier.network.shortcut) == "centred_identity":
             lost["shortcut"] = shortcut  # not what tensors are taken for
-        arrays, notes = under_original_names(weights)
-        _print_notes(notes)
-        weights = Weights(arrays, None, weights.preprocessing)
     if is_folder:
         folders.write_folder(output, weights, layout, allow_nonfinite=options.allow_nonfinite)
         recorded = folders.RECORDED[layout.name]
         lost = {name: value for name, value in lost.items() if name not in recorded}
     else:
-        if layout != OURS:  # the model's description is for our names
+        if options.names:
+            arrays, notes = under_original_names(weights)
+            _print_notes(notes)
+            weights = Weights(arrays, None, weights.preprocessing)
+        elif layout != OURS:  # the model's description is for our names
             arrays = write_layout(weights.arrays, weights.classifier, layout)
             weights = Weights(arrays, None, weights.preprocessing)
         write_weights(output, weights, allow_nonfinite=options.allow_nonfinite)
-    names = "the original names" if options.names else f"the layout {layout.name}"
+    said = "the author's naming" if options.names else f"the layout {layout.name}"
     if lost:
-        where = f"{names} have no place for" if options.names else f"{names} has no place for"
-        _print_notes([f"{where} what `import` takes as {as_options(lost)}"])
-    print(f"wrote {len(weights.arrays)} tensors to {output} in {names}")
+        _print_notes([f"{said} has no place for what `import` takes as {as_options(lost)}"])
+    print(f"wrote {len(weights.arrays)} tensors to {output} in {said}")
 
 
 def _choose_format(

@@ -173,11 +173,14 @@ def _are_sorted(names: Iterable[str]) -> bool:
     """Whether names are in the order of the alphabet; counters have an order of their own."""
     weights = [name for name in names if not name.endswith(_COUNTER)]
 
+    def by_text(name: str) -> list[tuple[int, str]]:
+        return [(0, name)]
+
     def by_numbers(name: str) -> list[tuple[int, str]]:
         return [*map(_number, re.split(r"(\d+)", name))]
 
     pairs = list(itertools.pairwise(weights))
-    return any(all(key(a) <= key(b) for a, b in pairs) for key in (str, by_numbers))
+    return any(all(key(a) <= key(b) for a, b in pairs) for key in (by_text, by_numbers))
 
 
 def _contradicts_numbers(layers: Iterable[Layer]) -> bool:

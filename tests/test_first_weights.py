@@ -1,5 +1,7 @@
 """What `--init-from` takes: what a file's tensors show, and else what the run says."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 import convert
 from convert.leaves import as_flax
 from convert.models import arrays_of, describe
+from resnet_spec import ShortcutKind
 from tests.test_any_names import numbered_scheme, theirs_of
 from tests.twins import make_twins
 from train.config import Config
@@ -26,7 +29,7 @@ FILES = [  # layout of the names (None: any), shortcut of the file
 ]
 
 
-def save(path, layout: str | None, shortcut: str) -> tuple[Config, object]:
+def save(path: Path, layout: str | None, shortcut: ShortcutKind) -> tuple[Config, object]:
     """A file of a ResNet20 in torch's form, and the configuration of a run of the same network."""
     _, model = make_twins("ResNet20", dtype="float32", shortcut=shortcut)
     if layout is None:

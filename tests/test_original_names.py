@@ -43,7 +43,7 @@ def test_an_authors_names_prefix_and_order_come_back(output, tmp_path):
     torch.save({"net": state, "acc": 91.0}, tmp_path / "theirs.pth")
     take(tmp_path, "theirs.pth", output=output)
     said = back(tmp_path, output)
-    assert f"wrote {len(state)} tensors to back.pt in the original names" in said
+    assert f"wrote {len(state)} tensors to back.pt in the author's naming" in said
     assert_same_file(tmp_path / "back.pt", state)
     looked = run_here("convert", "inspect", output, "--names", "--json", cwd=tmp_path)
     names = json.loads(looked.stdout)["names"]
@@ -91,7 +91,7 @@ def test_a_new_head_has_the_authors_name_and_a_dropped_one_is_said(tmp_path):
     torch.save(state, tmp_path / "theirs.pt")
     take(tmp_path, "theirs.pt", "--head", "new:3", "--shortcut", "centred_identity")
     said = back(tmp_path, "ours.pt")
-    assert "the original names have no place for" in said
+    assert "the author's naming has no place for" in said
     assert "--shortcut centred_identity" in said
     read = torch.load(tmp_path / "back.pt")
     assert list(read) == list(state)
