@@ -13,11 +13,12 @@ import convert
 import torch_resnet
 from convert.__main__ import main
 from convert.files import read_file
-from convert.layouts import find_layout
+from convert.layouts import find_layout, write_layout
 from convert.layouts.translate import nest
 from convert.leaves import flax_name, to_flax
 from convert.models import arrays_of
-from tests.twins import random_images, randomise, run_torch
+from resnet_spec import ClassifierSpec
+from tests.twins import assert_same_state, random_images, randomise, run_torch
 
 
 def linen_variables(model: torch_resnet.network.ResidualNetwork) -> dict[str, Any]:
@@ -89,3 +90,27 @@ def test_the_state_of_an_nnx_model_comes_in_without_options(model, tmp_path):
     images = random_images(2, 16, "float32")
     logits = run_torch(convert.load(output, "torch"), images)
     np.testing.assert_array_equal(logits, run_torch(model, images))
+
+
+def test_a_network_of_haiku_within_a_users_module_comes_in_without_options(tmp_path, capsys):
+    layout = find_layout("haiku")
+    classifier = ClassifierSpec(layout.network("ResNet18"), 10)
+    generator = np.random.default_rng(0)
+    expected = {
+        name: np.zeros((), np.int64) if not shape else generator.random(shape, np.float32)
+        for name, shape in classifier.tensors().items()
+    }
+    theirs = {
+        name.replace("/res_net/", "/mine/~/res_net18/"): array
+        for name, array in write_layout(expected, classifier, layout).items()
+    }
+    averages = [name for name in theirs if name.endswith("average")]
+    theirs |= {name.replace("average", "hidden"): theirs[name] for name in averages}
+    theirs |= {name.replace("average", "counter"): np.array(3, np.int32) for name in averages}
+    np.savez(tmp_path / "theirs.npz", allow_pickle=False, **theirs)
+    output = tmp_path / "m.npz"
+    assert main(["import", str(tmp_path / "theirs.npz"), "-o", str(output)]) == 0
+    assert "--layout haiku --model ResNet18" in capsys.readouterr().out
+    weights = read_file(output)
+    assert weights.classifier == classifier
+    assert_same_state(weights.arrays, expected)
