@@ -25,7 +25,9 @@ def use(chosen: Path | None) -> None:
     """
     if chosen == NONE:
         jax.config.update("jax_compilation_cache_dir", None)
-    if chosen == NONE or (chosen is None and jax.config.jax_compilation_cache_dir):
+    # JAX adds its options when it is imported, so pyright does not know them
+    named = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if chosen == NONE or (chosen is None and named):
         return
     root = chosen or user_caches() / "flax-resnet"
     try:
