@@ -49,7 +49,9 @@ def test_groups_of_images_are_torchs_batches_one_by_one(images, devices):
     """On a part of a device, on one, or on several; the running statistics are the groups' mean."""
     x, weights = _random(0), _random(1)
     scale, bias = np.random.default_rng(2).uniform(0.5, 1.5, (2, 5))
-    norms, outputs, inputs = [], [], []
+    norms: list[Any] = []
+    outputs: list[Any] = []
+    inputs: list[Any] = []
     for part, part_weights in zip(*(_cut(a, images) for a in (x, weights)), strict=True):
         norms.append(torch.nn.BatchNorm2d(5).double())
         norms[-1].load_state_dict({"weight": _tensor(scale), "bias": _tensor(bias)}, strict=False)

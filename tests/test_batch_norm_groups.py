@@ -38,7 +38,7 @@ def test_equal_groups_are_an_equal_step_on_any_number_of_devices():
             step,
             parallel.AXIS,
             in_axes=(None, None, 0),
-            out_axes=None,  # type: ignore[arg-type]  # the annotation lacks it
+            out_axes=None,
             devices=jax.devices()[:devices],
         )
         new, metrics = mapped(state, on_device(dataset.train), indices.reshape(devices, 1, -1))

@@ -25,13 +25,15 @@ def use(chosen: Path | None) -> None:
     """
     if chosen == NONE:
         jax.config.update("jax_compilation_cache_dir", None)
-    if chosen == NONE or (chosen is None and jax.config.jax_compilation_cache_dir):
+    # JAX adds its options when it is imported, so pyright does not know them
+    named = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if chosen == NONE or (chosen is None and named):
         return
-    root = chosen or user_caches() / "flax-resnet"
     try:
+        root = chosen or user_caches() / "flax-resnet"
         folder = make_folder(root)
         prune(root)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter where nobody knows a home
         if chosen is None:  # a user without a home that can be written to
             return
         raise UserError(f"--compile-cache {chosen}: {error}") from error
@@ -65,7 +67,7 @@ def prune(root: Path) -> None:
     checked = root / "checked"
     since = checked.stat().st_mtime if checked.exists() else 0.0
     checked.touch()
-    found = [(path, _stat(path)) for path in root.glob("*/*-cache")]
+    found = [(path, _stat(path)) for path in root.glob("jax-*/*-cache")]
     entries = [(path, stat) for path, stat in found if stat is not None]
     kept, oldest = 0, time.time() - 24 * 3600 * _DAYS
     for path, stat in sorted(entries, key=lambda entry: entry[1].st_atime, reverse=True):
