@@ -137,6 +137,7 @@ _CIFAR = {
 
 _IMAGENET = Config(data="imagenet2012", model="ResNet50", global_batch_size=256, warmup_steps=0)
 _CROPS = "crops of 8 % to 100 % of the area and mirrors are the only augmentation"
+_AREA = "training images are resized by means of areas, theirs"
 
 _OF_IMAGENET = {
     "imagenet-he2015": Recipe(
@@ -151,7 +152,8 @@ _OF_IMAGENET = {
         reason="batch 256, 0.1, weight decay 1e-4, momentum 0.9, up to 600k iterations, which are "
         "120 epochs; the paper divides the rate by 10 when the error stops falling, without "
         "numbers: quarters of the run are ours; the stride is on the first 1x1, as published; "
-        f"{_CROPS}, the paper also uses scales of 256 to 480 pixels and changes colours",
+        f"{_CROPS}, the paper also uses scales of 256 to 480 pixels and changes colours; {_AREA} "
+        "in a way that the paper does not say",
         published="ResNet50 24.7, ResNet101 23.6, ResNet152 23.0 (one crop of 224, the authors' "
         "list at KaimingHe/deep-residual-networks); ten crops: 22.85, 21.75, 21.43 (table 3)",
     ),
@@ -173,7 +175,8 @@ _OF_IMAGENET = {
         "0.1 to the peak in 5 epochs, residual branches that start at zero, Nesterov momentum, "
         "weight decay 1e-4 except for BatchNorm; it departs: label smoothing 0.1 is from Szegedy "
         "et al. 2016 (--label-smoothing 0 for Goyal's own); BatchNorm is over the whole batch, "
-        f"theirs over the 32 images of a GPU; {_CROPS}",
+        f"theirs over the 32 images of a GPU; {_CROPS}; {_AREA} in a way that the paper "
+        "does not say",
         published="ResNet50 23.60 ± 0.12 (batch 256), 23.74 ± 0.09 (batch 8192), both without "
         "label smoothing",
     ),
@@ -206,7 +209,8 @@ _OF_IMAGENET = {
         "CutMix 1.0; the average moves as fast as theirs of 0.99998, which is updated once in 32 "
         "steps with 55 times the weight; it departs: RandAugment (2 operations of strength 9) for "
         "TrivialAugment and random erasing, no repeated augmentation, training crops of 224 "
-        "instead of 176, stochastic depth 0.05",
+        f"instead of 176, stochastic depth 0.05; {_AREA} by Pillow's bilinear filter "
+        "(--train-interpolation bilinear)",
         published="ResNet50 19.33 (80.674 % by torchvision's recipe, which differs as above); "
         "nothing for exactly these numbers",
     ),
@@ -229,7 +233,8 @@ _OF_IMAGENET = {
         reason="from 0 to 34 in 12 of 90 epochs, trust coefficient 0.001, momentum 0.9, weight "
         "decay 1e-4, neither decay nor trust ratio for BatchNorm and biases; it departs: half a "
         "cosine instead of a polynomial of degree 2, label smoothing 0.1; a much smaller batch "
-        "scales the rate down in proportion, and does not need LARS",
+        "scales the rate down in proportion, and does not need LARS; "
+        f"{_AREA} bicubic (--train-interpolation bicubic)",
         published="ResNet50 23.7 (76.3 % at a batch of 32,768: Ying et al. 2018, "
         "arXiv:1811.06992, and the commit of LARS to TensorFlow)",
     ),
