@@ -1,6 +1,5 @@
 """Files of weights: written whole or not at all, read strictly, and loaded as either twin."""
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,47 +14,15 @@ from convert.errors import ConversionError
 from convert.formats import FORMS, READ_ONLY_FORMS, pytorch, safetensors
 from convert.formats.form import Contents, Form, Visitor
 from convert.layouts.timm import architecture_problems
-from convert.models import arrays_of, check, describe, find_builder, judge
+from convert.models import find_builder, judge
 from convert.weights import Weights, decode_description, encode_description
-from convert.wrappers import take_prefix, unwrap, unwrap_module
-from resnet_spec import Preprocessing
+from convert.wrappers import take_prefix, unwrap
 
 SUFFIXES = tuple(FORMS)  # written and read
 READABLE = (*SUFFIXES, *READ_ONLY_FORMS)
 _ZIP = b"PK\x03\x04"
 _OLD_TORCH = b"\x80\x02\x8a\x0a"  # a pickle of protocol 2 that begins with a long number
 _TAR = slice(257, 262)  # where a tar archive says that it is one
-
-
-def save(
-    path: str | os.PathLike[str],
-    model: Any,
-    *,
-    preprocessing: Preprocessing | None = None,
-    statistics_batch_size: int | None = None,
-    allow_nonfinite: bool = False,
-) -> None:
-    """Writes either twin, with its description, to a file of one of `SUFFIXES`.
-
-    The tensors have our names and torch's axes: torch's own loaders read them into the twin. The
-    file appears whole, read back and compared, or not at all. A model knows neither its
-    preprocessing nor the batch size of its running variances: give both, as `load_preprocessing`
-    and `load_statistics_batch_size` return them.
-
-    Raises:
-        ConversionError: the model cannot be described (own blocks, own head) or was changed since
-            it was built, the preprocessing has another number of channels or classes, a value is
-            NaN, infinite or a negative variance, the suffix is unknown, or the file reads back
-            otherwise than it was written.
-        OSError: the file cannot be written.
-        ValueError: `statistics_batch_size` is not a positive integer.
-    """
-    model = unwrap_module(model)
-    classifier = dataclasses.replace(describe(model), statistics_batch_size=statistics_batch_size)
-    arrays = arrays_of(model)
-    check(classifier, arrays)
-    weights = Weights(arrays, classifier, preprocessing)
-    write_weights(Path(path), weights, allow_nonfinite=allow_nonfinite)
 
 
 def load(

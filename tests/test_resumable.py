@@ -33,6 +33,7 @@ FIXED = {
     *("model", "shortcut", "zero_init_residual", "stochastic_depth", "frozen_stages"),
     *("padding", "stem_padding", "bottleneck_stride", "running_variance"),
     *("init_from", "init_layout", "data", "validation_size", "image_size", "crop_fraction"),
+    *("preprocessing", "interpolation", "train_interpolation"),
     *("crop_padding", "flip", "min_crop_area", "rand_augment", "rand_augment_magnitude"),
     *("mixup", "cutmix", "label_smoothing", "global_batch_size", "accumulate_steps"),
     *("optimizer", "momentum", "ema_decay", "precision", "seed", "seeds"),
@@ -73,7 +74,14 @@ def test_all_fields_that_cannot_change_in_a_run_are_named_at_once():
 CHANGES: dict[str, Any] = {
     **{"padding": "same", "stem_padding": "same", "bottleneck_stride": "1x1"},
     **{"running_variance": "biased", "zero_init_residual": True, "image_size": 96},
-    **{"crop_fraction": 0.5, "crop_padding": 1, "flip": False, "min_crop_area": 0.5},
+    **{"preprocessing": "mean=0.5,std=0.5", "interpolation": "bicubic"},
+    **{
+        "train_interpolation": "bilinear",
+        "crop_fraction": 0.5,
+        "crop_padding": 1,
+        "flip": False,
+        "min_crop_area": 0.5,
+    },
     **{"rand_augment": 1, "rand_augment_magnitude": 4, "mixup": 0.3, "cutmix": 0.3},
     **{"label_smoothing": 0.2, "init_layout": "timm", "seeds": "1,2"},
 }
