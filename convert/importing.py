@@ -172,11 +172,12 @@ def change_as_asked(
     if preprocessing == "none":
         return dataclasses.replace(weights, preprocessing=None)
     assert weights.classifier is not None
-    known, remark = stated_preprocessing(preprocessing, weights.classifier.network)
+    classifier = weights.classifier
+    known, remark = stated_preprocessing(preprocessing, classifier.network)
     if remark:
         weights = dataclasses.replace(weights, notes=(*weights.notes, remark))
     names = known.class_names
-    if head != "keep" or (names is not None and len(names) != weights.classifier.num_classes):
+    if head != "keep" or (names is not None and len(names) != classifier.num_classes):
         names = None  # nobody has trained a new head yet
     if head == "keep" and before is not None and before.class_names is not None:
         names = before.class_names

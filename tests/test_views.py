@@ -13,7 +13,7 @@ from PIL import Image
 from tests.peers import import_torchvision
 from tests.pictures import encode, make_pixels
 from train.config.fields import DataFields
-from train.data.decode import Picture
+from train.data.decode import Box, Picture
 from train.data.views import FILL, OPERATIONS, rand_augment, random_box, train_view
 
 FIELDS = DataFields(image_size=32)
@@ -67,6 +67,7 @@ def test_a_training_image_has_torchvisions_pixels(form, interpolation):
             assert difference.mean() < 1
         else:
             assert difference.max() == 0
+    box = Box(20, 30, 300, 350)
     area = Picture(content).cut(box, 64).astype(int)
     assert np.abs(area - Picture(content).cut(box, 64, interpolation)).max() > 1
 
