@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Row, Size, Task, median_ratio, speed_rows, take_turns
-from train.config.fields import DataFields
+from train.config.fields import DataFields, TrainInterpolation
 from train.data.sources import TfdsSource
 from train.data.stream import Stream
 from train.errors import UserError
@@ -26,6 +26,8 @@ _OURS = "ours"
 _SAME, _USUAL = "tf.data, area", "tf.data, bilinear"
 _TORCH = "torch DataLoader, torchvision on Pillow"
 _BARS = {_SAME: ">= 1.0", _USUAL: "", _TORCH: ">= 1.0"}
+# Our views that Pillow resizes, with a bar beside our usual ones, by means of areas.
+_PILLOWS: dict[Any, str] = {"bilinear": ">= 0.9", "bicubic": ""}
 _NOTES = {_USUAL: "four pixels for each new one, however many it stands for"}
 
 
@@ -61,6 +63,7 @@ def _measure_views(amount: _Amount) -> list[Row]:
     with _one_core(), contextlib.ExitStack() as stack:
         tasks: dict[str, Task] = {
             _OURS: _our_task(source, amount),
+            **{f"ours, {kind}": _our_task(source, amount, kind) for kind in _PILLOWS},
             _TORCH: _torch_task(source, amount),
         }
         reason = ""
@@ -69,9 +72,12 @@ def _measure_views(amount: _Amount) -> list[Row]:
         except (RuntimeError, OSError) as error:
             reason = f"not run: {error}"
         seconds = take_turns(tasks, amount.repetitions)
-    bars = {peer: _BARS[peer] for peer in tasks if peer != _OURS}
+    bars = {peer: bar for peer, bar in _BARS.items() if peer in tasks}
     images = amount.batch_size * amount.batches
     rows = speed_rows(case, seconds, _OURS, bars, images)
+    for kind, bar in _PILLOWS.items():
+        bars = {_OURS: bar, _TORCH: _BARS[_TORCH]}
+        rows += speed_rows(f"{case}, {kind}", seconds, f"ours, {kind}", bars, images)
     if reason:
         ours = images / statistics.median(seconds[_OURS])
         rows.append(Row(case, "images/s", ours, _SAME, bar=_BARS[_SAME], note=reason))
@@ -89,8 +95,12 @@ def _one_core() -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
-def _our_task(source: TfdsSource, amount: _Amount) -> Task:
-    stream = Stream(source, DataFields(image_size=amount.image_size, read_threads=1))
+def _our_task(
+    source: TfdsSource, amount: _Amount, interpolation: TrainInterpolation = "area"
+) -> Task:
+    size = amount.image_size
+    fields = DataFields(image_size=size, train_interpolation=interpolation, read_threads=1)
+    stream = Stream(source, fields)
     rows = np.arange(amount.batch_size)
 
     def make_batches() -> None:

@@ -1,12 +1,12 @@
 """Moves weights between the Flax and torch twins, files, training runs and other packages."""
 
 from convert.errors import ConversionError
-from convert.files import save
 from convert.inference import export_onnx, export_program
 from convert.layouts import from_layout, layout_spec, to_layout
 from convert.loading import load
 from convert.models import build
 from convert.runs import run_from_torch, run_to_torch
+from convert.saving import save
 from convert.sources import load_preprocessing, load_statistics_batch_size
 from convert.twins import flax_to_torch, torch_to_flax
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import importlib
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from convert.layouts import LAYOUTS, OURS, Layout, find_layout, write_layout
 from convert.models import judge
 from convert.names import read_map, under_original_names, with_names
 from convert.options import add_part, add_stated, stated
+from convert.preprocessing import HELP
 from convert.runs.saved_run import write_run
 from convert.sources import read_source
 from convert.weights import Weights
@@ -115,6 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     look.set_defaults(command=_inspect)
 
     diff_command.add_parser(commands)
+
+    text = "run a model folder in its own package, and compare errors and pixels with ours"
+    check = commands.add_parser("check", help=text, description=f"{text.capitalize()}.")
+    check.add_argument("folder", type=Path, help="exported, or anybody's of timm or transformers")
+    check.add_argument("--data", required=True, help="imagenet2012, or folder:PATH as to train on")
+    check.add_argument("--data-dir", type=Path, help="folder of tensorflow-datasets")
+    check.add_argument("--images", type=int, default=1000, help="how many; default: 1000")
+    check.set_defaults(command=_check)
 
     text = "list the known layouts"
     layouts = commands.add_parser("layouts", help=text, description=f"{text.capitalize()}.")
@@ -243,8 +253,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--preprocessing",
-        choices=(*PREPROCESSINGS, "none"),
-        help="how images were prepared, instead of what the source says",
+        help=f"how images were prepared, instead of what the source says: {HELP}; or none. Names: "
+        + ", ".join(PREPROCESSINGS),
     )
     parser.add_argument(
         "--allow-nonfinite",
@@ -294,6 +304,8 @@ def _export(options: argparse.Namespace) -> None:
         folders.write_folder(output, weights, layout, allow_nonfinite=options.allow_nonfinite)
         recorded = folders.RECORDED[layout.name]
         lost = {name: value for name, value in lost.items() if name not in recorded}
+        if layout.name == "transformers" and weights.preprocessing is not None:
+            _print_notes([folders.WITHOUT_TIMM])
     else:
         if options.names:
             arrays, notes = under_original_names(weights)
@@ -384,6 +396,11 @@ def _inspect(options: argparse.Namespace) -> None:
         has_names=options.names,
     )
     print(json.dumps(found, indent=2) if options.json else as_text(found))
+
+
+def _check(options: argparse.Namespace) -> None:
+    # the trainer reads pictures, and may import this package; this package imports no trainer
+    importlib.import_module("train.run.check_command").main(options)
 
 
 def _layouts(_: argparse.Namespace) -> None:

@@ -1,10 +1,8 @@
 """Files of weights: written whole or not at all, read strictly, and loaded as either twin."""
 
-import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,46 +14,14 @@ from convert.folding import without_masks
 from convert.formats import FORMS, READ_ONLY_FORMS, contents, pytorch
 from convert.formats.form import Contents, Reader, Visitor
 from convert.layouts.timm import architecture_problems
-from convert.models import arrays_of, check, describe, judge
+from convert.models import judge
 from convert.weights import Weights, decode_description, encode_description
-from convert.wrappers import take_prefix, unwrap, unwrap_module
-from resnet_spec import Preprocessing
+from convert.wrappers import take_prefix, unwrap
 
 AnyForm = TypeVar("AnyForm", bound=Reader)
 SUFFIXES = tuple(FORMS)  # written and read
 READABLE = (*SUFFIXES, *READ_ONLY_FORMS)
 _LOOKED_AT = 2**10  # bytes that show a file's form
-
-
-def save(
-    path: str | os.PathLike[str],
-    model: Any,
-    *,
-    preprocessing: Preprocessing | None = None,
-    statistics_batch_size: int | None = None,
-    allow_nonfinite: bool = False,
-) -> None:
-    """Writes either twin, with its description, to a file of one of `SUFFIXES`.
-
-    The tensors have our names and torch's axes: torch's own loaders read them into the twin. The
-    file appears whole, read back and compared, or not at all. A model knows neither its
-    preprocessing nor the batch size of its running variances: give both, as `load_preprocessing`
-    and `load_statistics_batch_size` return them.
-
-    Raises:
-        ConversionError: the model cannot be described (own blocks, own head) or was changed since
-            it was built, the preprocessing has another number of channels or classes, a value is
-            NaN, infinite or a negative variance, the suffix is unknown, or the file reads back
-            otherwise than it was written.
-        OSError: the file cannot be written.
-        ValueError: `statistics_batch_size` is not a positive integer.
-    """
-    model = unwrap_module(model)
-    classifier = dataclasses.replace(describe(model), statistics_batch_size=statistics_batch_size)
-    arrays = arrays_of(model)
-    check(classifier, arrays)
-    weights = Weights(arrays, classifier, preprocessing)
-    write_weights(Path(path), weights, allow_nonfinite=allow_nonfinite)
 
 
 @collector.paused()

@@ -16,11 +16,12 @@ from convert.guess import as_options, undecided
 from convert.layouts import OURS, Layout, read_layout
 from convert.layouts.translate import HEAD_ALONE
 from convert.names import RESIDUAL, determine, under_our_names
+from convert.preprocessing import stated_preprocessing
 from convert.sources import Source
 from convert.structure import Recognition
 from convert.weights import LARGEST_DESCRIPTION, Weights
 from convert.wrappers import name_some, without_training_state
-from resnet_spec import DIALECT, PREPROCESSINGS, RATES, ClassifierSpec, ResNetSpec
+from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec
 
 _MOST_CLASSES = 10**6
 _SEED = 0  # a new head is the same each time
@@ -191,8 +192,8 @@ def change_as_asked(
 ) -> Weights:
     """Weights with another head, as `change_head` makes it, and another preprocessing.
 
-    `preprocessing` is a name in `PREPROCESSINGS`, `none`, or None for that of the source. The names
-    of the classes stay with the head.
+    `preprocessing` is a text for `stated_preprocessing`, `none`, or None for the source's own. The
+    names of the classes stay with the head.
     """
     weights = change_head(weights, head, is_headless=is_headless)
     if preprocessing is None:
@@ -203,9 +204,12 @@ def change_as_asked(
     if preprocessing == "none":
         return dataclasses.replace(weights, preprocessing=None)
     assert weights.classifier is not None
-    known = PREPROCESSINGS[preprocessing]
+    classifier = weights.classifier
+    known, remark = stated_preprocessing(preprocessing, classifier.network)
+    if remark:
+        weights = dataclasses.replace(weights, notes=(*weights.notes, remark))
     names = known.class_names
-    if head != "keep" or (names is not None and len(names) != weights.classifier.num_classes):
+    if head != "keep" or (names is not None and len(names) != classifier.num_classes):
         names = None  # nobody has trained a new head yet
     if head == "keep" and before is not None and before.class_names is not None:
         names = before.class_names

@@ -152,7 +152,7 @@ def load_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
             cannot express how a Hugging Face folder prepares images.
         OSError: it cannot be read.
     """
-    return _described(Path(path)).accepted().weights.preprocessing
+    return _described(path).accepted().weights.preprocessing
 
 
 def load_statistics_batch_size(path: str | os.PathLike[str]) -> int | None:
@@ -160,12 +160,15 @@ def load_statistics_batch_size(path: str | os.PathLike[str]) -> int | None:
 
     Raises: as `load_preprocessing`.
     """
-    classifier = _described(Path(path)).weights.classifier
+    classifier = _described(path).weights.classifier
     return None if classifier is None else classifier.statistics_batch_size
 
 
-def _described(path: Path) -> Source:
+def _described(path: str | os.PathLike[str]) -> Source:
     """A source of which only the description is wanted."""
+    if is_address(path):
+        return read_source(path, reset_counters=True)
+    path = Path(path)
     if path.is_dir():
         return read_source(path, reset_counters=True)
     if is_program(path):

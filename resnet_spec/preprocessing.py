@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -71,6 +72,11 @@ class Preprocessing:
             problems.append(f"crop_fraction must be in (0, 1], not {self.crop_fraction!r}")
         return problems
 
+    @property
+    def shorter_side(self) -> int:
+        """Of the resized picture, in pixels."""
+        return int(self.image_size / self.crop_fraction)
+
     def check(self, classifier: ClassifierSpec) -> None:
         """Raises a ValueError where this cannot be the preprocessing of such a model."""
         problems = []
@@ -100,6 +106,61 @@ class Preprocessing:
         if not isinstance(fields, Mapping) or set(fields) != names:
             raise ValueError(f"a preprocessing has the fields {', '.join(sorted(names))}")
         return cls(**fields)
+
+
+def crop_fraction_of(image_size: int, shorter_side: int) -> float:
+    """The fraction for which `Preprocessing.shorter_side` is exactly this many pixels.
+
+    The quotient itself may lose one of them: 192 / (192 / 225) is just below 225.
+    """
+    fraction = image_size / shorter_side
+    while int(image_size / fraction) < shorter_side:
+        fraction = math.nextafter(fraction, 0)
+    return fraction
+
+
+# What `parse_preprocessing` calls the fields.
+_KEYS = {
+    "mean": "mean",
+    "std": "std",
+    "size": "image_size",
+    "crop": "crop_fraction",
+    "interpolation": "interpolation",
+}
+
+
+def parse_preprocessing(text: str) -> tuple[str, dict[str, Any]]:
+    """`imagenet,size=160` -> ("imagenet", {"image_size": 160}): a name, and what differs from it.
+
+    `mean=0.5,0.5,0.5,std=0.2,0.2,0.2` has no name. The keys are `mean`, `std`, `size`, `crop` and
+    `interpolation`.
+
+    Raises:
+        ValueError: a value is not what its key needs.
+    """
+    name, *rest = re.split(rf"(?:^|,)({'|'.join(_KEYS)})=", text)
+    fields: dict[str, Any] = {}
+    for key, value in zip(rest[::2], rest[1::2], strict=True):
+        try:
+            if key in ("mean", "std"):
+                fields[_KEYS[key]] = tuple(map(float, value.split(",")))
+            else:
+                kind = {"size": int, "crop": float}.get(key, str)
+                fields[_KEYS[key]] = kind(value)
+        except ValueError as error:
+            wanted = "numbers with commas between them" if key in ("mean", "std") else "a number"
+            raise ValueError(f"{key} must be {wanted}, not {value!r}, in {text!r}") from error
+    return name, fields
+
+
+def as_text(fields: Mapping[str, Any]) -> str:
+    """The inverse of `parse_preprocessing` for fields without a name, to the last bit."""
+    texts = {
+        key: ",".join(map(repr, value)) if isinstance(value, tuple) else str(value)
+        for key, field in _KEYS.items()
+        if (value := fields.get(field)) is not None
+    }
+    return ",".join(f"{key}={value}" for key, value in texts.items())
 
 
 def _is_list(value: Any) -> bool:
@@ -136,10 +197,34 @@ CIFAR100 = Preprocessing(
 # ImageNet's numbers; its weights need the same.
 AKAMASTER_CIFAR10 = dataclasses.replace(CIFAR10, mean=IMAGENET.mean, std=IMAGENET.std)
 
+# https://github.com/kuangliu/pytorch-cifar (main.py): the deviation is a mean over images of each
+# image's own. chenyaofo/image-classification-codebase (conf/cifar10.conf) has the same numbers.
+KUANGLIU_CIFAR10 = dataclasses.replace(
+    CIFAR10, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)
+)
+# https://github.com/chenyaofo/image-classification-codebase (conf/cifar100.conf).
+CHENYAOFO_CIFAR100 = dataclasses.replace(
+    CIFAR100, mean=(0.5070, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2761)
+)
+# Values from -1 to 1, as in TensorFlow's Inception and in timm's constants.
+INCEPTION = dataclasses.replace(IMAGENET, mean=(0.5,) * 3, std=(0.5,) * 3)
+# https://github.com/openai/CLIP (clip/clip.py).
+CLIP = Preprocessing(
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+    image_size=224,
+    interpolation="bicubic",
+)
+
 PREPROCESSINGS: dict[str, Preprocessing] = {
     "imagenet": IMAGENET,
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
     "akamaster-cifar10": AKAMASTER_CIFAR10,
+    "kuangliu-cifar10": KUANGLIU_CIFAR10,
+    "chenyaofo-cifar10": KUANGLIU_CIFAR10,
+    "chenyaofo-cifar100": CHENYAOFO_CIFAR100,
+    "inception": INCEPTION,
+    "clip": CLIP,
 }
 """Well-known preprocessings by name."""

@@ -29,6 +29,9 @@ def folders(tmp_path: Path) -> dict[str, Path]:
         save_file(tensors, tmp_path / layout / "model.safetensors")
         for name, content in module.write(classifier, preprocessing).items():
             (tmp_path / layout / name).write_text(json.dumps(content))
+    theirs = {"image_processor_type": "ConvNextImageProcessor", "crop_pct": 0.95}  # the Hub's
+    theirs |= {"size": {"shortest_edge": 224}}
+    change(tmp_path / "transformers" / "preprocessor_config.json", theirs)
     return {layout: tmp_path / layout for layout in PACKAGES}
 
 

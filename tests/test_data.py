@@ -14,26 +14,28 @@ from train.data.load import load_dataset
 from train.errors import UserError
 
 CIFAR10 = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")) / "cifar10"
+CIFAR100 = CIFAR10.parent / "cifar100"
 needs_cifar10 = pytest.mark.skipif(not CIFAR10.is_dir(), reason="TFDS_DATA_DIR holds no cifar10")
+needs_cifar100 = pytest.mark.skipif(not CIFAR100.is_dir(), reason="TFDS_DATA_DIR holds no cifar100")
 
 
-def link_a_part_of_cifar10(data_dir: Path) -> dict[str, int]:
+def link_a_part(name: str, data_dir: Path) -> dict[str, int]:
     """Makes a tensorflow-datasets folder of links to the first file of each split.
 
     Returns how many images each split has there.
     """
-    (version,) = CIFAR10.iterdir()
-    folder = data_dir / "cifar10" / version.name
+    (version,) = (CIFAR10.parent / name).iterdir()
+    folder = data_dir / name / version.name
     folder.mkdir(parents=True)
     info = json.loads((version / "dataset_info.json").read_text())
     for split in info["splits"]:
         whole = len(split["shardLengths"])
         split["shardLengths"] = split["shardLengths"][:1]
-        name = f"cifar10-{split['name']}.array_record-00000-of-"
-        (folder / f"{name}00001").symlink_to(version / f"{name}{whole:05d}")
+        file = f"{name}-{split['name']}.array_record-00000-of-"
+        (folder / f"{file}00001").symlink_to(version / f"{file}{whole:05d}")
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    for name in ("features.json", "label.labels.txt"):
-        (folder / name).symlink_to(version / name)
+    for path in (version / "features.json", *version.glob("*.labels.txt")):
+        (folder / path.name).symlink_to(path)
     return {split["name"]: int(split["shardLengths"][0]) for split in info["splits"]}
 
 
@@ -65,7 +67,7 @@ def test_a_held_out_part_is_the_end_of_the_training_set():
 
 @needs_cifar10
 def test_the_images_of_cifar10_are_read_from_its_files(tmp_path):
-    counts = link_a_part_of_cifar10(tmp_path)
+    counts = link_a_part("cifar10", tmp_path)
     dataset = load_dataset(dataclasses.replace(RECIPES["cifar10"].config, data_dir=tmp_path))
     assert (len(dataset.train), len(dataset.test)) == (counts["train"], counts["test"])
     for split in (dataset.train, dataset.test):
@@ -91,6 +93,18 @@ def test_cifar10_is_read_whole_and_in_order():
         std = np.average((values - mean) ** 2, weights=times) ** 0.5
         np.testing.assert_allclose(mean, dataset.mean[channel], atol=1e-4)
         np.testing.assert_allclose(std, dataset.std[channel], atol=1e-4)
+
+
+@needs_cifar100
+def test_the_test_set_of_cifar100_is_whole_and_its_names_are_the_fine_ones():
+    dataset = load_dataset(RECIPES["cifar100"].config)
+    assert (len(dataset.test), dataset.num_classes, dataset.missing()) == (10_000, 100, "")
+    np.testing.assert_array_equal(np.bincount(dataset.test.labels), [100] * 100)
+    assert dataset.class_names is not None
+    assert dataset.class_names[:2] == ("apple", "aquarium_fish")
+    images = normalise(dataset.test.images, dataset)
+    assert np.abs(images.mean((0, 1, 2))).max() < 0.02  # of the training images
+    assert np.abs(images.std((0, 1, 2)) - 1).max() < 0.02
 
 
 def test_a_data_set_that_is_not_there_says_where_it_was_looked_for(tmp_path):

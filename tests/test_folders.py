@@ -7,15 +7,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 import convert
 import torch_resnet
 from convert.files import Weights
-from convert.folders import PACKAGES, is_model_folder, read_folder, write_folder
+from convert.folders import (
+    PACKAGES,
+    is_model_folder,
+    read_folder,
+    transformers_config,
+    write_folder,
+)
 from convert.layouts import LAYOUTS
 from convert.models import arrays_of, describe
+from resnet_spec import ClassifierSpec, find_spec
 from tests.model_folders import PREPROCESSING, logits, weights_of
+from tests.peers import import_torchvision
+from tests.pictures import make_pixels
 from tests.twins import assert_same_state, randomise, relative_error
 
 
@@ -101,22 +111,74 @@ def test_timm_takes_the_preprocessing_and_the_names_from_our_folder(timm, resnet
     assert tuple(model.pretrained_cfg["label_names"]) == PREPROCESSING.class_names
 
 
-@pytest.mark.parametrize("size", [64, 400])
-def test_transformers_prepares_a_picture_as_our_folder_says(transformers, resnet18, tmp_path, size):
-    preprocessing = dataclasses.replace(PREPROCESSING, image_size=size)
+@pytest.mark.parametrize(
+    ("size", "fraction", "interpolation"),
+    [
+        (224, 0.875, "bilinear"),
+        (224, 0.95, "bicubic"),  # 235 - 224 is 3 modulo 4
+        (400, 0.95, "lanczos"),  # from 384 on ConvNeXT's processor squeezes
+        (160, 0.875, "box"),
+        (64, 1.0, "hamming"),
+        (64, 0.95, "nearest"),
+    ],
+)
+def test_transformers_computes_our_pixels_from_our_folder(
+    transformers, resnet18, tmp_path, size, fraction, interpolation
+):
+    """Those of torchvision's `Resize` and `CenterCrop`, bit for bit; pictures of every rest."""
+    transforms = import_torchvision().transforms
+    preprocessing = dataclasses.replace(
+        PREPROCESSING, image_size=size, crop_fraction=fraction, interpolation=interpolation
+    )
     weights = dataclasses.replace(resnet18[0], preprocessing=preprocessing)
     write_folder(tmp_path / "f", weights, LAYOUTS["transformers"])
     assert read_folder(tmp_path / "f").preprocessing == preprocessing
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "f", backend="pil")
-    # of the size that the shorter side would get, so that it is only cut
-    side, cut = int(size / 0.95), (int(size / 0.95) - size) // 2
-    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    (prepared,) = processor(picture, return_tensors="np")["pixel_values"]
-    kept = picture[cut : cut + size, cut : cut + size] / 255
-    expected = (kept - np.array(PREPROCESSING.mean)) / np.array(PREPROCESSING.std)
-    assert relative_error(prepared, expected.transpose(2, 0, 1)) <= 1e-5
+    mode = transforms.InterpolationMode(interpolation)
+    theirs = transforms.Compose(
+        [transforms.Resize(int(size / fraction), mode), transforms.CenterCrop(size)]
+    )
+    for seed, shape in enumerate(((500, 377), (375, 500), (333, 451), (512, 513), (60, 47))):
+        picture = Image.fromarray(make_pixels(seed, *shape))
+        (prepared,) = processor(picture)["pixel_values"].numpy()
+        kept = np.asarray(theirs(picture)) / 255
+        expected = (kept - np.array(PREPROCESSING.mean)) / np.array(PREPROCESSING.std)
+        assert relative_error(prepared, expected.transpose(2, 0, 1)) <= 1e-6, shape
     config = transformers.AutoConfig.from_pretrained(tmp_path / "f")
     assert config.id2label == dict(enumerate(PREPROCESSING.class_names or ()))
+    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "f")
+    assert isinstance(model, transformers.ResNetForImageClassification)
+
+
+def test_transformers_own_processor_opens_the_folder_where_timm_is_not_installed(
+    transformers, resnet18, tmp_path
+):
+    """It cuts at half the rest rounded down: the same where the rest is not 3 modulo 4."""
+    write_folder(tmp_path / "f", resnet18[0], LAYOUTS["transformers"])
+    one, other = (
+        kind.from_pretrained(tmp_path / "f")
+        for kind in (transformers.BitImageProcessorPil, transformers.AutoImageProcessor)
+    )
+    picture = Image.fromarray(make_pixels(0, 67, 134))  # the rests are 3 and 70
+    shifted = [p(picture, return_tensors="pt")["pixel_values"][0].numpy() for p in (one, other)]
+    np.testing.assert_allclose(shifted[0][:, 1:], shifted[1][:, :-1], atol=1e-5)
+
+
+def test_every_pair_of_a_crop_and_a_side_goes_in_and_out_unchanged():
+    """Read from transformers' BiT processor as from the fraction that timm has."""
+    read, write = transformers_config.read_preprocessing, transformers_config.write
+    config, processor = {"num_channels": 3, "id2label": {}}, {"image_processor_type": "BitImage"}
+    processor |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    classifier = ClassifierSpec(find_spec("ResNet18"), None)
+    for side in range(1, 513):
+        for crop in range(1, side + 1):
+            files = {"config.json": config, "preprocessor_config.json": processor}
+            processor |= {"size": {"shortest_edge": side}, "crop_size": crop}
+            found = read(files)
+            assert found is not None
+            assert (found.shorter_side, found.image_size) == (side, crop)
+            if (side * 7 + crop) % 50 == 0:
+                assert read(write(classifier, found)) == found
 
 
 def test_a_folder_with_a_file_of_ours_needs_no_configuration(resnet18, tmp_path):

@@ -143,7 +143,8 @@ def test_a_preprocessing_that_the_table_cannot_say_is_left_out_where_it_is_not_n
 ):
     folder, out = tmp_path / "f", tmp_path / "x.safetensors"
     write_folder(folder, resnet18[0], LAYOUTS["transformers"])
-    change(folder / "preprocessor_config.json", {"do_rescale": False})
+    theirs = {"image_processor_type": "BitImageProcessor", "do_rescale": False}
+    change(folder / "preprocessor_config.json", theirs)
     assert main(["import", str(folder), "-o", str(out)]) == 2
     assert "do_rescale is false" in capsys.readouterr().err
     found = inspect(folder)

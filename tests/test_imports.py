@@ -220,6 +220,8 @@ def test_only_one_file_names_pmap_and_one_torch_and_few_import_convert():
     assert sorted(with_lines(r"^\s*(from|import) convert\b")) == sorted(
         [
             "results/record.py",  # for `convert.atomic` alone
+            "run/check_command.py",
+            "run/elsewhere.py",
             "run/export.py",
             "run/json_files.py",  # for `convert.atomic` alone
             *expected,

@@ -90,21 +90,21 @@ def test_a_run_that_its_configuration_alone_did_not_make_is_no_rows(starts, made
 def test_protocols_are_never_mixed(made, table):
     """The same error on 5,000, 1,000 and 10,000 images is three tables of one row each."""
     folder, source = made / "runs", made / "runs" / "seed-111"
-    sets = {"V": ("train[45000:]", 5_000), "T1k": ("test", 1_000), "full": ("test", 10_000)}
+    sets = {"V": ("train[45000:]", 5_000), "T1000": ("test", 1_000), "full": ("test", 10_000)}
     for protocol, (name, images) in sets.items():
         place = shutil.copytree(source, folder / protocol / "seed-111")
-        config = configure("ResNet20", Asked("cifar10", protocol))
+        config = configure("ResNet20", Asked("cifar10", "V" if protocol == "V" else "full"))
         pretend_cifar(place, config, name, images, 45_000 if protocol == "V" else 50_000)
     content = table("--models", "ResNet20", data="cifar10")
     rows = [row for row in content["rows"] if row["status"] == "measured"]
-    assert [row["protocol"] for row in rows] == ["T1k", "full", "V"]
+    assert [row["protocol"] for row in rows] == ["T1000", "full", "V"]
     for row in rows:
         error = row["error"]["mean"]
         assert len(row["runs"]) == 1
         assert row["standard_error"] == pytest.approx(
             math.sqrt(error * (1 - error) / sets[row["protocol"]][1]), abs=1e-6
         )
-    assert "## T1k: trained on 50,000 images, tested on 1,000 of the 10,000" in content["page"]
+    assert "## T1000: trained on 50,000 images, tested on 1,000 of the 10,000" in content["page"]
     assert "## V: trained on 45,000 images, tested on 5,000 images" in content["page"]
     assert "## full: trained on 50,000 images, tested on 10,000 images" in content["page"]
 

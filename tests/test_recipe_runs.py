@@ -13,7 +13,7 @@ import convert
 import torch_resnet
 from tests.commands import assert_refused, run, run_here
 from tests.run_folders import assert_same, metrics
-from tests.test_data import link_a_part_of_cifar10, needs_cifar10
+from tests.test_data import link_a_part, needs_cifar10, needs_cifar100
 from tests.test_run import train
 from tests.torch_or_none import import_torchvision
 from tests.twins import randomise
@@ -24,6 +24,8 @@ has_imagenet = pytest.mark.skipif(
     not IMAGENET.is_dir(), reason="TFDS_DATA_DIR holds no imagenet2012"
 )
 SMALL_IMAGES = ("--image-size", "32", "--global-batch-size", "16")
+SMALL_100 = ("--model", "WideResNet16-1-0.0", "--global-batch-size", "32")
+PREACT_100 = ("--model", "PreActWideResNet16-1-0.0", "--global-batch-size", "32")
 SMALL = (*SMALL_IMAGES, "--model", "WideResNet16-1-0.0")  # which compiles sooner
 
 
@@ -45,6 +47,9 @@ SMALL = (*SMALL_IMAGES, "--model", "WideResNet16-1-0.0")  # which compiles soone
             marks=needs_cifar10,
         ),
         pytest.param("cifar10-fast", ("--global-batch-size", "32"), 1250, marks=needs_cifar10),
+        pytest.param("cifar100", SMALL_100, 2500, marks=needs_cifar100),
+        pytest.param("cifar100-preact", PREACT_100, 2500, marks=needs_cifar100),
+        pytest.param("cifar100-wide", PREACT_100, 2500, marks=needs_cifar100),
         pytest.param("imagenet", (*SMALL_IMAGES, "--model", "ResNet18"), 60, marks=has_imagenet),
         pytest.param("imagenet-modern", SMALL, 60, marks=has_imagenet),
         pytest.param("imagenet-lars", SMALL, 60, marks=has_imagenet),
@@ -54,8 +59,9 @@ def test_a_recipe_trains_for_twenty_steps_and_its_export_is_the_same_in_torch(
     recipe, changes, images, tmp_path
 ):
     arguments = (recipe, *changes, "--max-steps", "20", "--log-every-steps", "5")
-    if recipe.startswith("cifar10"):
-        assert link_a_part_of_cifar10(tmp_path / "data")["test"] == images
+    if recipe.startswith("cifar"):
+        name = recipe.partition("-")[0]
+        assert link_a_part(name, tmp_path / "data")["test"] == images
         arguments += ("--data-dir", "data")
     train(tmp_path, *arguments, "--run-dir", "a", devices=2)
     result = json.loads((tmp_path / "a" / "result.json").read_text())
@@ -75,7 +81,7 @@ def test_torchvisions_weights_are_tuned_on_cifar10_from_end_to_end(tmp_path):
     torch.save(peer.state_dict(), tmp_path / "resnet18.pth")
     arguments = ("cifar10", "--model", "ResNet18", "--init-from", "resnet18.pth")
     arguments += ("--frozen-stages", "2", "--max-steps", "10", "--global-batch-size", "16")
-    link_a_part_of_cifar10(tmp_path / "data")
+    link_a_part("cifar10", tmp_path / "data")
     arguments += ("--data-dir", "data")
     output = train(tmp_path, *arguments, "--run-dir", "a")
     assert "layout torchvision" in output

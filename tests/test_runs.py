@@ -20,7 +20,7 @@ from convert.runs.sgd import check_stock, make_schedule
 from examples.continue_in_torch import Batches, train_in_torch
 from resnet_spec import ClassifierSpec, ResNetSpec
 from tests.commands import assert_refused, run
-from tests.test_data import link_a_part_of_cifar10, needs_cifar10
+from tests.test_data import link_a_part, needs_cifar10
 from tests.twins import assert_same_state, relative_error
 from tests.whole_runs import CONFIG, Run
 from train.config import Config
@@ -99,7 +99,7 @@ def test_networks_of_the_published_table_train_alike_on_augmented_images_of_cifa
     """Crops, flips, normalisation and decay of its recipe; only shorter, and in small batches."""
     short = {"max_steps": 20, "warmup_steps": 4, "drop_steps": (7, 14), "global_batch_size": 32}
     config = dataclasses.replace(RECIPES["cifar10-45k"].config, model=model, **short)
-    link_a_part_of_cifar10(tmp_path / "data")
+    link_a_part("cifar10", tmp_path / "data")
     config = dataclasses.replace(config, precision="f64", ema_decay=0.8, data_dir=tmp_path / "data")
     assert config.flip
     made = Run(tmp_path / "run", config)

@@ -1,6 +1,7 @@
 """Equal weights are equal files, byte for byte, and have one digest in every form and layout."""
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,13 @@ from safetensors.numpy import load_file, save_file
 import convert
 import torch_resnet
 from convert.__main__ import main
+from convert.folders import write_folder
 from convert.inspection import as_text, inspect
+from convert.layouts import LAYOUTS
+from convert.models import arrays_of, describe
+from convert.weights import Weights
 from resnet_spec import PREPROCESSINGS
+from tests.commands import run_here
 
 # Of the network and the description below; they change where a form of file or the description of
 # a model does, and then only on purpose.
@@ -24,12 +30,31 @@ HASHES = {
     ".pt": "d63af82cf0a9d7b005d26711754b5bf181e9ec0f478257bbf771bf69c9a3f998",
     ".npz": "560926dcdb55143961fbd87b312c635574d9e61fea54f2b55bf6114dd314b783",
 }
+# Of every file in a folder of the package.
+FOLDER_HASHES = {
+    "timm": {
+        "config.json": "f81b5557da4094d1bf076fefe440b37644d7444aee47b60e4254bfec9144f8b6",
+        "model.safetensors": "5d409eb9fae0ff3d1493ea238880a4dd9c9147b4e151c35df38afcc3c7c2162f",
+    },
+    "transformers": {
+        "config.json": "e9245d6b501e79237876906ed1afa9ed481719e45c870b644b946c2bef49cf92",
+        "model.safetensors": "c98db4d82b7a1cd49d376e9ae0609a89973546ce8415d660c27e62f65a737f81",
+        "preprocessor_config.json": (
+            "5b0ef16a8c3f538f0c780e4ddde293c2b25846c84abcfa109ca87e88c1c1553f"
+        ),
+    },
+}
 MODEL = "WideResNet16-1-0.0"
 
 
 def small_network() -> torch.nn.Module:
-    """Values in every leaf that need no generator of random numbers: those differ by release."""
     model = torch_resnet.create(MODEL, num_classes=10)
+    fill(model)
+    return model
+
+
+def fill(model: torch.nn.Module) -> None:
+    """Values in every leaf that need no generator of random numbers: those differ by release."""
     with torch.no_grad():
         for number, (name, tensor) in enumerate(model.state_dict().items()):
             if name.endswith("num_batches_tracked"):
@@ -37,7 +62,6 @@ def small_network() -> torch.nn.Module:
                 continue
             values = (np.arange(tensor.numel()) * 37 + number) % 101
             tensor.copy_(torch.from_numpy(values.reshape(tensor.shape) / 64 + 0.25))
-    return model
 
 
 def sha256(path: Path) -> str:
@@ -57,6 +81,43 @@ def save_all(folder: Path) -> dict[str, str]:
 
 def test_files_have_the_bytes_that_they_had(tmp_path):
     assert save_all(tmp_path / "here") == HASHES
+
+
+def small_resnet18() -> Weights:
+    """Weights of a network that timm and transformers have."""
+    model = torch_resnet.create("ResNet18", num_classes=3)
+    fill(model)
+    return Weights(arrays_of(model), describe(model), PREPROCESSINGS["imagenet"])
+
+
+@pytest.mark.parametrize("package", ["timm", "transformers"])
+def test_a_model_folder_has_the_bytes_that_it_had(package, tmp_path):
+    write_folder(tmp_path / "f", small_resnet18(), LAYOUTS[package])
+    found = {path.name: sha256(path) for path in sorted((tmp_path / "f").iterdir())}
+    assert found == FOLDER_HASHES[package]
+
+
+@pytest.mark.slow
+def test_a_model_for_inference_has_the_same_bytes_each_time(tmp_path):
+    """Its hash is not kept: torch writes its own release into the file."""
+    for name in ("one", "other"):
+        convert.export_onnx(small_network(), tmp_path / f"{name}.onnx", image_size=32)
+    assert sha256(tmp_path / "one.onnx") == sha256(tmp_path / "other.onnx")
+
+
+def test_two_runs_of_one_seed_have_one_configuration_but_for_their_times(tmp_path):
+    """And one digest: they compare by a line of their `result.json`."""
+    found = []
+    for _ in range(2):
+        arguments = ("digits", "--model", MODEL, "--max-steps", "1", "--run-dir", "run")
+        result = run_here("train", *arguments, "--overwrite", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        lines = (tmp_path / "run" / "config.json").read_bytes().splitlines()
+        digest = json.loads((tmp_path / "run" / "result.json").read_text())["digest"]
+        timeless = [line for line in lines if b'"when": ' not in line]
+        assert len(timeless) < len(lines)
+        found.append((timeless, digest, sha256(tmp_path / "run" / "model.safetensors")))
+    assert found[0] == found[1]
 
 
 def test_another_process_at_another_time_writes_the_same_bytes(tmp_path):

@@ -18,7 +18,7 @@ from tests.published_tables import (
     TABLE,
     row_of,
 )
-from tests.test_data import link_a_part_of_cifar10, needs_cifar10
+from tests.test_data import link_a_part, needs_cifar10
 from tests.test_processes import until
 from tests.test_results import change, change_config
 from tests.test_stopping import start
@@ -104,7 +104,7 @@ def test_the_cheapest_model_comes_first():
 
 
 def test_wide_resnets_follow_their_own_paper():
-    config = configure("PreActWideResNet16-8-0.0", Asked("cifar10", "T1k", epochs=20))
+    config = configure("PreActWideResNet16-8-0.0", Asked("cifar10", "full", epochs=20))
     assert config.nesterov
     assert config.drop_epochs == pytest.approx((6, 12, 16))  # of 60, 120, 160 of 200
     assert configure("PreActWideResNet16-8-0.0", Asked("cifar10", "V", "cifar10")).epochs == 178
@@ -227,7 +227,7 @@ def test_mistakes_are_refused_before_anything_is_trained(arguments, said, made, 
 
 @needs_cifar10
 def test_a_part_of_the_test_set_is_not_taken_for_the_whole(tmp_path):
-    count = link_a_part_of_cifar10(tmp_path / "data")["test"]
+    count = link_a_part("cifar10", tmp_path / "data")["test"]
     result = run_here("train", "table", "--protocol", "full", "--data-dir", "data", cwd=tmp_path)
     assert 0 < count < 10_000
     assert_refused(result, "--protocol full", f"{count:,} images here, not 10,000")

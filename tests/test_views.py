@@ -1,8 +1,10 @@
 """Random crops and RandAugment: their bounds, their randomness, and torchvision's operations."""
 
 import dataclasses
+import io
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +12,7 @@ from PIL import Image
 from tests.pictures import encode, make_pixels
 from tests.torch_or_none import import_torchvision, torch
 from train.config.fields import DataFields
+from train.data.decode import Box, Picture
 from train.data.views import FILL, OPERATIONS, rand_augment, random_box, train_view
 
 FIELDS = DataFields(image_size=32)
@@ -44,6 +47,42 @@ def draw_torchvision_boxes(height: int, width: int, min_area: float) -> np.ndarr
     image = torch.empty(3, height, width, device="meta")
     limits = [min_area, 1.0], [3 / 4, 4 / 3]
     return np.array([RandomResizedCrop.get_params(image, *limits) for _ in range(4_000)])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_training_image_has_torchvisions_pixels(form, interpolation):
+    """Of `RandomResizedCrop`, for the same box; enlarged, shrunk, and decoded in part."""
+    functional = import_torchvision().transforms.functional
+    mode = import_torchvision().transforms.InterpolationMode(interpolation)
+    content = encode(make_pixels(3, 375, 500), form)
+    whole = Image.open(io.BytesIO(content))
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        box, size = random_box(375, 500, generator, 0.08), (32, 64, 224)[number % 3]
+        ours = Picture(content).cut(box, size, interpolation).astype(int)
+        theirs = np.asarray(functional.resized_crop(whole, *box, [size, size], mode))
+        difference = np.abs(ours - theirs)
+        if form == "JPEG" and min(box.height, box.width) >= 4 * size:
+            assert difference.mean() < 1
+        else:
+            assert difference.max() == 0
+    box = Box(20, 30, 300, 350)
+    area = Picture(content).cut(box, 64).astype(int)
+    assert np.abs(area - Picture(content).cut(box, 64, interpolation)).max() > 1
+
+
+def test_the_options_interpolation_is_that_of_the_training_view():
+    content = encode(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8), "PNG")
+    views = {}
+    for name in ("area", "bilinear", "bicubic"):
+        fields = dataclasses.replace(FIELDS, train_interpolation=name)
+        views[name] = train_view(content, np.random.default_rng(1), fields)
+    assert len({view.tobytes() for view in views.values()}) == 3
+    usual = train_view(content, np.random.default_rng(1), FIELDS)
+    np.testing.assert_array_equal(usual, views["area"])
+    sharpness = {name: cv2.Laplacian(view, cv2.CV_64F).var() for name, view in views.items()}
+    assert sharpness["area"] > sharpness["bilinear"]
 
 
 def test_an_image_that_no_crop_fits_shows_its_middle():

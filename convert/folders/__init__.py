@@ -9,10 +9,12 @@ from convert.folders.model_folder import (
     read_folder,
     write_folder,
 )
+from convert.folders.transformers_config import WITHOUT_TIMM
 
 __all__ = [
     "PACKAGES",
     "RECORDED",
+    "WITHOUT_TIMM",
     "is_model_folder",
     "layout_of",
     "network_beside",

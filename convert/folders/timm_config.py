@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convert.errors import ConversionError
+from convert.folders.pretrained_cfg import KEY, read_images, with_defaults, write_images
 from convert.folders.transformers_config import CONFIG, only_count
 from convert.layouts.timm import ARCHITECTURES, other_network, plain_name
 from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec, find_spec, nearest_names
@@ -14,16 +15,6 @@ _HEADLESS = "TimmWrapperModel"
 # timm's arguments that change nothing when the weights are used; and the only value of others.
 _HARMLESS = ("in_chans", "num_classes", "drop_rate", "drop_path_rate", "zero_init_last")
 _ONLY_VALUES = {"global_pool": "avg", "output_stride": 32, "act_layer": "relu"}
-# timm's default values (`PretrainedCfg`).
-_DEFAULTS = {
-    "input_size": [3, 224, 224],
-    "interpolation": "bicubic",
-    "crop_pct": 0.875,
-    "crop_mode": "center",
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "num_classes": 1000,
-}
 
 
 def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> dict[str, Any]:
@@ -34,7 +25,6 @@ def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> di
             "says that these weights were trained so: give their preprocessing"
         )
     spec, num_classes = classifier.network, classifier.num_classes or 0
-    size = preprocessing.image_size
     config: dict[str, Any] = {
         "architecture": _find_architecture(spec),
         "num_classes": num_classes,
@@ -43,15 +33,10 @@ def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> di
     }
     if preprocessing.class_names is not None:
         config["label_names"] = list(preprocessing.class_names)
-    config["pretrained_cfg"] = {
+    config[KEY] = {
         "custom_load": False,
-        "input_size": [spec.in_planes, size, size],
+        **write_images(preprocessing),
         "fixed_input_size": False,
-        "interpolation": preprocessing.interpolation,
-        "crop_pct": preprocessing.crop_fraction,
-        "crop_mode": "center",
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
         "num_classes": num_classes,
         "pool_size": None,
         "first_conv": "stem.conv" if spec.preact else "conv1",
@@ -66,27 +51,16 @@ def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing | None:
     A ConversionError lists what `Preprocessing` cannot express; other errors are of the content.
     """
     config = files[CONFIG]
-    if config.get("model_type") == WRAPPER and "pretrained_cfg" not in config:
+    if config.get("model_type") == WRAPPER and KEY not in config:
         return None  # timm would take its own defaults, transformers the model's
-    pretrained, channels = _pretrained(config), _channels(config)
-    if problems := list(_unprepared(pretrained)):
-        raise ConversionError(f"{CONFIG} prepares images in a way not supported here:", problems)
-    mean, std = pretrained["mean"], pretrained["std"]
-    return Preprocessing(
-        mean=mean * channels if len(mean) == 1 else mean,  # timm repeats a single number
-        std=std * channels if len(std) == 1 else std,
-        image_size=pretrained["input_size"][1],
-        class_names=class_names(config),
-        interpolation=pretrained["interpolation"],
-        crop_fraction=pretrained["crop_pct"],
-    )
+    return read_images(with_defaults(config), _channels(config), class_names(config), CONFIG)
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """In the order of the classes; None where they have no names, or only numbers."""
     if config.get("architectures") == [_HEADLESS]:
         return None
-    labels = config.get("label_names", _pretrained(config).get("label_names"))
+    labels = config.get("label_names", with_defaults(config).get("label_names"))
     if isinstance(labels, dict) and set(labels) == {str(n) for n in range(len(labels))}:
         labels = [labels[str(number)] for number in range(len(labels))]
     return tuple(labels) if isinstance(labels, list) and not only_count(labels) else None
@@ -97,7 +71,7 @@ def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
 
     A ConversionError lists what is not in the table; other errors are of the content.
     """
-    pretrained, arguments = _pretrained(config), _arguments(config)
+    pretrained, arguments = with_defaults(config), _arguments(config)
     architecture = plain_name(config["architecture"])
     if problems := (*_other_architecture(architecture), *_unsupported(config, arguments)):
         raise ConversionError(f"{CONFIG} describes a network that is not in this table:", problems)
@@ -114,11 +88,7 @@ def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _channels(config: Mapping[str, Any]) -> int:
-    return _arguments(config).get("in_chans", _pretrained(config)["input_size"][0])
-
-
-def _pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_DEFAULTS, **config.get("pretrained_cfg", config)}
+    return _arguments(config).get("in_chans", with_defaults(config)["input_size"][0])
 
 
 def _find_architecture(spec: ResNetSpec) -> str:
@@ -147,13 +117,3 @@ def _unsupported(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> Ite
         if name not in _HARMLESS and value != _ONLY_VALUES.get(name, given):
             only = f", here {_ONLY_VALUES[name]!r}" if name in _ONLY_VALUES else ""
             yield f"{name} is {value!r}{only}"
-
-
-def _unprepared(pretrained: Mapping[str, Any]) -> Iterator[str]:
-    if pretrained.get("label_offset"):
-        yield f"label_offset is {pretrained['label_offset']!r}, here 0"
-    _, height, width = pretrained["input_size"]
-    if height != width:
-        yield f"input_size: images of {height} by {width}, here squares"
-    if pretrained["crop_mode"] != "center":
-        yield f"crop_mode is {pretrained['crop_mode']!r}, here the square in the middle"

@@ -4,13 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from convert.errors import ConversionError
+from convert.folders.pretrained_cfg import KEY, read_images, with_defaults, write_images
 from resnet_spec import ClassifierSpec, Preprocessing
 from resnet_spec.blocks import BOTTLENECK_EXPANSION
+from resnet_spec.preprocessing import crop_fraction_of
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-# ResNets have ConvNeXT's processor there. From this size on it squeezes a whole picture instead of
-# cutting out its middle; BiT's processor never does.
+# Resizes and cuts as torchvision does, on Pillow's pictures.
+_OF_TIMM = "TimmWrapperImageProcessor"
+WITHOUT_TIMM = (
+    "AutoImageProcessor needs timm for this folder, and computes our pixels. Without timm, name "
+    "BitImageProcessor: it cuts one pixel beside them where half of what is cut off is an odd "
+    "number and a half (docs/converting.md, Pixels elsewhere)"
+)
+# ResNets of the Hub have ConvNeXT's processor. From this size on it squeezes a whole picture
+# instead of cutting out its middle; BiT's processor never does.
 _SQUEEZED_FROM = 384
 _RESAMPLE: dict[int, str] = dict(  # Pillow's numbers
     enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"))
@@ -52,6 +61,7 @@ def write(classifier: ClassifierSpec, preprocessing: Preprocessing | None) -> di
     }
     if preprocessing is None:
         return {CONFIG: config}
+    config |= {"image_processor_type": _OF_TIMM, KEY: write_images(preprocessing)}
     return {CONFIG: config, PREPROCESSOR: _write_processor(preprocessing)}
 
 
@@ -60,8 +70,13 @@ def read_preprocessing(files: Mapping[str, Any]) -> Preprocessing | None:
 
     A ConversionError lists what `Preprocessing` cannot express; other errors are of the content.
     """
-    processor = files.get(PREPROCESSOR)
-    return None if processor is None else _read_processor(processor, class_names(files[CONFIG]))
+    processor, config = files.get(PREPROCESSOR), files[CONFIG]
+    if processor is None:
+        return None
+    if processor.get("image_processor_type") == _OF_TIMM:
+        channels = config.get("num_channels", _DEFAULTS["num_channels"])
+        return read_images(with_defaults({KEY: config[KEY]}), channels, class_names(config), CONFIG)
+    return _read_processor(processor, class_names(config))
 
 
 def read_network(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,25 +139,24 @@ def _labels(config: Mapping[str, Any]) -> list[str]:
 
 
 def _write_processor(preprocessing: Preprocessing) -> dict[str, Any]:
-    size, fraction = preprocessing.image_size, preprocessing.crop_fraction
-    processor: dict[str, Any] = {
-        "image_processor_type": "ConvNextImageProcessor",
+    """The processor that computes our pixels, which reads `pretrained_cfg` in `config.json`.
+
+    What else is here is for transformers' own BitImageProcessor, which a user without timm may
+    name: it cuts a picture's middle at half the rest rounded down, one pixel beside ours where the
+    rest is 3 modulo 4.
+    """
+    size = preprocessing.image_size
+    return {
+        "image_processor_type": _OF_TIMM,
         **dict.fromkeys(_STEPS, True),
-        "size": {"shortest_edge": size},
-        "crop_pct": fraction,
+        "size": {"shortest_edge": preprocessing.shorter_side},
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
         "resample": list(_RESAMPLE.values()).index(preprocessing.interpolation),
         "rescale_factor": 1 / 255,
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
     }
-    if size >= _SQUEEZED_FROM:
-        processor |= {
-            "image_processor_type": "BitImageProcessor",
-            "size": {"shortest_edge": int(size / fraction)},
-            "do_center_crop": True,
-            "crop_size": {"height": size, "width": size},
-        }
-    return processor
 
 
 def _read_processor(
@@ -192,5 +206,5 @@ def _read_size(processor: Mapping[str, Any], kind: str) -> tuple[int, int, float
     if height != width or not 0 < height <= edge:
         raise ValueError(f"{PREPROCESSOR}: no square within {edge} pixels is {height} by {width}")
     if fraction is None or int(height / fraction) != edge:
-        fraction = height / edge
+        fraction = crop_fraction_of(int(height), edge)
     return edge, int(height), fraction

@@ -11,3 +11,4 @@ from train.config.fields import FIRST_PROFILED as FIRST_PROFILED
 from train.config.fields import FOLDER as FOLDER
 from train.config.fields import LAST_PROFILED as LAST_PROFILED
 from train.config.fields import MOST_STEPS as MOST_STEPS
+from train.config.fields import is_streamed as is_streamed

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from resnet_spec import BottleneckStride, PaddingKind, RunningVariance, ShortcutKind
+from resnet_spec.preprocessing import Interpolation
 
 Precision = Literal["bf16", "f32", "f64"]
+TrainInterpolation = Literal["area", "bilinear", "bicubic"]
 SeedsMode = Literal["auto", "vmap", "devices", "turns"]
 
 DATASETS = ("digits", "cifar10", "cifar100", "imagenet2012")
@@ -42,9 +44,13 @@ Fixed = functools.partial(Option, fixed=lambda value: value)
 Steps = functools.partial(Option, least=0, most=MOST_STEPS)
 
 
+def is_streamed(config: Any) -> bool:
+    """Whether images are decoded, cropped and resized as they are needed."""
+    return config.data == "imagenet2012" or config.data.startswith(FOLDER)
+
+
 def _not_streamed(config: Any) -> str | bool:
-    is_streamed = config.data == "imagenet2012" or config.data.startswith(FOLDER)
-    return not is_streamed and f"streamed images, not for {config.data}"
+    return not is_streamed(config) and f"streamed images, not for {config.data}"
 
 
 def _not_in_memory(config: Any) -> str | bool:
@@ -146,12 +152,21 @@ class DataFields:
     """Mirror half of the training images."""
     cutout: Annotated[int, Fixed(least=0, idle=_not_in_memory)] = 0
     """Side of the square that is erased in each training image (DeVries & Taylor 2017); 0: none."""
+    preprocessing: Annotated[str | None, Fixed()] = None
+    """How images are normalised and resized: file (as --init-from says it, the default where it
+    does), a name such as imagenet, another file that says it, or mean=...,std=... with size=, crop=
+    and interpolation=, which may follow a name, too."""
     image_size: Annotated[int, Fixed(least=1, idle=_not_streamed)] = 224
     """Height and width to which streamed images (imagenet2012, folder) are cropped."""
     crop_fraction: Annotated[float, Fixed(least=0.01, most=1, idle=_not_streamed)] = 0.875
     """Share of a test image's shorter side in the central crop; streamed images only."""
+    interpolation: Annotated[Interpolation, Fixed(idle=_not_streamed)] = "bilinear"
+    """How a test image is resized, by Pillow; streamed images only."""
     min_crop_area: Annotated[float, Fixed(least=0.001, most=1, idle=_not_streamed)] = 0.08
     """Smallest share of an image's area in a random-resized crop; streamed images only."""
+    train_interpolation: Annotated[TrainInterpolation, Fixed(idle=_not_streamed)] = "area"
+    """How a training image is resized: by means of areas, or as torchvision does by Pillow, which
+    is less sharp and slower; streamed images only."""
     rand_augment: Annotated[int, Fixed(least=0, most=16, idle=_not_streamed)] = 0
     """Operations of RandAugment on each training image (Cubuk et al. 2020); 0 for none."""
     rand_augment_magnitude: Annotated[float, Fixed(least=0, most=30, idle=_no_rand_augment)] = 9.0

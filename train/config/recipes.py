@@ -33,9 +33,11 @@ _HE = Config(
     max_steps=64_000,
     shortcut="identity",
     warmup_steps=0,
-    batch_norm_images=64,
 )
-_TWO_GPUS = "BatchNorm over 64 images, half a batch, as the paper trained on two GPUs"
+_TWO_GPUS = (
+    "BatchNorm over the whole batch: the paper trained on two GPUs and does not say whether each "
+    "normalised its own 64 images (--batch-norm-images 64)"
+)
 _DEPARTS = (
     "it departs: each channel's mean and deviation are normalised, the paper subtracts a mean "
     "image; BatchNorm and biases do not decay"
@@ -171,6 +173,7 @@ _CIFAR = {
 
 _IMAGENET = Config(data="imagenet2012", model="ResNet50", global_batch_size=256, warmup_steps=0)
 _CROPS = "crops of 8 % to 100 % of the area and mirrors are the only augmentation"
+_AREA = "training images are resized by means of areas, theirs"
 
 _OF_IMAGENET = {
     "imagenet-he2015": Recipe(
@@ -187,7 +190,8 @@ _OF_IMAGENET = {
         "120 epochs; the paper divides the rate by 10 when the error stops falling, without "
         "numbers: quarters of the run are ours; the stride is on the first 1x1, as published; "
         "BatchNorm over the 32 images of a GPU, as in the authors' list; "
-        f"{_CROPS}, the paper also uses scales of 256 to 480 pixels and changes colours",
+        f"{_CROPS}, the paper also uses scales of 256 to 480 pixels and changes colours; {_AREA} "
+        "in a way that the paper does not say",
         published="ResNet50 24.7, ResNet101 23.6, ResNet152 23.0 (one crop of 224, the authors' "
         "list at KaimingHe/deep-residual-networks); ten crops: 22.85, 21.75, 21.43 (table 3)",
     ),
@@ -210,7 +214,8 @@ _OF_IMAGENET = {
         "0.1 to the peak in 5 epochs, residual branches that start at zero, Nesterov momentum, "
         "weight decay 1e-4 except for BatchNorm; BatchNorm over 32 images, as on each of their "
         "GPUs, at every batch size; it departs: label smoothing 0.1 is from Szegedy et al. 2016 "
-        f"(--label-smoothing 0 for Goyal's own); {_CROPS}",
+        f"(--label-smoothing 0 for Goyal's own); {_CROPS}; "
+        f"{_AREA} in a way that the paper does not say",
         published="ResNet50 23.60 ± 0.12 (batch 256), 23.74 ± 0.09 (batch 8192), both without "
         "label smoothing",
     ),
@@ -244,7 +249,8 @@ _OF_IMAGENET = {
         "CutMix 1.0; BatchNorm over 128 images, as on each of their 8 GPUs; the average moves as "
         "fast as theirs of 0.99998, which is updated once in 32 steps with 55 times the weight; it "
         "departs: RandAugment (2 operations of strength 9) for TrivialAugment and random erasing, "
-        "no repeated augmentation, training crops of 224 instead of 176, stochastic depth 0.05",
+        "no repeated augmentation, training crops of 224 instead of 176, stochastic depth 0.05; "
+        f"{_AREA} by Pillow's bilinear filter (--train-interpolation bilinear)",
         published="ResNet50 19.33 (80.674 % by torchvision's recipe, which differs as above); "
         "nothing for exactly these numbers",
     ),
@@ -269,7 +275,8 @@ _OF_IMAGENET = {
         "decay 1e-4, neither decay nor trust ratio for BatchNorm and biases; BatchNorm over 64 "
         "images, as each of 512 cores has in its configs/cloud/v2-512.yaml; it departs: half a "
         "cosine instead of a polynomial of degree 2, label smoothing 0.1; a much smaller batch "
-        "scales the rate down in proportion, and does not need LARS",
+        "scales the rate down in proportion, and does not need LARS; "
+        f"{_AREA} bicubic (--train-interpolation bicubic)",
         published="ResNet50 23.7 (76.3 % at a batch of 32,768: Ying et al. 2018, "
         "arXiv:1811.06992, and the commit of LARS to TensorFlow)",
     ),

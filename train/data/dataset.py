@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from resnet_spec import Preprocessing
+from resnet_spec.preprocessing import Interpolation
 from train.config import Config
 
 
@@ -38,6 +39,7 @@ class Dataset:
         train, test: each a Split, or each a `train.data.stream.Stream`.
         mean, std: of each channel's values in 0 to 1, over the training set.
         crop_fraction: share of a test image's shorter side that the network sees.
+        interpolation: how a test image is resized.
         whole_test_size: number of images in the complete test set.
         class_names: in the order of the labels, None if the data set has no names.
     """
@@ -51,6 +53,7 @@ class Dataset:
     whole_test_size: int | None = None
     class_names: tuple[str, ...] | None = None
     crop_fraction: float = 1.0
+    interpolation: Interpolation = "bilinear"
 
     @property
     def is_streamed(self) -> bool:
@@ -70,6 +73,7 @@ class Dataset:
             self.std,
             self.image_shape[0],
             class_names=self.class_names,
+            interpolation=self.interpolation,
             crop_fraction=self.crop_fraction,
         )
 

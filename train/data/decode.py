@@ -9,6 +9,7 @@ gives its first picture. EXIF's orientation is ignored, as by TensorFlow's `deco
 torchvision's `ImageFolder`: networks that were trained so must be tested so.
 """
 
+import math
 import re
 from typing import NamedTuple
 
@@ -17,9 +18,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from resnet_spec.preprocessing import Interpolation
+from train.config.fields import TrainInterpolation
 from train.data import MOST_PIXELS
 
 FACTORS = (8, 4, 2)
+_SUPPORT = 4  # rows of the smaller picture that Lanczos reads above and below, and one for rounding
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 # kind, width, height, maximum; comments may be between them
 _NETPBM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3)
@@ -57,12 +61,18 @@ class Picture:
         if self.height * self.width > MOST_PIXELS:
             raise DamagedImageError(f"{self.height} x {self.width} pixels are too many")
 
-    def cut(self, box: Box, size: int) -> np.ndarray:
-        """A box resized to (size, size, 3); shrinking takes the mean of the pixels under a new one.
+    def cut(self, box: Box, size: int, interpolation: TrainInterpolation = "area") -> np.ndarray:
+        """A box resized to (size, size, 3).
 
-        A JPEG is decoded to no less than an eighth, and to no less than `size`.
+        `area` takes the mean of the pixels under a new one, and decodes a JPEG to no less than an
+        eighth and no less than `size`. The others are Pillow's: they equal torchvision's
+        `RandomResizedCrop` of this box, bit for bit where the box is less than four times `size`;
+        of a larger one a JPEG is decoded to no less than twice `size`.
         """
-        pixels, factor = self._decoded(min(box.height, box.width), size)
+        least = size if interpolation == "area" else 2 * size
+        pixels, factor = self._decoded(min(box.height, box.width), least)
+        if interpolation != "area":
+            return _cut_by_pillow(pixels, factor, box, size, interpolation)
         top, left, height, width = (edge // factor for edge in box)  # off by under 1 / size of it
         part = pixels[top : top + height, left : left + width]
         if min(height, width) < size:
@@ -72,7 +82,9 @@ class Picture:
         means = cv2.resize(part.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
         return cv2.convertScaleAbs(means)
 
-    def middle(self, shorter_side: int, size: int) -> np.ndarray:
+    def middle(
+        self, shorter_side: int, size: int, interpolation: Interpolation = "bilinear"
+    ) -> np.ndarray:
         """The centre square of the picture after its shorter side is resized to `shorter_side`.
 
         It equals torchvision's `Resize(shorter_side)` and `CenterCrop(size)` of a Pillow image, up
@@ -82,10 +94,20 @@ class Picture:
         pixels, factor = self._decoded(shorter, 2 * shorter_side)
         top, bottom = _middle(self.height, int(shorter_side * self.height / shorter), size)
         left, right = _middle(self.width, int(shorter_side * self.width / shorter), size)
-        picture = Image.fromarray(pixels)
-        right, bottom = min(right / factor, picture.width), min(bottom / factor, picture.height)
-        box = left / factor, top / factor, right, bottom
-        return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box))
+        height, width = pixels.shape[:2]
+        right, bottom = min(right / factor, width), min(bottom / factor, height)
+        left, top = left / factor, top / factor
+        # Pillow rounds between its two passes, whose order it chooses by their cost: a whole
+        # picture is resized along its rows first, and so is this part of it.
+        margin = _SUPPORT * max(1, math.ceil((bottom - top) / size))
+        first, last = max(0, int(top) - margin), min(height, math.ceil(bottom) + margin)
+        filter = Image.Resampling[interpolation.upper()]
+        picture = Image.fromarray(pixels[first:last])
+        rows = (left, 0, right, last - first)
+        narrow = picture.resize((size, last - first), filter, rows)
+        return np.asarray(
+            narrow.resize((size, size), filter, (0, top - first, size, bottom - first))
+        )
 
     def _decoded(self, length: int, least: int) -> tuple[np.ndarray, int]:
         """Pixels, and the factor of their reduction: `length` stays at least `least`."""
@@ -101,6 +123,20 @@ class Picture:
                 # and TensorFlow do
                 self._pixels = _decode(self._data, str(error))
         return self._pixels, 1
+
+
+def _cut_by_pillow(
+    pixels: np.ndarray, factor: int, box: Box, size: int, interpolation: TrainInterpolation
+) -> np.ndarray:
+    """A box of the whole picture, of which `pixels` are the reduced ones."""
+    filter, (height, width) = Image.Resampling[interpolation.upper()], pixels.shape[:2]
+    bottom, right = box.top + box.height, box.left + box.width
+    if factor == 1:  # torchvision cuts first: no pixel beside the box counts
+        part = Image.fromarray(pixels[box.top : bottom, box.left : right])
+        return np.asarray(part.resize((size, size), filter))
+    edges = min(right / factor, width), min(bottom / factor, height)
+    edges = (box.left / factor, box.top / factor, *edges)
+    return np.asarray(Image.fromarray(pixels).resize((size, size), filter, edges))
 
 
 def _middle(length: int, resized: int, size: int) -> tuple[float, float]:

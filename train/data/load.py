@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_spec import PREPROCESSINGS
+from resnet_spec import PREPROCESSINGS, Preprocessing, UnknownNameError
+from resnet_spec.preprocessing import parse_preprocessing
 from train.config import FOLDER, Config
 from train.data.dataset import Dataset, Split
 from train.data.sources import Part, Source, TfdsSource, at_home, explaining, open_folder, open_tfds
@@ -36,14 +37,14 @@ def _load_digits(config: Config) -> Dataset:
     is_test = np.arange(len(images)) % 5 == 0
     train, test = Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
     names = tuple(map(str, range(10)))
-    dataset = Dataset(train, test, "test", 10, (0.3053,), (0.3762,), class_names=names)
+    numbers = _in_memory(config, Preprocessing((0.3053,), (0.3762,), image_size=8))
+    dataset = Dataset(train, test, "test", 10, *numbers, class_names=names)
     return _hold_out(config, dataset)
 
 
 def _load_cifar(config: Config) -> Dataset:
     (train, names), (test, _) = _read_tfds(config, "train"), _read_tfds(config, "test")
-    known = PREPROCESSINGS[config.data]
-    numbers = (len(names), known.mean, known.std)
+    numbers = (len(names), *_in_memory(config, PREPROCESSINGS[config.data]))
     dataset = Dataset(train, test, "test", *numbers, whole_test_size=10_000, class_names=names)
     return _hold_out(config, dataset)
 
@@ -121,7 +122,12 @@ def _stream(
 ) -> Dataset:
     from train.data.stream import Stream  # grain, which it needs, takes two seconds to import
 
-    known = PREPROCESSINGS["imagenet"]
+    known, usual = _stated(config, PREPROCESSINGS["imagenet"]), Config()
+    changes = {  # options that are given count more than the preprocessing
+        name: getattr(known if getattr(config, name) == getattr(usual, name) else config, name)
+        for name in ("image_size", "crop_fraction", "interpolation")
+    }
+    config = dataclasses.replace(config, **changes)
     return Dataset(
         Stream(train, config),
         Stream(test, config),
@@ -132,7 +138,39 @@ def _stream(
         whole_test_size=whole_test_size,
         class_names=train.class_names,
         crop_fraction=config.crop_fraction,
+        interpolation=config.interpolation,
     )
+
+
+def _in_memory(config: Config, own: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of images that are not resized."""
+    known = _stated(config, own)
+    if known.image_size != own.image_size:
+        raise UserError(
+            f"--preprocessing {config.preprocessing}: {config.data} has images of "
+            f"{own.image_size} pixels, which are not resized: leave size= out"
+        )
+    return known.mean, known.std
+
+
+def _stated(config: Config, own: Preprocessing) -> Preprocessing:
+    """A data set's own preprocessing with what `preprocessing` says; files were read before."""
+    text = config.preprocessing
+    if text is None:
+        return own
+    try:
+        name, fields = parse_preprocessing(text)
+        if name:
+            raise UnknownNameError("preprocessing", name, PREPROCESSINGS)
+        stated = dataclasses.replace(own, **fields)
+    except ValueError as error:
+        raise UserError(f"--preprocessing {text}: {error}") from error
+    if len(stated.mean) != len(own.mean):
+        raise UserError(
+            f"--preprocessing {text}: it has {len(stated.mean)} channels, images of {config.data} "
+            f"have {len(own.mean)}"
+        )
+    return stated
 
 
 def dataset_shapes(config: Config) -> Dataset:
@@ -149,9 +187,9 @@ def dataset_shapes(config: Config) -> Dataset:
         return _large_enough(
             config, _stream(config, _Unread(kept, names), _Unread(held, names), "validation")
         )
-    known = PREPROCESSINGS[config.data]
+    mean, std = _in_memory(config, PREPROCESSINGS[config.data])
     splits = (_no_pixels(train), _no_pixels(test))
-    dataset = Dataset(*splits, "test", classes, known.mean, known.std, class_names=names)
+    dataset = Dataset(*splits, "test", classes, mean, std, class_names=names)
     return _large_enough(config, _hold_out(config, dataset))
 
 

@@ -85,6 +85,12 @@ class Stream:
         """One batch for each array of indices (n,); -1 is padding."""
         return self._batches(indices, lambda _, part: [self._test_image(i) for i in part])
 
+    def pictures(self, count: int) -> Iterator[tuple[bytes, np.ndarray, int]]:
+        """Content, test view and label of the readable ones of the first `count` images."""
+        for index in range(min(count, len(self))):
+            if (view := self._test_image(index)) is not None:
+                yield self._source.read(index)[0], *view
+
     def head(self, count: int) -> Split:
         """The readable ones of the first `count` images, as a test sees them."""
         batch = next(self.test_batches([np.arange(min(count, len(self)))]))

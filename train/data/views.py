@@ -21,7 +21,7 @@ def train_view(data: bytes, generator: np.random.Generator, fields: DataFields) 
     """(image_size, image_size, 3) uint8, by the generator's draws; DamagedImageError if damaged."""
     picture = Picture(data)
     box = random_box(picture.height, picture.width, generator, fields.min_crop_area)
-    image = picture.cut(box, fields.image_size)
+    image = picture.cut(box, fields.image_size, fields.train_interpolation)
     if fields.flip and generator.random() < 0.5:
         image = cv2.flip(image, 1)  # a flipped NumPy view is copied later, which is slow
     if fields.rand_augment:
@@ -32,7 +32,8 @@ def train_view(data: bytes, generator: np.random.Generator, fields: DataFields) 
 
 def test_view(data: bytes, fields: DataFields) -> np.ndarray:
     """(image_size, image_size, 3) uint8, see `Preprocessing`; DamagedImageError if damaged."""
-    return Picture(data).middle(int(fields.image_size / fields.crop_fraction), fields.image_size)
+    shorter_side = int(fields.image_size / fields.crop_fraction)
+    return Picture(data).middle(shorter_side, fields.image_size, fields.interpolation)
 
 
 def random_box(height: int, width: int, generator: np.random.Generator, min_area: float) -> Box:

@@ -10,7 +10,7 @@ from resnet_spec import count_multiplications
 from train.config import Config, computed_fields
 from train.config.recipes import RECIPES
 from train.errors import UserError
-from train.results.protocol import HELD_OUT, PART, train_images, validation_size
+from train.results.protocol import HELD_OUT, WHOLE, train_images, validation_size
 from train.results.published import DATA
 
 # How a run is computed and how often it is tested is not part of a recipe.
@@ -108,7 +108,7 @@ def confirm(asked: Asked, config: Config) -> Asked | None:
 
 def asked_by_length(config: Config, recipe: str | None = None) -> Asked:
     """What makes a configuration if it is a recipe, perhaps of another length."""
-    protocol = PART if config.validation_size is None else HELD_OUT
+    protocol = WHOLE if config.validation_size is None else HELD_OUT
     epochs = config.epochs if config.max_steps is None else None
     return Asked(config.data, protocol, recipe, epochs, config.max_steps)
 

@@ -5,14 +5,13 @@ from pathlib import Path
 from train.errors import UserError
 from train.results.published import DATA
 
-HELD_OUT, PART, WHOLE = "V", "T1k", "full"
+HELD_OUT, WHOLE = "V", "full"
 PROTOCOLS = {
     HELD_OUT: "train without the last tenth of the training images, test on that tenth (He et al. "
     "2015, section 4.2: 5,000 of CIFAR's 50,000)",
-    PART: "train on all training images, test on the images of the test set that are there",
-    WHOLE: "the same, but refuse a test set that is not complete",
+    WHOLE: "train on all training images, test on the whole test set; refused where a part of it "
+    "is missing",
 }
-_THOUSAND = 1_000
 
 
 def validation_size(protocol: str, data: str) -> int | None:
@@ -28,33 +27,25 @@ def train_images(protocol: str, data: str) -> int:
 def find_protocol(data: str, test_name: str, test_images: int | None) -> str:
     """The protocol of a run, judged by the images that it was really tested on.
 
-    `V`, `full`, `T1k`; `T` and a number for another part of the test set; `V` and a number for
-    other held-out images than those of V.
+    `V`, `full`; `T` and a number for a part of the test set; `V` and a number for other held-out
+    images than those of V.
     """
     if test_name != "test":
         usual = test_images == validation_size(HELD_OUT, data)
         return HELD_OUT if usual else f"{HELD_OUT}{test_images}"
-    if test_images == DATA[data].test_images:
-        return WHOLE
-    return PART if test_images == _THOUSAND else f"T{test_images}"
+    return WHOLE if test_images == DATA[data].test_images else f"T{test_images}"
 
 
-def expected_protocol(protocol: str, data: str, data_dir: Path | None) -> str:
-    """What `find_protocol` will return for a run that is started now.
-
-    Raises:
-        UserError: the data set is not found, or `full` is asked for and the test set is incomplete.
-    """
-    if protocol == HELD_OUT:
-        return HELD_OUT
-    whole = DATA[data].test_images
-    count = whole if data == "digits" else _count_test_images(data, data_dir)
-    if protocol == WHOLE and count != whole:
+def check_complete(protocol: str, data: str, data_dir: Path | None) -> None:
+    """Raises a UserError where the images of a protocol are not found, or are a part of them."""
+    if protocol == HELD_OUT or data == "digits":
+        return
+    whole, count = DATA[data].test_images, _count_test_images(data, data_dir)
+    if count != whole:
         raise UserError(
-            f"--protocol full: the test set of {data} has {count:,} images here, not {whole:,}; "
-            f"--protocol {PART} tests on these and says so"
+            f"--protocol full: the test set of {data} has {count:,} images here, not {whole:,}: "
+            "prepare the whole data set (`resnet-train prepare`)"
         )
-    return find_protocol(data, "test", count)
 
 
 def _count_test_images(data: str, data_dir: Path | None) -> int:

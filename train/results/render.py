@@ -112,7 +112,7 @@ def table_page(table: Table) -> str:
 
 
 def sections(table: Table) -> dict[str, list[Group]]:
-    """The groups by heading: `T1k: trained on 50,000 images, tested on 1,000 of the 10,000 ...`."""
+    """The groups by heading: `full: trained on 50,000 images, tested on 10,000 images of test`."""
     found: dict[str, list[Group]] = defaultdict(list)
     for group in table.groups:
         run = group.first
@@ -149,7 +149,7 @@ def commands(groups: Iterable[Group]) -> list[str]:
             continue
         options = {
             "data": None if config.data == "cifar10" else config.data,
-            "protocol": WHOLE if group.first.protocol == WHOLE else asked.protocol,
+            "protocol": WHOLE if config.validation_size is None else asked.protocol,
             "recipe": asked.recipe,
             "epochs": asked.epochs,
             "max-steps": asked.max_steps,

@@ -13,7 +13,6 @@ from train.errors import UserError
 from train.results.collect import RecordedRun
 from train.results.groups import Group, count_parameters, group_key, group_runs
 from train.results.plan import image_cost
-from train.results.protocol import HELD_OUT, PART
 from train.results.published import published, published_models
 from train.results.record import from_record, to_record
 
@@ -63,8 +62,6 @@ def make_table(
     present = {(find_spec(g.first.config.model), g.first.protocol) for g in groups}
     asked = [Missing(name, protocol) for name in [*models, *published_models(data)]]
     rows = {(find_spec(row.model), row.protocol): row for row in [*before.missing, *asked]}
-    # T1k asks for the test images that are there, which can be all, or another part.
-    present |= {(spec, PART) for spec, label in present if not label.startswith(HELD_OUT)}
     missing = [row for key, row in rows.items() if key not in present]
     missing.sort(key=lambda row: (row.protocol, image_cost(row.model, data)))
     return Table(data, groups, missing, before.weights)

@@ -11,7 +11,7 @@ from train.config import OF_ONE_START, Config, computed_fields
 from train.errors import DivergedError, StoppedError, device_errors
 from train.results.collect import RecordedRun, find_runs
 from train.results.plan import Asked, configure, image_cost, row_name
-from train.results.protocol import expected_protocol
+from train.results.protocol import check_complete
 from train.run.run_folder import CHECKPOINTS, SEEDS, saved_config
 
 
@@ -44,7 +44,8 @@ def train_missing(plan: Plan, say: Callable[[str], None], after_each: Callable[[
     from train.run.signals import StopSignals  # imports JAX, which writing a table does not need
 
     asked, diverged = plan.asked, list[DivergedError]()
-    protocol = expected_protocol(asked.protocol, asked.data, plan.fields.get("data_dir"))
+    protocol = asked.protocol
+    check_complete(protocol, asked.data, plan.fields.get("data_dir"))
     with StopSignals() as signals:
         for model in sorted(plan.models, key=lambda model: image_cost(model, asked.data)):
             config = configure(model, asked, **plan.fields)

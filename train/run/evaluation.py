@@ -13,7 +13,12 @@ from train.errors import UserError
 from train.run import compile_cache, export
 from train.run.display import Display
 from train.run.run_folder import saved_config, seed_folder
-from train.run.saved_state import compare_classes, compare_normalisations
+from train.run.saved_state import (
+    compare_classes,
+    compare_normalisations,
+    compare_sizes,
+    unsaid,
+)
 from train.run.trainer import Score, Trainer, describe
 from train.step import processes
 from train.step.train_step import averaged
@@ -23,6 +28,7 @@ def evaluate(config: Config) -> list[Score]:
     """Tests the weights of `init_from`, or those that runs would export, and prints the errors."""
     compile_cache.use(config.compile_cache)
     with processes.joined(config), Display(enabled=processes.is_first_process()) as display:
+        config, is_stated = export.settle_preprocessing(config)
         sources = _sources(config)
         dataset = load_dataset(config)
         config = config.resolved(len(dataset.train))
@@ -33,7 +39,7 @@ def evaluate(config: Config) -> list[Score]:
             weights = export.load_weights(found, describe(config, dataset))
             if "head.kernel" not in weights.arrays:
                 raise UserError(f"{source} has no head of {dataset.num_classes} classes to test")
-            _check_images(f"{source}", weights.preprocessing, dataset, display)
+            _check_images(f"{source}", weights.preprocessing, dataset, is_stated, display)
             trainer = Trainer(config, dataset, weights=weights.arrays)
             state = trainer.place(trainer.first_states([seed]))
             scores += trainer.test(averaged(state))
@@ -64,14 +70,29 @@ def _sources(config: Config) -> dict[int, Path | None]:
 
 
 def _check_images(
-    source: str, found: dict[str, Any] | None, dataset: Dataset, display: Display
+    source: str,
+    found: dict[str, Any] | None,
+    dataset: Dataset,
+    is_stated: bool,
+    display: Display,
 ) -> None:
-    """Refuses weights of other classes or another normalisation: their error would be wrong.
+    """Refuses weights of other classes, or of images of another size in memory: no error is right.
 
-    ImageNet's classes have two kinds of names: words, and WordNet's synset numbers.
+    What the user states instead of the weights is a note. ImageNet's classes have two kinds of
+    names: words, and WordNet's synset numbers.
     """
     here = dataset.preprocessing
     problems, classes = compare_normalisations(found, here), compare_classes(found, here)
+    sizes = compare_sizes(found, here, is_resized=dataset.is_streamed)
+    notes = [] if found else [unsaid(here)]
+    if is_stated:
+        notes, problems = [*notes, *problems, *sizes], []
+    elif dataset.is_streamed:
+        notes += sizes
+    else:
+        problems += sizes
+    for note in notes:
+        display.say(f"{source} {note}")
     names = (found or {}).get("class_names") or ()
     if classes and _are_synsets(names) != _are_synsets(here.class_names or ()):
         display.say(f"{source} {classes[0]}: they are taken to be the same, in the same order")

@@ -3,6 +3,7 @@
 The only file of the trainer that uses the converter's layouts and torch.
 """
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,16 +20,19 @@ from convert.importing import Statement, as_ours
 from convert.layouts import find_layout
 from convert.leaves import as_flax
 from convert.models import arrays_of
-from convert.sources import Source, read_source
+from convert.preprocessing import stated_fields
+from convert.sources import Source, load_preprocessing, read_source
 from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec
-from train.config import Config
+from resnet_spec.preprocessing import as_text, parse_preprocessing
+from train.config import Config, is_streamed
 from train.data.dataset import Dataset, image_dtype, normalise
 from train.errors import AbandonedError, UserError
-from train.run.run_folder import SEEDS
+from train.run.run_folder import SEEDS, saved_config
 
+FROM_FILE = "file"  # of --preprocessing: what the weights say
 FILE = "model.safetensors"
 _BATCH = 250
-_MOST_STREAMED = 1_000  # images, a minute of torch on a CPU
+MOST_STREAMED = 1_000  # images, a minute of torch on a CPU
 
 
 class Loaded(NamedTuple):
@@ -52,7 +56,7 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
             f"--init-from {path} holds the runs of several seeds: name the folder of one ({names})"
         )
     try:
-        source = read_source(path).judged()
+        source = read_source(path).judged(keeps_preprocessing=config.preprocessing is None)
         weights = as_ours(source, _statement(config, classifier.network, source))
         found = weights.classifier
         assert found is not None
@@ -78,6 +82,45 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
     }
     preprocessing = weights.preprocessing
     return Loaded(flax_arrays, notes, None if preprocessing is None else preprocessing.to_json())
+
+
+def settle_preprocessing(config: Config) -> tuple[Config, bool]:
+    """The configuration with its `preprocessing` as numbers, and whether the user stated them.
+
+    None and `file` are what the weights to start from or to test say: those of `init_from`, or of
+    an imported run to resume. It stays None where they say nothing, and in a resumed run, which
+    recorded its numbers. Size, crop and interpolation are left out for images in memory, unless
+    the user writes them: those images are not resized.
+
+    Raises:
+        UserError: a file or a name does not exist, says nothing, or is damaged.
+    """
+    text, path = config.preprocessing, config.init_from
+    is_stated = text is not None and text.partition(",")[0] != FROM_FILE
+    if config.resume and config.run_dir is not None and not is_stated:
+        if (saved := saved_config(config.run_dir)) is not None:
+            return dataclasses.replace(config, preprocessing=saved.preprocessing), False
+        path = config.run_dir if config.run_dir.is_dir() else None
+    if not is_stated and path is None:
+        if text is not None:
+            raise UserError(f"--preprocessing {text} needs --init-from, the file that says it")
+        return config, False
+    try:
+        if text is None and load_preprocessing(str(path)) is None:
+            return config, False
+        if not is_stated:
+            text = f"{path}{(text or FROM_FILE).removeprefix(FROM_FILE)}"
+        assert text is not None
+        _, written = parse_preprocessing(text)
+        fields = stated_fields(text)
+    except (ValueError, OSError) as error:
+        if config.preprocessing is None:
+            return config, False  # `load_weights` says what is wrong with the weights
+        raise UserError(f"--preprocessing {config.preprocessing}: {error}") from error
+    if not is_streamed(config):
+        kept = {"mean", "std", *written}
+        fields = {name: value for name, value in fields.items() if name in kept}
+    return dataclasses.replace(config, preprocessing=as_text(fields)), is_stated
 
 
 def _statement(config: Config, network: ResNetSpec, source: Source) -> Statement:
@@ -134,7 +177,7 @@ def check_parity(
     Streamed images: the first thousand; None if none of these can be read. AbandonedError if
     `stops`, which is called at each batch, says yes.
     """
-    run_flax, run_torch = _flax_runner(model), _torch_runner(convert.load(path, backend="torch"))
+    run_flax, run_torch = _flax_runner(model), torch_runner(convert.load(path, backend="torch"))
     outputs = []
     for images, labels in _test_images(dataset, dtype):
         if stops():
@@ -156,7 +199,7 @@ def check_parity(
 
 def _test_images(dataset: Dataset, dtype: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Normalised images (n, h, w, c) and labels (n,), batch by batch."""
-    test = dataset.test.head(_MOST_STREAMED) if dataset.is_streamed else dataset.test
+    test = dataset.test.head(MOST_STREAMED) if dataset.is_streamed else dataset.test
     for start in range(0, len(test), _BATCH):
         part = slice(start, start + _BATCH)
         yield normalise(test.images[part], dataset, dtype), test.labels[part]
@@ -176,7 +219,8 @@ def _flax_runner(model: Any) -> Any:
     return run
 
 
-def _torch_runner(model: Any) -> Any:
+def torch_runner(model: Any) -> Any:
+    """A function of normalised images (n, h, w, c) that returns a torch model's logits (n, k)."""
     import torch
 
     def run(images: np.ndarray) -> np.ndarray:

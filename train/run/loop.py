@@ -18,7 +18,12 @@ from train.run import compile_cache, export, run_folder
 from train.run.display import Display
 from train.run.evaluation import evaluate
 from train.run.progress import Progress
-from train.run.saved_state import compare_classes, compare_normalisations
+from train.run.saved_state import (
+    compare_classes,
+    compare_normalisations,
+    compare_sizes,
+    unsaid,
+)
 from train.run.seeds import arrange
 from train.run.signals import StopSignals
 from train.run.trainer import Trainer, count_steps, describe
@@ -60,6 +65,7 @@ def train(
         contextlib.ExitStack() as claims,
     ):
         start_time = time.perf_counter()
+        config, _ = export.settle_preprocessing(config)
         if config.seeds is None or config.seeds_mode != "devices":
             parallel.check_batch_size(config, jax.device_count())
         config = begun_with(config, jax.device_count())
@@ -123,9 +129,14 @@ def _first_weights(config: Config, dataset: Dataset, folder: Path, display: Disp
     if config.init_from is None or (config.resume and all(map(run_folder.has_checkpoint, folders))):
         return {}
     weights = export.load_weights(config, describe(config, dataset))
-    differences = compare_normalisations(weights.preprocessing, dataset.preprocessing)
+    said, here = weights.preprocessing, dataset.preprocessing
+    differences = [
+        *([] if said else [unsaid(here)]),
+        *compare_normalisations(said, here),
+        *compare_sizes(said, here, is_resized=dataset.is_streamed),
+    ]
     if "head.kernel" in weights.arrays:
-        differences += compare_classes(weights.preprocessing, dataset.preprocessing)
+        differences += compare_classes(said, here)
     for note in (*weights.notes, *(f"{config.init_from} {text}" for text in differences)):
         display.say(note)
     return weights.arrays

@@ -24,6 +24,7 @@ from convert.runs.orbax_access import read_items
 from resnet_spec import ClassifierSpec, Preprocessing
 from train.step.train_step import TrainState
 
+_ROUNDING = 5.1e-5  # of a mean or a deviation in four digits, in units of 0 to 1
 _SHOWN = 3  # names of one kind of problem
 
 Items = dict[str, dict[str, Any]]  # NumPy arrays by item and name
@@ -166,13 +167,50 @@ def _compare_models(description: Mapping[str, Any], classifier: ClassifierSpec) 
 
 
 def compare_normalisations(found: Mapping[str, Any] | None, here: Preprocessing) -> list[str]:
-    """How the normalisation recorded with weights (JSON or None) differs from that here."""
-    if found is None or (found["mean"], found["std"]) == (list(here.mean), list(here.std)):
+    """How the normalisation recorded with weights (JSON or None) differs from that here.
+
+    Numbers that are rounded to four digits are the same: 0.2470 and 0.24703 differ by less than a
+    hundredth of a grey level.
+    """
+    numbers = [] if found is None else [*found["mean"], *found["std"]]
+    ours = [*here.mean, *here.std]
+    if found is None or (len(numbers) == len(ours) and np.allclose(numbers, ours, 0, _ROUNDING)):
         return []
     return [
         f"was trained on images of mean {found['mean']} and standard deviation {found['std']}, "
         f"this data set is normalised by {list(here.mean)} and {list(here.std)}"
     ]
+
+
+def compare_sizes(
+    found: Mapping[str, Any] | None, here: Preprocessing, *, is_resized: bool
+) -> list[str]:
+    """How size, crop and interpolation recorded with weights (JSON or None) differ from those here.
+
+    Images that are not resized have a size alone.
+    """
+    if found is None:
+        return []
+    said = Preprocessing.from_json(found)
+    if (is_same := said.image_size == here.image_size) and not is_resized:
+        return []
+    if is_same and (said.shorter_side, said.interpolation) == (
+        here.shorter_side,
+        here.interpolation,
+    ):
+        return []
+    one, other = (
+        f"{p.image_size} pixels of {p.shorter_side}, {p.interpolation}" for p in (said, here)
+    )
+    return [f"is for pictures of {one}, here they are of {other}"]
+
+
+def unsaid(here: Preprocessing) -> str:
+    """What is assumed of weights that come without a preprocessing."""
+    return (
+        "does not say how its images were prepared; assumed are this data set's own mean "
+        f"{list(here.mean)} and standard deviation {list(here.std)} (--preprocessing says others)"
+    )
 
 
 def compare_classes(found: Mapping[str, Any] | None, here: Preprocessing) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from train.data.dataset import image_dtype
 from train.errors import UserError
-from train.run import export
+from train.run import elsewhere, export
 from train.run.checkpoints import Checkpoints
 from train.run.json_files import write_json
 from train.run.metrics import MetricsLog
@@ -38,6 +38,7 @@ class Result:
         skipped_steps: number of steps whose loss or gradient was not finite.
         skipped_images: damaged images that this process met, each with the reason.
         digest: of the exported weights, as `resnet-convert inspect` prints it.
+        other_packages: the export in other packages, by their own pipelines; of streamed data.
     """
 
     seed: int
@@ -54,6 +55,7 @@ class Result:
     exported: str
     digest: str
     parity: export.Parity | None
+    other_packages: list[elsewhere.Elsewhere]
 
 
 class Run:
@@ -224,6 +226,11 @@ def finish(
         say(str(parity or "no parity check: none of the first test images can be read"))
     else:
         say("no parity check: install flax-resnet[torch] to run the torch twin")
+    others = []
+    if dataset.is_streamed and export.has_torch() and config.precision != "f64":
+        others = elsewhere.check_exports(exported, dataset.test, stops=stops)
+    for other in others:
+        say(str(other))
     best_step, best_error = run.checkpoints.best() or (int(state.step), score.error)
     streams = (dataset.train, dataset.test) if dataset.is_streamed else ()
     result = Result(
@@ -241,6 +248,7 @@ def finish(
         exported=exported.name,
         digest=digest,
         parity=parity,
+        other_packages=[other for other in others if isinstance(other, elsewhere.Elsewhere)],
     )
     write_json(run.folder / RESULT, dataclasses.asdict(result))
     say(
