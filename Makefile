@@ -6,8 +6,9 @@ WORKERS ?= 2
 
 .PHONY: quickstart test test-slow test-oldest test-newest parity layouts fuzz torture benchmark benchmark-tpu lint format types wheel lock clean
 
+# libtpu, by which tests compile for TPUs, complains where there is no TPU unless JAX is told so.
 quickstart: .venv/installed  ## train a small ResNet on digits, export it, check it in torch
-	$(BIN)/python -m train digits --run-dir runs/quickstart --overwrite
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m train digits --run-dir runs/quickstart --overwrite
 
 test: .venv/installed  ## all tests that are not slow
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"

@@ -15,7 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flax_resnet.convolution import convolve
-from resnet_spec import Conv, RunningVariance
+from resnet_spec import Conv as ConvSpec
+from resnet_spec import RunningVariance
 
 _has_values = ContextVar("has_values", default=True)
 
@@ -95,7 +96,7 @@ class Context(TypedDict, total=False):
     param_dtype: DTypeLike
 
 
-def conv(spec: Conv, **context: Unpack[Context]) -> nnx.Conv:
+def conv(spec: ConvSpec, **context: Unpack[Context]) -> nnx.Conv:
     """(n, h, w, in_planes) -> (n, h2, w2, out_planes), Kaiming normal over the fan out."""
     edge = (spec.padding, spec.padding)  # in numbers: "SAME" pads a strided one unevenly
     return nnx.Conv(
@@ -414,7 +415,8 @@ class Conv(nnx.Conv):
     """
 
     def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options, promote_dtype=_promote_all_but_bias)
+        promote: Any = _promote_all_but_bias
+        super().__init__(*arguments, **options, promote_dtype=promote)
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         dtype = canonicalize_dtype(inputs, self.kernel.get_value(), dtype=self.dtype)

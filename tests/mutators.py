@@ -49,7 +49,9 @@ def base_files() -> dict[str, list[tuple[str, bytes]]]:
     torch.save({"state_dict": state, "epoch": 3, "best": torch.tensor(0.5)}, wrapped)
     files["npz"].append((".npz", compressed.getvalue()))
     files["pt"] += [(".pth", legacy.getvalue()), (".th", wrapped.getvalue())]
-    files["msgpack"] = [(".msgpack", msgpack.packb({"params": arrays}, default=_as_flax))]
+    files["msgpack"] = [
+        (".msgpack", bytes(msgpack.packb({"params": arrays}, default=_as_flax) or b""))
+    ]
     files["hdf5"] = _keras_files(arrays)
     return files
 

@@ -167,8 +167,8 @@ class WideResNet:
 
         def activate(x: torch.Tensor, name: str) -> torch.Tensor:
             leaves = ("running_mean", "running_var", "weight", "bias")
-            arrays = (tensors[f"{name}.{leaf}"] for leaf in leaves)
-            return functional.batch_norm(x, *arrays).relu()
+            mean, variance, weight, bias = (tensors[f"{name}.{leaf}"] for leaf in leaves)
+            return functional.batch_norm(x, mean, variance, weight, bias).relu()
 
         x = functional.conv2d(x, tensors["conv0"], padding=1)
         for group in range(3):

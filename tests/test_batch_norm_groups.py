@@ -43,9 +43,9 @@ def test_equal_groups_are_an_equal_step_on_any_number_of_devices():
         )
         new, metrics = mapped(state, on_device(dataset.train), indices.reshape(devices, 1, -1))
         moved.append(parallel.to_host((new.params, new.statistics, new.ema, metrics.loss)))
-    spread = Spread("jit")
+    spread = Spread(tuple(jax.devices()), "jit")
     placed = spread.place_batch(spread.split(indices.reshape(1, -1)))
-    data = parallel.place_data(on_device(dataset.train))
+    data = spread.place_data(on_device(dataset.train))
     new, metrics = spread.train(step)(spread.place_state(parallel.to_host(state)), data, placed)
     moved.append(parallel.to_host((new.params, new.statistics, new.ema, metrics.loss)))
     for others in moved[1:]:

@@ -4,6 +4,7 @@ import os
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,10 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 def test_the_next_start_finds_what_the_first_compiled(tmp_path):
     """By default in the user's cache; not where it has no home, nor where it is told so."""
     arguments = ("digits", "--model", "WideResNet16-1-0.0", "--max-steps", "1")
-    variables = {"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": f"{tmp_path / 'caches'}"}
+    variables: dict[str, Any] = {
+        "JAX_COMPILATION_CACHE_DIR": "",
+        "XDG_CACHE_HOME": f"{tmp_path / 'caches'}",
+    }
 
     def programs() -> set[Path]:
         return set((tmp_path / "caches" / "flax-resnet").glob("jax-*/*-cache"))

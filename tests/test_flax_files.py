@@ -19,9 +19,10 @@ from convert.leaves import flax_name, to_flax
 from convert.models import arrays_of
 from resnet_spec import ClassifierSpec
 from tests.twins import assert_same_state, random_images, randomise, run_torch
+from torch_resnet.network import ResidualNetwork
 
 
-def linen_variables(model: torch_resnet.network.ResidualNetwork) -> dict[str, Any]:
+def linen_variables(model: ResidualNetwork) -> dict[str, Any]:
     """A network's arrays as a linen module with our names would have them."""
     arrays = {}
     for name, array in arrays_of(model).items():
@@ -37,7 +38,7 @@ def name_of_leaf(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def model() -> torch_resnet.network.ResidualNetwork:
+def model() -> ResidualNetwork:
     model = torch_resnet.create("ResNet20", 10, shortcut="projection")
     randomise(model)
     return model.eval()

@@ -23,6 +23,7 @@ from convert.weights import Weights
 from resnet_spec import PREPROCESSINGS
 from tests.commands import run_here
 from tests.twins import random_images, randomise, run_torch
+from torch_resnet.network import ResidualNetwork
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -92,13 +93,13 @@ def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
     served.close()
 
 
-def cifar_network() -> torch_resnet.network.ResidualNetwork:
+def cifar_network() -> ResidualNetwork:
     model = torch_resnet.create("ResNet20", 10, shortcut="centred_identity")
     randomise(model)
     return model.eval()
 
 
-def serve_cifar(hub: Hub, name: str, num_files: int = 1) -> torch_resnet.network.ResidualNetwork:
+def serve_cifar(hub: Hub, name: str, num_files: int = 1) -> ResidualNetwork:
     """A ResNet20 under another package's names, in one file or with an index in several."""
     model, folder = cifar_network(), hub.root / "someone" / name
     folder.mkdir(parents=True)
@@ -115,7 +116,7 @@ def serve_cifar(hub: Hub, name: str, num_files: int = 1) -> torch_resnet.network
     return model
 
 
-def serve_timm(hub: Hub, name: str) -> torch_resnet.network.ResidualNetwork:
+def serve_timm(hub: Hub, name: str) -> ResidualNetwork:
     model = torch_resnet.create("ResNet18", 3)
     randomise(model)
     (hub.root / "timm").mkdir(parents=True)

@@ -39,7 +39,8 @@ def folder(peer: Peer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     peer.model.save(folder / "old.h5")
     shutil.copy(folder / "new.weights.h5", folder / "early.weights.h5")
     with h5py.File(folder / "early.weights.h5", "r+") as file:
-        for group in file["layers"].values():
+        layers: Any = file["layers"]
+        for group in layers.values():
             group["vars"].attrs.pop("name")
     return folder
 
@@ -95,7 +96,9 @@ def test_a_resnet_v2_of_keras_is_refused_with_the_difference(tmp_path, capsys):
     with pytest.raises(convert.ConversionError, match="the last block of a stage has the stride"):
         convert.from_layout(state, "ResNet50", "keras")
     # its 53 convolutions and 49 BatchNorms, as releases before Keras 3.10 called them
-    arrays = {f"conv2d_{number}/kernel": np.ones((1, 1, 1, 1)) for number in range(53)}
+    arrays: dict[str, Any] = {
+        f"conv2d_{number}/kernel": np.ones((1, 1, 1, 1)) for number in range(53)
+    }
     arrays |= {f"batch_normalization_{number}/gamma": np.ones(1) for number in range(49)}
     np.savez(tmp_path / "m.npz", **arrays)
     for options in ((), ("--model", "PreActResNet50")):

@@ -353,5 +353,5 @@ def test_one_seed_of_torch_draws_the_seeds_initial_weights(seed, name):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_of_the_other_packages_only_flaxs_keep_the_biased_variance(layout):
     row = find_spec("ResNet50" if layout != "cifar" else "ResNet20")
-    biased = dict.fromkeys(("flax-imagenet", "bonsai", "keras", "haiku"), "biased")
+    biased: dict[str, str] = dict.fromkeys(("flax-imagenet", "bonsai", "keras", "haiku"), "biased")
     assert LAYOUTS[layout].adapt(row).running_variance == biased.get(layout, "unbiased")

@@ -70,7 +70,7 @@ def _counts(names: Iterable[str]) -> tuple[int, int]:
 def _counted(spec: ResNetSpec) -> Iterator[tuple[str, str]]:
     """(class and number, name) of every layer, counted in the order of Keras's graph."""
     kinds: dict[str, list[str]] = {"conv2d": [], "batch_normalization": [], "dense": []}
-    classes = dict(zip(("conv", "bn", "predictions"), kinds, strict=True))
+    classes: dict[str, str] = dict(zip(("conv", "bn", "predictions"), kinds, strict=True))
     for ours, theirs in names(spec):
         layers = kinds[classes[theirs.rpartition("_")[2]]]
         # as far from the end as the block's last layer of its kind, a shortcut's comes before it
