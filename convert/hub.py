@@ -77,7 +77,7 @@ def fetch(path: str | os.PathLike[str], suffixes: Iterable[str]) -> Fetched:
     except ModuleNotFoundError as error:
         raise ConversionError(
             "an address on the hub needs the package huggingface_hub, which is not installed: "
-            "pip install 'flax-resnet[hub]'"
+            "install flax-resnet[hub]"
         ) from error
     repository, revision, file = address.groups()
     name = f"hf://{repository}" + (f"@{revision}" if revision else "")

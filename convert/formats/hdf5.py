@@ -49,7 +49,7 @@ def read(path: Path, visit: Visitor) -> Contents:
     except ModuleNotFoundError as error:
         raise ConversionError(
             f"{path} is an HDF5 file, as Keras writes them, and h5py, which reads it, is not "
-            "installed: pip install 'flax-resnet[keras]'"
+            "installed: install flax-resnet[keras]"
         ) from error
     try:
         with h5py.File(_unpacked(path), "r") as file:
