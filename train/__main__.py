@@ -219,8 +219,10 @@ def _describe(name: str) -> str:
     lines = [f"Recipe {name}: {recipe.source}."]
     for title, text in lists.items():
         items = re.split(r"; (?![^(]*\))", text)  # not within parentheses
-        wrapped = (textwrap.indent(textwrap.fill(item, 96), "  ") for item in items)
-        lines += ["", f"{title}:", *(f"- {item[2:]}" for item in wrapped)]
+        wrap = textwrap.TextWrapper(
+            98, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
+        )
+        lines += ["", f"{title}:", *map(wrap.fill, items)]
     return "\n".join(lines)
 
 
