@@ -66,7 +66,7 @@ def fetch(path: str | os.PathLike[str], suffixes: Iterable[str]) -> Fetched:
     address = _ADDRESS.fullmatch(os.fspath(path))
     if address is None:
         raise ConversionError(
-            f"{_shown(path)} is no address on the hub: hf://OWNER/NAME, "
+            f"{shown(path)} is no address on the hub: hf://OWNER/NAME, "
             "hf://OWNER/NAME@REVISION, or behind either /FILE"
         )
     try:
@@ -174,7 +174,8 @@ def _parts(index: Path) -> list[str]:
         return []
 
 
-def _shown(path: str | os.PathLike[str]) -> str:
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as the user wrote it: an address that became a `Path` lacks a slash."""
     return re.sub("^hf:/+", "hf://", os.fspath(path))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from convert.arrays import digest, dtype_problems, value_problems
 from convert.errors import ConversionError
 from convert.guess import Guess, find_prefix, guess, name_of, undecided
+from convert.hub import shown
 from convert.inference import is_program, read_program_description
 from convert.layouts import OURS
 from convert.models import check
@@ -98,7 +99,7 @@ def inspect(
             notes.append(f"names of a known layout are behind {inner!r}: --prefix {inner}")
     preprocessing = weights.preprocessing
     return {
-        "source": str(path),
+        "source": shown(path),
         "format": source.form,
         "matches": matches,
         "tensors": len(weights.arrays),

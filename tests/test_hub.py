@@ -57,7 +57,8 @@ class Hub:
             entries = {"id": f"{parts[2]}/{parts[3]}", "sha": COMMIT, "siblings": names}
             is_there, body = folder.is_dir(), json.dumps(entries).encode()
         else:
-            owner, name, _, revision, *file = parts
+            owner, name, *rest = parts
+            _, revision, *file = rest or ("", "")
             path = self.root / owner / name / "/".join(file)
             is_there = path.is_file() and revision in ("main", COMMIT)
             body = path.read_bytes() if is_there else b""
@@ -93,15 +94,15 @@ def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
     served.close()
 
 
-def cifar_network() -> ResidualNetwork:
-    model = torch_resnet.create("ResNet20", 10, shortcut="centred_identity")
+def cifar_network(in_planes: int) -> ResidualNetwork:
+    model = torch_resnet.create("ResNet20", 10, in_planes=in_planes, shortcut="centred_identity")
     randomise(model)
     return model.eval()
 
 
-def serve_cifar(hub: Hub, name: str, num_files: int = 1) -> ResidualNetwork:
+def serve_cifar(hub: Hub, name: str, num_files: int = 1, in_planes: int = 3) -> ResidualNetwork:
     """A ResNet20 under another package's names, in one file or with an index in several."""
-    model, folder = cifar_network(), hub.root / "someone" / name
+    model, folder = cifar_network(in_planes), hub.root / "someone" / name
     folder.mkdir(parents=True)
     arrays = write_layout(arrays_of(model), describe(model), find_layout("cifar"))
     if num_files == 1:
@@ -204,9 +205,12 @@ def test_what_the_hub_does_not_have_is_refused_in_one_sentence(hub, tmp_path, ca
 
 
 def test_a_run_starts_from_weights_of_the_hub(hub, tmp_path):
-    serve_cifar(hub, "resnet20")
+    serve_cifar(hub, "resnet20", in_planes=1)
     command = ("finetune", "--model", "ResNet20", "--shortcut", "centred_identity")
     options = ("--init-from", "hf://someone/resnet20", "--data", "digits")
-    done = run_here("train", *command, *options, "--eval-only", cwd=tmp_path)
+    done = run_here(
+        "train", *command, *options, "--max-steps", "1", "--run-dir", "run", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
+    assert "starting from hf://someone/resnet20 (" in done.stdout
     assert "hf://someone/resnet20, model.safetensors, at commit" in done.stdout

@@ -39,6 +39,9 @@ CASES = [
     ("cifar", "ResNet34-small"),
     ("flax-imagenet", "ResNet50"),
     ("bonsai", "ResNet152"),
+    ("keras", "ResNet101"),
+    ("haiku", "PreActResNet50"),
+    ("wide-resnet", "PreActWideResNet40-2"),
 ]
 
 
@@ -92,16 +95,14 @@ def test_what_makes_a_file_another_network_than_the_nearest_is_said(
     assert any(sign in problem for problem in nearest.problems)
 
 
-def test_a_network_is_found_without_its_first_convolution_or_its_last_stages():
+def test_a_network_is_found_without_its_first_convolution_and_not_without_most_of_its_layers():
     shapes = shapes_of("torchvision", "ResNet50")
     without = {name: s for name, s in shapes.items() if not name.startswith("layer1.0.conv1.")}
     (found,) = guess(without)
     assert found.model == "ResNet50"
     assert found.problems == ("missing: layer1.0.conv1.weight (64, 64, 1, 1)",)
     cut = {name: s for name, s in shapes.items() if not name.startswith(("layer3", "layer4"))}
-    (found,) = guess(cut)
-    assert found.model == "ResNet50"
-    assert 0.3 < found.share < 0.6
+    assert not guess(cut)
 
 
 def test_the_options_that_are_said_import_a_file_without_counters(tmp_path):

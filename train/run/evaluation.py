@@ -37,14 +37,15 @@ def evaluate(config: Config) -> list[Score]:
             layout = None if config.resume else config.init_layout  # a run has our own names
             found = dataclasses.replace(config, init_from=source, init_layout=layout)
             weights = export.load_weights(found, describe(config, dataset))
+            name = export.shown(f"{source}")
             if "head.kernel" not in weights.arrays:
-                raise UserError(f"{source} has no head of {dataset.num_classes} classes to test")
-            _check_images(f"{source}", weights.preprocessing, dataset, is_stated, display)
+                raise UserError(f"{name} has no head of {dataset.num_classes} classes to test")
+            _check_images(name, weights.preprocessing, dataset, is_stated, display)
             trainer = Trainer(config, dataset, weights=weights.arrays)
             state = trainer.place(trainer.first_states([seed]))
             scores += trainer.test(averaged(state))
             display.say(
-                f"{source}: test loss {scores[-1].loss:.4f}, test error {scores[-1].error:.2%} "
+                f"{name}: test loss {scores[-1].loss:.4f}, test error {scores[-1].error:.2%} "
                 f"of {scores[-1].images} images of {dataset.test_name}{dataset.missing()}"
             )
         return scores

@@ -16,6 +16,7 @@ from flax import nnx
 
 import convert
 from convert.arrays import digest
+from convert.hub import shown
 from convert.importing import Statement, as_ours
 from convert.layouts import find_layout
 from convert.leaves import as_flax
@@ -67,8 +68,8 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
                 problems,
             )
     except (ValueError, OSError) as error:
-        raise UserError(f"--init-from {path}: {error}") from error
-    arrays, notes = weights.arrays, [f"starting from {path} ({source.form})", *weights.notes]
+        raise UserError(f"--init-from {shown(path)}: {error}") from error
+    arrays, notes = weights.arrays, [f"starting from {shown(path)} ({source.form})", *weights.notes]
     shortcut = found.network.shortcut
     if source.weights.classifier is None and shortcut in ("identity", "centred_identity"):
         notes.append(f"tensors do not show where zeros are: taken as the run has it, {shortcut}")

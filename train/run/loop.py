@@ -137,7 +137,8 @@ def _first_weights(config: Config, dataset: Dataset, folder: Path, display: Disp
     ]
     if "head.kernel" in weights.arrays:
         differences += compare_classes(said, here)
-    for note in (*weights.notes, *(f"{config.init_from} {text}" for text in differences)):
+    source = export.shown(config.init_from)
+    for note in (*weights.notes, *(f"{source} {text}" for text in differences)):
         display.say(note)
     return weights.arrays
 
