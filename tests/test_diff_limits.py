@@ -9,10 +9,10 @@ import torch
 
 import convert
 from convert.__main__ import main
-from convert.diff import compare
-from convert.diff.comparison import NOISE_FACTOR
 from convert.leaves import as_flax
 from convert.models import arrays_of, describe
+from convert.parity import compare
+from convert.parity.comparison import NOISE_FACTOR
 from convert.runs.saved_run import Checkpoint, write_checkpoint
 from tests.test_diff import IMAGES, make_torch
 

@@ -12,7 +12,7 @@ import pytest
 import convert
 import torch_resnet
 from convert.__main__ import main
-from convert.diff.report import write_whole
+from convert.parity.cells import write_whole
 from resnet_spec import PREPROCESSINGS
 from tests.commands import assert_refused, run
 from tests.saved_states import array_file, assert_same, make_state, open_run, steps

@@ -13,8 +13,8 @@ from flax import nnx
 import convert
 import flax_resnet
 import torch_resnet
-from convert.diff import compare
 from convert.models import build_flax, build_torch
+from convert.parity import compare
 from resnet_spec import ClassifierSpec, ResNetSpec, branch_drop_rates
 from resnet_spec.classifier import encode
 from tests.twins import (

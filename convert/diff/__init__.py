@@ -1,6 +1,5 @@
-"""Compares two networks layer by layer, and tells rounding from real differences."""
+"""`resnet-convert diff`: `convert.parity` for files and runs."""
 
-from convert.diff.compare import compare
-from convert.diff.comparison import Comparison, Difference, Row, Verdict, measure
+from convert.parity import Comparison, Difference, Row, Verdict, compare, measure
 
 __all__ = ["Comparison", "Difference", "Row", "Verdict", "compare", "measure"]

@@ -10,14 +10,12 @@ import numpy as np
 
 from convert import folders
 from convert.arrays import to_numpy
-from convert.diff.compare import compare
-from convert.diff.page import as_page
-from convert.diff.precision import DEVICES, FRAMEWORKS, PRECISIONS, raise_defaults
-from convert.diff.report import as_json, write_whole
 from convert.errors import ConversionError
 from convert.layouts import OURS, find_layout, read_layout
 from convert.models import build_flax, build_torch
 from convert.options import add_part, add_stated, stated
+from convert.parity.compare import compare
+from convert.parity.precision import DEVICES, FRAMEWORKS, PRECISIONS, raise_defaults
 from convert.runs.saved_run import find_checkpoint, has_average
 from convert.sources import Source, read_source
 from resnet_spec import ClassifierSpec
@@ -88,15 +86,11 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from convert.diff.terminal import print_tables  # its package may not be installed
+    from convert.parity.terminal import print_tables  # its package may not be installed
 
     _check_options(options)
     sides = _sides(options)
     backends = sides[0].backend, sides[1].backend
-    if "flax" in backends:
-        import jax
-
-        jax.config.update("jax_enable_x64", True)  # float64 tells rounding from error
     raise_defaults(backends, options.device)
     sources = [_open(side, options) for side in sides]
     if all(source.weights.classifier is not None for source in sources):
@@ -118,9 +112,9 @@ def _run(options: argparse.Namespace) -> int:
         titles=(f"A: {_title(sides[0])}", f"B: {_title(sides[1])}"),
     )
     if options.json is not None:
-        write_whole(options.json, as_json(comparison))
+        comparison.json(options.json)
     if options.html is not None:
-        write_whole(options.html, as_page(comparison))
+        comparison.html(options.html)
     print_tables(comparison)
     return 0 if comparison.verdict.same else 1
 

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import convert
-from convert.diff import compare
+from convert.parity import compare
 
 BLUE, ORANGE, GREY = "#1f5fbf", "#c2500a", "#5c6370"
 OTHER_EPSILON = 1e-3  # of one BatchNorm, 1e-5 everywhere else: what a mistake looks like

@@ -23,14 +23,21 @@ _TORCH_FLAGS = ("cuda.matmul", "cudnn.conv", "mkldnn.matmul", "mkldnn.conv")
 _JAX_FULL = ("highest", "float32")
 
 
+def float64(frameworks: Collection[Framework]) -> Any:
+    """Runs JAX with float64, which tells rounding from error, if it is among the frameworks."""
+    if "flax" not in frameworks:
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.enable_x64(True)
+
+
 def check_ready(frameworks: Collection[Framework], device: Device) -> None:
-    """Raises a ConversionError if one of these frameworks cannot run here in float64."""
+    """Raises a ConversionError if one of these frameworks has no such device here."""
     problems: list[str] = []
     if "flax" in frameworks:
         import jax
 
-        if not _jax_config("jax_enable_x64"):
-            problems.append('float64 in JAX: call jax.config.update("jax_enable_x64", True) first')
         try:
             jax.devices(device)
         except RuntimeError as error:

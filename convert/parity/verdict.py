@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 
 from convert.arrays import is_counter
-from convert.diff.comparison import (
+from convert.parity.comparison import (
     ACTIVATIONS,
+    BIASED,
     NOISE_FACTOR,
     SECTIONS,
     Findings,
@@ -15,7 +16,7 @@ from convert.diff.comparison import (
 )
 from resnet_spec import RATES
 
-_FUNCTION = ("eval", "train", "gradients", "statistics")
+_FUNCTION = ("eval", "train", "gradients", "statistics", "steps")
 _FULL_NAMES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "tf32": "TF32"}
 _MOST_NAMES = 5
 
@@ -29,9 +30,7 @@ def judge(findings: Findings) -> Verdict:
         if names
     ]
     firsts = [
-        (section, row)
-        for section in SECTIONS
-        if (row := findings.first_difference(section)) is not None
+        (section, row) for section in SECTIONS if (row := findings.first_in(section)) is not None
     ]
     noisy = _first_noisy(findings)
     has_other_arrays = not all(is_counter(name) for names in findings.only for name in names)
@@ -43,11 +42,13 @@ def judge(findings: Findings) -> Verdict:
         *structure,
         *(f"the description of B differs{unseen}: {d}" for d in findings.described),
         *(f"{SECTIONS[s]}: {_describe(row, sections[s])}" for s, row in firsts),
+        *_biased(sections["statistics"]),
     ]
     if noisy is not None and same_function:
         reasons.append(_describe_noise(noisy, findings))
     reasons += [f"the precision is reduced: {flag}" for flag in findings.flags]
-    if findings.precision == "tf32":
+    is_reduced = findings.precision == "tf32"
+    if is_reduced:
         reasons.append("TF32 was requested, which cannot show that two networks are the same")
     differs = bool(has_other_arrays or differing or findings.described or (noisy and same_function))
     first_layer = _first_layer(findings, noisy) if differs else None
@@ -55,10 +56,23 @@ def judge(findings: Findings) -> Verdict:
     return Verdict(
         same=not reasons,
         same_function=same_function,
+        only_counters=bool(reasons) and not (differs or findings.flags or is_reduced),
         first_layer=first_layer,
         reasons=tuple(reasons),
         lines=(*_summarise(findings, same_function), conclusion),
     )
+
+
+def _biased(statistics: Sequence[Row]) -> list[str]:
+    """What the difference of running variances is, if one is biased."""
+    names = [row.name for row in statistics if row.differs and row.note == BIASED]
+    others = sum(row.differs for row in statistics) - len(names)
+    if not names:
+        return []
+    return [
+        f"one keeps a biased running variance, as Flax's own BatchNorm does, in {_enumerate(names)}"
+        f"; {others or 'no'} other statistics differ: allow={BIASED!r} accepts it"
+    ]
 
 
 def _first_noisy(findings: Findings) -> tuple[str, Row] | None:
@@ -68,7 +82,8 @@ def _first_noisy(findings: Findings) -> tuple[str, Row] | None:
     orders (17 times the noise of the better one was seen between twins), and gradients jump if
     rounding moves a value across the kink of a ReLU in only one network.
     """
-    rows = ((section, row) for section in _FUNCTION for row in findings.sections[section])
+    sections = findings.sections
+    rows = ((section, row) for section in _FUNCTION for row in sections.get(section, ()))
     return next(
         ((s, row) for s, row in rows if row.overflows or (s in ACTIVATIONS and row.is_noisy)), None
     )
@@ -83,12 +98,12 @@ def _first_layer(findings: Findings, noisy: tuple[str, Row] | None) -> str | Non
     place = {row.name: number for number, row in enumerate(findings.sections["eval"])}
     found: dict[str, str] = {}
     for section in SECTIONS:
-        row = findings.first_difference(section)
+        row = findings.first_in(section)
         if row is not None and not row.is_counter:
             found[section] = _layer(section, row)
     if forward := [found[s] for s in ("eval", "train", "statistics") if s in found]:
         return min(forward, key=lambda layer: place.get(layer, len(place)))
-    for section in ("gradients", "weights"):
+    for section in ("gradients", "steps", "weights"):
         if section in found:
             return found[section]
     return None if noisy is None else _layer(*noisy)
@@ -99,7 +114,13 @@ def _layer(section: str, row: Row) -> str:
 
 
 def _summarise(findings: Findings, same_function: bool) -> list[str]:
-    rows = [(s, row) for s in _FUNCTION for row in findings.sections[s] if not row.is_counter]
+    found = findings.sections
+    rows = [
+        (s, row)
+        for s in _FUNCTION
+        for row in found.get(s, ())
+        if not row.is_counter and not row.is_allowed
+    ]
     lines = [f"same function: {'yes' if same_function else 'no'}"]
     if rows:
         section, row = max(rows, key=lambda entry: entry[1].exact.relative)
@@ -119,13 +140,19 @@ def _summarise(findings: Findings, same_function: bool) -> list[str]:
             f"{_FULL_NAMES[findings.precision]} difference is at most {times(ratio)} times the "
             f"rounding noise ({row.name}, {section})"
         )
-    weights = findings.sections["weights"]
+    if allowed := [row for row in found["statistics"] if row.is_allowed]:
+        lines.append(f"allowed: {allowed[0].note} ({_enumerate([row.name for row in allowed])})")
+    for title, names in zip(findings.titles, findings.unpaired, strict=True):
+        if names:
+            lines.append(f"not compared: only {title} has the layers {_enumerate(names)}")
+    weights = found["weights"]
     same_bits = sum(row.note == "same bits" for row in weights)
     lines.append(f"weights: {same_bits} of {len(weights)} arrays have the same bits")
     if others := findings.described_training:
         has_rates = any(other.startswith(RATES) for other in others)
         here = " (this comparison drops nothing at random)" if has_rates else ""
         lines.append(f"note: B trains differently by its description: {'; '.join(others)}{here}")
+    lines += [f"{hint.cause}: {hint.text}" for hint in findings.hints]
     return lines
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.atomic import replacing
-from convert.diff.comparison import ACTIVATIONS, Comparison, Difference, Row
-from convert.diff.verdict import times
+from convert.parity.comparison import ACTIVATIONS, Comparison, Difference, Row
+from convert.parity.verdict import times
 
 FORMAT_VERSION = 1
 _SETTINGS = ("precision", "device", "images", "flags", "described", "described_training")
@@ -19,12 +19,17 @@ def as_json(comparison: Comparison) -> str:
         "version": FORMAT_VERSION,
         "verdict": vars(comparison.verdict),
         "models": [
-            {"title": title, "framework": framework, "only": only}
-            for title, framework, only in zip(
-                comparison.titles, comparison.frameworks, comparison.only, strict=True
+            {"title": title, "framework": framework, "only": only, "unpaired": unpaired}
+            for title, framework, only, unpaired in zip(
+                comparison.titles,
+                comparison.frameworks,
+                comparison.only,
+                comparison.unpaired,
+                strict=True,
             )
         ],
         **{name: getattr(comparison, name) for name in _SETTINGS},
+        "hints": [vars(hint) for hint in comparison.hints],
         "sections": {
             section: [_row_fields(row) for row in rows]
             for section, rows in comparison.sections.items()
@@ -73,7 +78,7 @@ def cells(comparison: Comparison, section: str, row: Row) -> list[str]:
     if row.reduced is not None:
         texts += [f"{row.reduced.relative:.1e}", f"{row.noise:.1e}", times(row.noise_ratio)]
     mark = "differs" if row.differs else ""
-    if row is comparison.first_difference(section):
+    if row is comparison.first_in(section):
         mark = "first to differ"
     elif section in ACTIVATIONS and not row.differs and row.is_noisy:
         mark = "more than rounding"

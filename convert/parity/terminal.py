@@ -6,8 +6,8 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from convert.diff.comparison import SECTIONS, Comparison
-from convert.diff.report import cells, headings
+from convert.parity.cells import cells, headings
+from convert.parity.comparison import SECTIONS, Comparison
 
 
 class _Console(Console):
@@ -36,7 +36,7 @@ def print_tables(comparison: Comparison) -> None:
         for number, heading in enumerate(headings(comparison, section)):
             table.add_column(heading, justify="right" if number in range(1, 7) else "left")
         table.columns[0].no_wrap = True
-        first = comparison.first_difference(section)
+        first = comparison.first_in(section)
         for row in shown:
             style = "bold red" if row is first else "red" if row.differs else None
             table.add_row(*cells(comparison, section, row), style=style)

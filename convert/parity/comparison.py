@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convert.arrays import is_counter
-from convert.diff.precision import Device, Framework, Precision
+from convert.parity.precision import Device, Framework, Precision
 
 # Relative to the largest magnitude of an array. Rounding in float64 starts at 1e-16 and reached at
 # most 1e-12 over the depths of the table. The smallest error worth finding is a float32 weight
@@ -23,9 +23,11 @@ SECTIONS = {
     "train": "activations in train mode",
     "gradients": "gradients of the parameters",
     "statistics": "statistics after the step in train mode",
+    "steps": "parameters after steps of the optimiser",
     "weights": "weights as given",
 }
 ACTIVATIONS = ("eval", "train")
+BIASED = "biased running variance"  # what the note of a row calls it
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Row:
             smaller of the two networks'; at least the unit roundoff of the precision.
         tolerance: the largest `exact.relative` that counts as rounding.
         note: a remark for the reader; may be empty.
+        is_allowed: whether the caller allows what the note says.
     """
 
     name: str
@@ -99,11 +102,12 @@ class Row:
     noise: float | None = None
     tolerance: float = 0.0
     note: str = ""
+    is_allowed: bool = False
 
     @property
     def differs(self) -> bool:
-        """Whether the difference is more than rounding in float64."""
-        return not self.exact.relative <= self.tolerance
+        """Whether the difference is more than rounding in float64, and not allowed."""
+        return not self.is_allowed and not self.exact.relative <= self.tolerance
 
     @property
     def noise_ratio(self) -> float | None:
@@ -130,6 +134,22 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Hint:
+    """A mistake that explains the first difference: with it, torch computes the same.
+
+    Attributes:
+        layer: where the two first differ.
+        cause: "epsilon", "momentum", "running variance", "SAME padding", "transposed kernel",
+            "swapped statistics", "GELU", "align_corners", "flatten order" or "max pool padding".
+        text: what was tried, in a sentence.
+    """
+
+    layer: str
+    cause: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether two networks are the same, and if not, why.
 
@@ -138,13 +158,15 @@ class Verdict:
         same_function: in float64 all activations, gradients and statistics are finite and agree.
             `num_batches_tracked` does not count: other packages drop it, and nothing is computed
             from it. If only counters differ, this is true, `same` is false, and `reasons` say so.
-        first_layer: the layer, by our name, where they first differ; None if they do not.
+        only_counters: they are not the same, but all that differs are counters of batches.
+        first_layer: where they first differ, by the first network's name; None if they do not.
         reasons: why they are not the same, one sentence each; empty if they are.
         lines: the findings, one sentence each, the conclusion last.
     """
 
     same: bool
     same_function: bool
+    only_counters: bool
     first_layer: str | None
     reasons: tuple[str, ...]
     lines: tuple[str, ...]
@@ -157,12 +179,14 @@ class Findings:
     Attributes:
         titles: the names of the two in reports.
         frameworks: of the two, "torch" or "flax".
-        images: shape of the batch (n, h, w, c).
+        images: shape of the batch, (n, h, w, c) if it has four axes.
         flags: the settings that reduced the precision.
         only: names of tensors that only one of the two has.
+        unpaired: layers of the two that have no partner, and are not compared.
         described: fields in which their descriptions compute something else.
         described_training: fields in which their descriptions train differently.
         sections: rows by a key of `SECTIONS`; activations in the order of the forward pass.
+        hints: mistakes that explain the first difference; empty if none of the usual ones does.
     """
 
     titles: tuple[str, str]
@@ -172,16 +196,18 @@ class Findings:
     images: tuple[int, ...]
     flags: tuple[str, ...]
     only: tuple[tuple[str, ...], tuple[str, ...]]
+    unpaired: tuple[tuple[str, ...], tuple[str, ...]]
     described: tuple[str, ...]
     described_training: tuple[str, ...]
     sections: dict[str, tuple[Row, ...]]
+    hints: tuple[Hint, ...]
 
-    def first_difference(self, section: str) -> Row | None:
+    def first_in(self, section: str) -> Row | None:
         """The first row that differs, in the order in which its values are computed.
 
         Gradients are computed backward, the last layer's first. Counters come after all others.
         """
-        rows = self.sections[section]
+        rows = self.sections.get(section, ())
         ordered = reversed(rows) if section == "gradients" else rows
         return min((r for r in ordered if r.differs), key=lambda r: r.is_counter, default=None)
 
@@ -191,6 +217,11 @@ class Comparison(Findings):
     """Two networks on one batch of images: the measurements and the verdict on them."""
 
     verdict: Verdict
+
+    @property
+    def first_difference(self) -> str | None:
+        """The layer where they first differ, by the first network's name."""
+        return self.verdict.first_layer
 
 
 def layer_of(name: str) -> str:

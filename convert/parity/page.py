@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
 
-from convert.diff.comparison import ACTIVATIONS, SECTIONS, TOLERANCE, Comparison
-from convert.diff.report import cells, headings
+from convert.parity.cells import cells, headings
+from convert.parity.comparison import ACTIVATIONS, SECTIONS, TOLERANCE, Comparison
 
 _WIDTH, _HEIGHT = 1000, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 984, 24, 340
@@ -69,6 +69,7 @@ def as_page(comparison: Comparison) -> str:
         f'<p class="{"same" if verdict.same else "different"}">'
         f"<strong>{escape(verdict.lines[-1])}</strong></p>\n<ul>{lines}</ul>\n"
         + (f"<p>Why:</p><ul>{reasons}</ul>\n" if reasons else "")
+        + _unpaired(comparison)
         + "<h2>Relative difference of each layer's output</h2>\n"
         f'<p class="legend">{_legend(curves)}</p>\n{_plot(comparison, curves)}\n'
         + "\n".join(_table(comparison, section) for section in comparison.sections)
@@ -76,8 +77,19 @@ def as_page(comparison: Comparison) -> str:
     )
 
 
+def _unpaired(comparison: Comparison) -> str:
+    """The layers that have no partner, all of them."""
+    pairs = zip(comparison.titles, comparison.unpaired, strict=True)
+    lists = [
+        f'<p class="faint">Layers that only {escape(title)} has: {escape(", ".join(names))}</p>\n'
+        for title, names in pairs
+        if names
+    ]
+    return "".join(lists)
+
+
 def _table(comparison: Comparison, section: str) -> str:
-    rows, first = comparison.sections[section], comparison.first_difference(section)
+    rows, first = comparison.sections[section], comparison.first_in(section)
     head = "".join(f"<th>{escape(text)}</th>" for text in headings(comparison, section))
     body: list[str] = []
     for row in rows:
