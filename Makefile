@@ -24,7 +24,7 @@ test-oldest:  ## the quick tests with the oldest releases of pyproject.toml's ra
 	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
 # EXTRAS=dev brings torch too: on Linux, with gigabytes of CUDA.
-EXTRAS ?= train,plot,wandb,test
+EXTRAS ?= train,keras,hub,onnx,plot,wandb,test
 NEWEST = $(if $(filter file,$(origin PYTHON)),$(shell .ci/newest_python),$(PYTHON))
 test-newest:  ## the quick tests with the newest releases, on the newest Python; without torch
 	$(NEWEST) -m venv --clear .venv-newest

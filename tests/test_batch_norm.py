@@ -44,6 +44,7 @@ def test_a_batch_on_many_devices_is_torchs_in_float64(devices, spread):
         np.testing.assert_allclose(ours, theirs, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(("images", "devices"), [(2, 1), (2, 2), (2, 4), (2, 8), (4, 4), (1, 2)])
 def test_groups_of_images_are_torchs_batches_one_by_one(images, devices):
     """On a part of a device, on one, or on several; the running statistics are the groups' mean."""

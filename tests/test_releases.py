@@ -23,7 +23,8 @@ from tests.torch_or_none import torch
 from tests.twins import assert_same_state, relative_error, to_nchw
 
 ROOT = Path(__file__).parents[1]
-OF_USERS = ("torch", "train", "onnx", "plot", "wandb")  # extras; those of `prepare` are one's own
+# Extras; those of `prepare` are one's own.
+OF_USERS = ("torch", "train", "keras", "hub", "onnx", "plot", "wandb")
 
 
 @pytest.fixture(scope="module", params=sorted(FOLDER.glob("*.zip")), ids=lambda path: path.stem)

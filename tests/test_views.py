@@ -49,6 +49,7 @@ def draw_torchvision_boxes(height: int, width: int, min_area: float) -> np.ndarr
     return np.array([RandomResizedCrop.get_params(image, *limits) for _ in range(4_000)])
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_a_training_image_has_torchvisions_pixels(form, interpolation):
