@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.apart import StoppedError, call_apart
+from benchmarks.peers.linen_resnet import compile_ahead
 
 RESULTS = Path(__file__).parent / "results" / "tpu"
 _LINEN = "linen"
@@ -102,7 +103,7 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
         sizes = (32, 10) if case.recipe == _CIFAR else (224, 1000)
         arguments = (case.model, case.topology, case.images, *sizes)
         try:
-            peer = call_apart(compile_linen, *arguments, seconds=_LIMIT, memory_gib=32)
+            peer = call_apart(compile_ahead, *arguments, seconds=_LIMIT, memory_gib=32)
             yield {**found, _LINEN: peer}
         except StoppedError as error:
             yield {**found, "linen_failed": str(error)}
@@ -111,21 +112,6 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
 def _count(topology: str) -> int:
     """Devices of a topology whose chips are one device each."""
     return math.prod(map(int, topology.partition(":")[2].split("x")))
-
-
-def compile_linen(
-    name: str, topology: str, images: int, image_size: int, num_classes: int
-) -> dict[str, Any]:
-    """The figures of the step of Flax's example, of normalised images, BatchNorm of each chip."""
-    import dataclasses
-
-    from benchmarks.peers.linen_resnet import LinenTraining
-    from train.ahead.figures import compile_step
-    from train.ahead.topology import find_devices
-
-    training = LinenTraining(name, num_classes=num_classes, precision="bf16")
-    lowered = training.lower(find_devices(topology), images, image_size)
-    return dataclasses.asdict(compile_step(lowered))
 
 
 def to_markdown(known: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 Names, padding and strides are the example's: its layout in `convert` is read from this network.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -142,6 +143,20 @@ class LinenTraining:
         updates, moved = self._optimizer.update(gradients, moved, params)
         variables = {"params": optax.apply_updates(params, updates), **changed}
         return (variables, moved), loss
+
+
+def compile_ahead(
+    name: str, topology: str, images: int, image_size: int, num_classes: int
+) -> dict[str, Any]:
+    """What a TPU's compiler says of a step of normalised images, BatchNorm of each chip."""
+    from train.ahead.figures import compile_step
+    from train.ahead.topology import find_devices
+
+    devices = find_devices(topology)
+    lowered = LinenTraining(name, num_classes=num_classes, precision="bf16").lower(
+        devices, images, image_size
+    )
+    return dataclasses.asdict(compile_step(lowered))
 
 
 class LinenStep(LinenTraining):
