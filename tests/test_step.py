@@ -419,7 +419,7 @@ def test_dropout_has_a_key_of_its_own_on_every_device_in_every_part_and_step(mon
     ("name", "size", "scan_blocks"), [("ResNet50", 224, False), ("ResNet1202", 32, True)]
 )
 def test_the_bfloat16_step_lowers_for_tpu(name, size, scan_blocks):
-    dataset = random_dataset(count=2, size=2)
+    dataset = random_dataset(count=2, size=size)
     step, state, _, _ = make_step(name, dataset, dtype=jnp.bfloat16, scan_blocks=scan_blocks)
     data = jax.eval_shape(
         lambda: Images(jnp.zeros((1_000, size, size, 3), jnp.uint8), jnp.zeros(1_000, jnp.int32))
