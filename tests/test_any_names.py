@@ -144,15 +144,21 @@ def test_counters_that_a_file_lacks_are_zero_and_said(layout, tmp_path):
     assert_is(tmp_path / "ours.pt", model)
 
 
-def test_kernels_of_flax_and_a_head_of_1x1_are_turned(tmp_path):
-    """Linen's collections and leaves; and a head that is a convolution."""
-    _, model = make_twins("ResNet20", dtype="float32")
+def as_linens(state: State) -> dict[str, np.ndarray]:
+    """A state dict with linen's collections, leaves and axes, without counters."""
     arrays = {}
-    for name, tensor in theirs_of(model, numbered_scheme(4))[0].items():
+    for name, tensor in state.items():
         if "num_batches" not in name:
             theirs = flax_name(name, tensor.ndim)
             kind = "batch_stats" if theirs.endswith(("mean", "var")) else "params"
             arrays[f"{kind}/{theirs.replace('.', '/')}"] = to_flax(theirs, to_numpy(tensor))
+    return arrays
+
+
+def test_kernels_of_flax_and_a_head_of_1x1_are_turned(tmp_path):
+    """Linen's collections and leaves; and a head that is a convolution."""
+    _, model = make_twins("ResNet20", dtype="float32")
+    arrays = as_linens(theirs_of(model, numbered_scheme(4))[0])
     np.savez(tmp_path / "theirs.npz", **arrays)
     assert "num_batches_tracked" not in take(tmp_path, "theirs.npz")
     for name, tensor in model.state_dict().items():

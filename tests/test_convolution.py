@@ -154,5 +154,8 @@ def test_kernels_are_drawn_as_jax_draws_them(shape, dtype):
     np.testing.assert_array_equal(ours(key), exact)
     np.testing.assert_array_equal(jax.jit(ours)(key), exact)
     jaxs = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")(key, shape, dtype)
-    last_place = float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(exact.astype(float), jaxs.astype(float), rtol=2 * last_place, atol=0)
+    # Until 0.10.2 the same bits where it is not compiled; 0.12 multiplies in another order.
+    ulps = 2 if jax.__version_info__ >= (0, 11) else 0
+    np.testing.assert_allclose(
+        exact.astype(float), jaxs.astype(float), rtol=ulps * float(jnp.finfo(dtype).eps), atol=0
+    )

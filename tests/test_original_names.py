@@ -10,12 +10,10 @@ import torch
 
 import convert
 import torch_resnet
-from convert.arrays import to_numpy
-from convert.leaves import flax_name, to_flax
 from convert.weights import Weights, decode_description, encode_description
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, find_spec
 from tests.commands import assert_refused, run_here
-from tests.test_any_names import State, numbered_scheme, take, theirs_of
+from tests.test_any_names import State, as_linens, numbered_scheme, take, theirs_of
 from tests.twins import make_twins, randomise
 
 
@@ -70,12 +68,7 @@ def test_names_of_known_layouts_and_renamed_ones_come_back(layout, name, options
 
 def test_kernels_of_flax_come_back_with_their_axes(tmp_path):
     _, model = make_twins("ResNet20", dtype="float32")
-    arrays = {}
-    for name, tensor in theirs_of(model, numbered_scheme(4))[0].items():
-        if "num_batches" not in name:
-            theirs = flax_name(name, tensor.ndim)
-            kind = "batch_stats" if theirs.endswith(("mean", "var")) else "params"
-            arrays[f"{kind}/{theirs.replace('.', '/')}"] = to_flax(theirs, to_numpy(tensor))
+    arrays = as_linens(theirs_of(model, numbered_scheme(4))[0])
     np.savez(tmp_path / "theirs.npz", **arrays)
     take(tmp_path, "theirs.npz", output="ours.safetensors")
     back(tmp_path, output="back.npz")

@@ -25,8 +25,7 @@ def use(chosen: Path | None) -> None:
     """
     if chosen == NONE:
         jax.config.update("jax_compilation_cache_dir", None)
-    # JAX adds its options when it is imported, so pyright does not know them
-    named = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    named = jax.config.values["jax_compilation_cache_dir"]
     if chosen == NONE or (chosen is None and named):
         return
     try:
