@@ -97,8 +97,9 @@ class Picture:
         height, width = pixels.shape[:2]
         right, bottom = min(right / factor, width), min(bottom / factor, height)
         left, top = left / factor, top / factor
-        # Pillow rounds between its two passes, whose order it chooses by their cost: a whole
-        # picture is resized along its rows first, and so is this part of it.
+        # Pillow rounds between its two passes. It resizes a whole picture along its rows first, and
+        # so is this part of it. (Pillow 13 begins with the columns where a picture more than twice
+        # as high as wide shrinks. Pixels here do not depend on the release.)
         margin = _SUPPORT * max(1, math.ceil((bottom - top) / size))
         first, last = max(0, int(top) - margin), min(height, math.ceil(bottom) + margin)
         filter = Image.Resampling[interpolation.upper()]
