@@ -49,9 +49,7 @@ def fold(
         values = ", ".join(f"{value:g}" for value in sorted({*others.values()}))
         notes.append(f"folded into running variances: BatchNorm's epsilon {values}, here 1e-5")
     if notes:
-        notes.append(
-            "evaluation is the same, of training no more the same: it lacks what is folded"
-        )
+        notes.append("evaluation is the same; further training is not, as it lacks what is folded")
     return folded, tuple(notes)
 
 

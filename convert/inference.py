@@ -387,6 +387,6 @@ def _release_note(writer: str) -> str:
     if here.partition("+")[0] == writer.partition("+")[0]:  # whatever it was built for
         return f"written by torch {writer}"
     return (
-        f"written by torch {writer}, and torch here is {here}, which need not open it: if it does "
-        "not, export it again from the weights"
+        f"written by torch {writer}, and torch here is {here}, which may not open it: then export "
+        "it again from the weights"
     )

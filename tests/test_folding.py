@@ -56,7 +56,7 @@ def test_a_network_with_biases_and_another_epsilon_is_one_of_ours_in_evaluation(
     assert notes == (
         f"folded into running means: the biases of {num_convs} convolutions",
         f"folded into running variances: BatchNorm's epsilon {epsilon:g}, here 1e-5",
-        "evaluation is the same, of training no more the same: it lacks what is folded",
+        "evaluation is the same; further training is not, as it lacks what is folded",
     )
 
 

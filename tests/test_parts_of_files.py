@@ -88,7 +88,7 @@ def test_an_entry_that_is_not_there_and_a_file_without_entries_are_named(theirs,
 @pytest.mark.parametrize(
     ("form", "suffix", "part"),
     [
-        ("tar", ".tar", "an archive of tar: unpack it"),
+        ("tar", ".tar", "a tar archive: unpack it"),
         ("gzip", ".pth", "gunzip < FILE > NEW"),
         ("bzip2", ".gz", "bunzip2 < FILE > NEW"),
         ("npy", ".npz", "a single array"),

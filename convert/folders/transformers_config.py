@@ -15,8 +15,8 @@ PREPROCESSOR = "preprocessor_config.json"
 _OF_TIMM = "TimmWrapperImageProcessor"
 WITHOUT_TIMM = (
     "AutoImageProcessor needs timm for this folder, and computes our pixels. Without timm, name "
-    "BitImageProcessor: it cuts one pixel beside them where half of what is cut off is an odd "
-    "number and a half (docs/converting.md, Pixels elsewhere)"
+    "BitImageProcessor: where the resized picture is 3, 7, 11 ... pixels longer than the crop, "
+    "it cuts one pixel earlier (docs/converting.md, Pixels elsewhere)"
 )
 # ResNets of the Hub have ConvNeXT's processor. From this size on it squeezes a whole picture
 # instead of cutting out its middle; BiT's processor never does.

@@ -53,7 +53,7 @@ def no_weights(first: bytes) -> str:
         if first.startswith(beginning):
             return f"is compressed: {program} < FILE > NEW makes a file to read"
     if first[_TAR] == b"ustar":
-        return "is an archive of tar: unpack it, and name the file in it"
+        return "is a tar archive: unpack it, and name the file in it"
     if form_of(first) is not None:
         return ""
     text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()

@@ -14,7 +14,7 @@ from jax.sharding import SingleDeviceSharding
 from train.errors import UserError
 
 _ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",  # no question to Google's cloud what this machine is
+    "TPU_SKIP_MDS_QUERY": "1",  # do not ask Google's cloud what machine this is
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no lock file: nothing runs on a TPU
     # Without these two libtpu complains that it does not find them out; any will do.
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
