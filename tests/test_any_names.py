@@ -144,7 +144,7 @@ def test_counters_that_a_file_lacks_are_zero_and_said(layout, tmp_path):
     assert_is(tmp_path / "ours.pt", model)
 
 
-def as_linens(state: State) -> dict[str, np.ndarray]:
+def as_linens(state: State) -> dict[str, Any]:
     """A state dict with linen's collections, leaves and axes, without counters."""
     arrays = {}
     for name, tensor in state.items():

@@ -13,6 +13,7 @@ import convert
 import torch_resnet
 from convert.__main__ import main
 from convert.parity.cells import write_whole
+from convert.runs.disk_format import shorten
 from resnet_spec import PREPROCESSINGS
 from tests.commands import assert_refused, run
 from tests.saved_states import array_file, assert_same, make_state, open_run, steps
@@ -61,6 +62,17 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_the_older_ones
     with open_run(small_disk / "run") as checkpoints:  # the half-written one is deleted
         restored = checkpoints.restore(make_state(0, BIG))
         assert_same(restored, make_state(int(restored.step), BIG))
+
+
+@pytest.mark.parametrize("place", [0, 300, 3000])
+def test_what_a_disk_said_is_kept_of_a_long_error(place):
+    """As TensorStore puts it between a path and the JSON of an array."""
+    before, after = "/path" * place, "{}" * place
+    said = f"RESOURCE_EXHAUSTED: {before} [OS error 28: No space left on device] {after}"
+    line = shorten(ValueError(said))
+    assert line.count("No space left on device") == 1
+    assert line.startswith("No space" if place else "RESOURCE")
+    assert len(line) < 1000
 
 
 def test_a_run_that_is_imported_to_a_full_disk_is_one_sentence_and_nothing_is_left(

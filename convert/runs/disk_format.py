@@ -11,6 +11,7 @@ A checksum is SHA-256: it is in the standard library, no two arrays share one by
 about as fast as a disk (1.1 GB/s measured; CRC-32 has 1.9 and BLAKE2 0.6).
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -36,6 +37,9 @@ _SHOWN = 3  # arrays of one damaged checkpoint
 _PIECE = 2**24  # bytes read at a time
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _REASON = (80, 140)  # characters kept at either end of a long error of TensorStore
+_OF_DISKS = tuple(
+    map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO))
+)
 
 Items = Mapping[str, Mapping[str, Any]]  # arrays by item and name
 
@@ -153,10 +157,15 @@ def check_readable(folder: Path) -> None:
 
 
 def shorten(error: Exception) -> str:
-    """The essence of an error of Orbax or TensorStore, in one line."""
+    """The essence of an error of Orbax or TensorStore, in one line.
+
+    What the disk said may stand in the middle of thousands of characters: it comes first.
+    """
     line = str(error).strip().partition("\n")[0].partition(" [source locations")[0]
     head, tail = _REASON
+    reasons = [reason for reason in _OF_DISKS if reason in str(error)]
     line = f"{line[:head]} ... {line[-tail:]}" if len(line) > head + tail + 5 else line
+    line = ": ".join([*(reason for reason in reasons if reason not in line), line])
     return line or type(error).__name__
 
 
