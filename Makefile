@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The CPU tests of JAX, torch and pytest workers share the cores.
 WORKERS ?= 2
+# What is installed without bytecode keeps what its first import compiles. Images of Docker often
+# forbid that, and then each process of the tests takes seconds longer to start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-slow test-oldest test-newest parity layouts fuzz torture benchmark benchmark-tpu lint format types wheel lock clean
 

@@ -137,32 +137,42 @@ class _Events:
 
     `tensorboardX.SummaryWriter` writes them in a thread: if the disk is full, the thread ends, and
     the eleventh event after that waits for ever.
+
+    The file is opened by the first event: tensorboardX imports torch, which no first step need
+    wait for.
     """
 
     def __init__(self, folder: Path, start_step: int):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.summary import scalar
-
-        (folder / "tensorboard").mkdir(exist_ok=True)
-        self._protocol: Any = event_pb2  # its names are made at run time
-        self._scalar = scalar
-        self._writer = EventsWriter(str(folder / "tensorboard" / "events"))
-        start = self._protocol.SessionLog(status=self._protocol.SessionLog.START)
-        self._write(
-            step=start_step + 1, session_log=start
-        )  # hides later steps of the earlier start
+        self._folder = folder / "tensorboard"
+        self._start_step = start_step
+        self._writer: Any = None
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        if self._writer is None:
+            self._open()
         for name, value in values.items():
-            self._write(step=step, summary=self._scalar(f"{kind}/{name}", value))
+            self._write(step=step, summary=scalar(f"{kind}/{name}", value))
         self._writer.flush()
+
+    def _open(self) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        self._folder.mkdir(exist_ok=True)
+        self._protocol: Any = event_pb2  # its names are made at run time
+        self._writer = EventsWriter(str(self._folder / "events"))
+        start = self._protocol.SessionLog(status=self._protocol.SessionLog.START)
+        # hides later steps of the earlier start
+        self._write(step=self._start_step + 1, session_log=start)
 
     def _write(self, **fields: Any) -> None:
         self._writer.write_event(self._protocol.Event(wall_time=time.time(), **fields))
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class _WeightsAndBiases:
