@@ -113,10 +113,11 @@ class Trainer:
                 mix=mixing if mixing.is_needed else None,
                 ema_decay=config.ema_decay,
                 skips_nonfinite=config.skip_nonfinite is not None,
+                streamed=dataset.is_streamed,
             )
         )
         self._eval_step: Any = self.spread.evaluate(
-            make_eval_step(network, augment, axis_name=axis_name)
+            make_eval_step(network, augment, axis_name=axis_name, streamed=dataset.is_streamed)
         )
 
     @functools.cached_property

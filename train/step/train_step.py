@@ -80,8 +80,12 @@ def make_train_step(
     mix: Mix | None = None,
     ema_decay: float | None = None,
     skips_nonfinite: bool = False,
+    streamed: bool = False,
 ) -> TrainStep:
     """One training step on the images of indices (parts, b) on each device of an axis.
+
+    Where images are `streamed`, a device's are these already, in this order, and the indices only
+    say how many parts there are: XLA for TPU would copy every image to pick it.
 
     The parts are computed one after another to save memory. Gradients and statistics are means over
     them, and over the groups of images that BatchNorm normalises: its running statistics are
@@ -100,10 +104,12 @@ def make_train_step(
             _make_loss(network, augment, mix, axis_name), has_aux=True
         )
 
-        def of_part(part: Int[Array, ""], chosen: Int[Array, " b"]) -> Any:
-            return gradients_of(trained, state, Images(*(a[chosen] for a in data)), part)
+        def of_part(part: Int[Array, ""], chosen: Any) -> Any:
+            images = chosen if streamed else Images(*(a[chosen] for a in data))
+            return gradients_of(trained, state, images, part)
 
-        (loss, (error, statistics)), gradients = _mean_of_parts(of_part, indices)
+        parts = _cut(data, len(indices)) if streamed else indices
+        (loss, (error, statistics)), gradients = _mean_of_parts(of_part, parts)
         if axis_name is not None:
             # of the whole batch they are the same on all devices; counters always are
             differ = network.moved if network.group_images else ()
@@ -158,10 +164,18 @@ def _make_loss(
     return loss_of
 
 
-def _mean_of_parts(of_part: Callable[..., Any], indices: Int[Array, "parts b"]) -> Any:
-    """The mean of the results of `of_part`; counters, which are equal for all parts, stay."""
-    count = len(indices)
-    first = of_part(jnp.int32(0), indices[0])
+def _cut(data: Images, parts: int) -> Images:
+    """Images and labels with a first axis of parts."""
+    return Images(*(a.reshape(parts, -1, *a.shape[1:]) for a in data))
+
+
+def _mean_of_parts(of_part: Callable[..., Any], parts: Any) -> Any:
+    """The mean of the results of `of_part`; counters, which are equal for all parts, stay.
+
+    `parts` are arrays whose first axis it is.
+    """
+    count = len(jax.tree.leaves(parts)[0])
+    first = of_part(jnp.int32(0), jax.tree.map(lambda a: a[0], parts))
     if count == 1:
         return first
 
@@ -169,7 +183,7 @@ def _mean_of_parts(of_part: Callable[..., Any], indices: Int[Array, "parts b"]) 
         grown = jax.tree.map(lambda a, b: a + b if _is_float(a) else a, sums, of_part(*part))
         return grown, None
 
-    rest = (jnp.arange(1, count, dtype=jnp.int32), indices[1:])
+    rest = (jnp.arange(1, count, dtype=jnp.int32), jax.tree.map(lambda a: a[1:], parts))
     with in_loop():
         sums, _ = jax.lax.scan(add, first, rest)
     return jax.tree.map(lambda a: a / count if _is_float(a) else a, sums)
@@ -210,15 +224,20 @@ def averaged(state: TrainState) -> TrainState:
     )
 
 
-def make_eval_step(network: Network, augment: Augment, *, axis_name: str | None) -> EvalStep:
-    """Sums over the images of some indices; a negative index counts for nothing."""
+def make_eval_step(
+    network: Network, augment: Augment, *, axis_name: str | None, streamed: bool = False
+) -> EvalStep:
+    """Sums over the images of some indices; a negative index counts for nothing.
+
+    `streamed` as in `make_train_step`.
+    """
 
     def eval_step(
         params: Arrays, statistics: Arrays, data: Images, indices: Int[Array, " b"]
     ) -> Sums:
         counts = indices >= 0
-        images, labels = augment.normalise(data.images[indices]), data.labels[indices]
-        logits = network.evaluate(params, statistics, images)
+        images, labels = data if streamed else Images(*(a[indices] for a in data))
+        logits = network.evaluate(params, statistics, augment.normalise(images))
         loss = jnp.sum(cross_entropy(logits, labels) * counts)
         errors = jnp.sum(count_errors(logits, labels) * counts)
         sums = Sums(loss, errors, jnp.sum(counts, dtype=jnp.int32))
