@@ -19,6 +19,7 @@ from benchmarks.peers.linen_resnet import compile_ahead
 
 RESULTS = Path(__file__).parent / "results" / "tpu"
 _LINEN = "linen"
+_WHOLE = ("v5e:2x2", "v6e:2x2")  # where ResNet50 is compiled with BatchNorm over all images, too
 _LIMIT = 4 * 3600.0  # seconds of one case: ResNet50 takes an hour on a busy machine
 _IMAGENET, _CIFAR, _CIFAR_BATCH, _IMAGENET_BATCH = "imagenet", "cifar10", 128, 256
 
@@ -57,7 +58,13 @@ def _cases() -> list[Case]:
             Case("ResNet1202", _CIFAR, topology, _CIFAR_BATCH, ("--scan-blocks",)),
             Case("ResNet1202", _CIFAR, topology, _CIFAR_BATCH, ("--scan-blocks", "--remat")),
         ]
-    return [*cases, Case("ResNet50", _IMAGENET, "v5e:16x16", _IMAGENET_BATCH)]
+    # the recipe normalises over 32 images, which no reduction over chips is needed for
+    whole = ("--batch-norm-images", "batch")
+    return [
+        *cases,
+        *(Case("ResNet50", _IMAGENET, topology, _IMAGENET_BATCH, whole) for topology in _WHOLE),
+        Case("ResNet50", _IMAGENET, "v5e:16x16", _IMAGENET_BATCH),
+    ]
 
 
 CASES = {case.name: case for case in _cases()}
