@@ -236,21 +236,22 @@ def randomise(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("parts", [1, 2])
 def test_a_streamed_batch_is_trained_on_like_one_that_is_picked(parts):
     """And nothing is picked of it: a TPU moves each image for that, 3.4 GB in ResNet50's step."""
     dataset = random_dataset()
     options: Any = {"axis_name": None, "ema_decay": 0.9}
     step, state, _, _ = make_step(SMALL, dataset, **options)
     data, indices = on_device(dataset.train), batch_indices(0, 3, 32, 64).reshape(parts, -1)
-    picked = jax.jit(step)(state, data, indices)
     streaming, _, _, _ = make_step(SMALL, dataset, streamed=True, **options)
     batch = Images(*(a[indices.reshape(-1)] for a in data))
     local = np.arange(32, dtype=np.int32).reshape(parts, -1)
-    program = jax.jit(streaming)
-    jax.tree.map(np.testing.assert_array_equal, program(state, batch, local), picked)
-    assert not re.search("gather.*ui8", program.lower(state, batch, local).as_text())
-    assert re.search("gather.*ui8", jax.jit(step).lower(state, data, indices).as_text())
+    picks = jax.jit(step).lower(state, data, indices)
+    takes = jax.jit(streaming).lower(state, batch, local)
+    assert re.search("gather.*ui8", picks.as_text())
+    assert not re.search("gather.*ui8", takes.as_text())
+    results = takes.compile()(state, batch, local), picks.compile()(state, data, indices)
+    jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
