@@ -87,7 +87,7 @@ def test_a_step_fits_in_bfloat16_and_waits_as_often_as_the_page_says(chip, tmp_p
 @pytest.mark.timeout(3700)
 @pytest.mark.full  # six programs of minutes each
 def test_a_step_that_does_not_fit_ends_with_what_does(chip, tmp_path):
-    recipe = ("cifar10", "--model", "WideResNet16-1-0.0", "--precision", "bf16")
+    recipe = ("cifar10", "--model", "WideResNet16-4-0.0", "--precision", "bf16")
     arguments = (*recipe, "--global-batch-size", "49152", "--compile-for", "v5e:1x1")
     result = run("train", *arguments, cwd=tmp_path, limit=3600)
     assert result.returncode == 1
