@@ -1,5 +1,7 @@
 """Moves weights between the Flax and torch twins, files, training runs and other packages."""
 
+from typing import TYPE_CHECKING, Any
+
 from convert.errors import ConversionError
 from convert.inference import export_onnx, export_program
 from convert.layouts import from_layout, layout_spec, to_layout
@@ -10,8 +12,13 @@ from convert.saving import save
 from convert.sources import load_preprocessing, load_statistics_batch_size
 from convert.twins import flax_to_torch, torch_to_flax
 
+if TYPE_CHECKING:
+    from convert.adoption import Adopted, adopt
+
 __all__ = [
+    "Adopted",
     "ConversionError",
+    "adopt",
     "build",
     "export_onnx",
     "export_program",
@@ -27,3 +34,12 @@ __all__ = [
     "to_layout",
     "torch_to_flax",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What runs networks of others is imported when it is asked for, as it takes half the time."""
+    if name not in ("Adopted", "adopt"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from convert import adoption
+
+    return getattr(adoption, name)
