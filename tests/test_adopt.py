@@ -249,6 +249,14 @@ def test_dropout_of_wide_networks_is_taken_over():
     assert "left out: dropout (0.3)" in str(check(module, drop_rate=0.0).notes)
 
 
+def test_another_momentum_is_said():
+    module = filled(strangers.Usual())
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    norms[0].momentum, norms[1].momentum = 0.01, None
+    (note,) = check(module).notes
+    assert "(0.01, mean of all batches); a new batch counts 0.1" in note
+
+
 def test_a_file_of_it_keeps_the_authors_names(tmp_path):
     module = filled(strangers.OutOfOrder())
     adopted = check(module)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 TOLERANCES: dict[str, float] = {"float32": 1e-5, "float64": 1e-12}
 """Largest difference of logits, relative to the largest logit, in each precision."""
 _SEED, _LARGE = 0, 100.0
+_MOMENTUM = 0.1  # of every BatchNorm of the twins, in torch's sense
 _COUNTER = "num_batches_tracked"
 
 
@@ -271,6 +272,12 @@ def _as_trained(spec: ResNetSpec, exact: Any) -> tuple[ResNetSpec, list[str]]:
     elif rates:
         said = ", ".join(f"{rate:g}" for rate in sorted({*rates}))
         notes.append(f"left out: dropout ({said}), which counts in training alone")
+    if others := exact.momenta() - {_MOMENTUM}:
+        said = ", ".join(sorted("mean of all batches" if m is None else f"{m:g}" for m in others))
+        notes.append(
+            f"left out: the momentum of its BatchNorm ({said}); a new batch counts {_MOMENTUM} in the "
+            "twins' running statistics"
+        )
     return dataclasses.replace(spec, **changes), notes
 
 

@@ -47,7 +47,7 @@ class FlaxNetwork:
         kind = LinenNetwork if is_linen(model) else NNXNetwork
         with float64(("flax",)):
             self._network: Any = kind(model, self._dtype, jax.devices("cpu")[0])
-        self._rates = _dropout_rates(model)
+        self._rates, self._momenta = _dropout_rates(model), _momenta(model)
         self.given = {n: _as_torch(n, np.asarray(a)) for n, a in self._network.given.items()}
 
     def run(self, images: np.ndarray, *, keep_values: bool = False) -> Flow:
@@ -105,6 +105,10 @@ class FlaxNetwork:
     def dropouts(self) -> list[float]:
         return self._rates
 
+    def momenta(self) -> set[float | None]:
+        """In torch's sense: of NNX; linen makes its layers as it runs."""
+        return self._momenta
+
     def _weights(self) -> dict[str, Any]:
         return {**self._network.params, **self._network.statistics}
 
@@ -125,6 +129,13 @@ def _dropout_rates(model: Any) -> list[float]:
         return []
     found = (m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.Dropout))
     return [float(module.rate) for module in found if module.rate]
+
+
+def _momenta(model: Any) -> set[float | None]:
+    if not isinstance(model, nnx.Module):
+        return set()
+    found = (m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.BatchNorm))
+    return {round(1 - float(module.momentum), 12) for module in found}
 
 
 def _as_torch(name: str, array: np.ndarray) -> np.ndarray:

@@ -88,6 +88,13 @@ class TorchNetwork:
         found = (m for m in self._module.modules() if isinstance(m, _DROPOUTS))
         return [module.p for module in found if module.p > 0]
 
+    def momenta(self) -> set[float | None]:
+        """The weights of a new batch in running statistics; None is a mean over all batches."""
+        found = (
+            m for m in self._module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        )
+        return {module.momentum for module in found if module.track_running_stats}
+
 
 def _computed(module: nn.Module) -> dict[int, Any]:
     """Copies of tensors that a module keeps and torch does not copy: of pruning, weight norm."""
