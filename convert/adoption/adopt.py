@@ -275,8 +275,8 @@ def _as_trained(spec: ResNetSpec, exact: Any) -> tuple[ResNetSpec, list[str]]:
     if others := exact.momenta() - {_MOMENTUM}:
         said = ", ".join(sorted("mean of all batches" if m is None else f"{m:g}" for m in others))
         notes.append(
-            f"left out: the momentum of its BatchNorm ({said}); a new batch counts {_MOMENTUM} in the "
-            "twins' running statistics"
+            f"left out: the momentum of its BatchNorm ({said}); a new batch counts {_MOMENTUM} "
+            "in the twins' running statistics"
         )
     return dataclasses.replace(spec, **changes), notes
 
