@@ -174,11 +174,19 @@ class _Networks:
                 evaluated[1 - source] = probes[1 - source].evaluate(self.images)
         return pairing
 
+    def take_evaluated(self) -> list[list[Sections]]:
+        """What both computed in eval mode, which is not kept here."""
+        evaluated, self.evaluated = self.evaluated, []
+        return evaluated
+
     def train(self, loss: Loss) -> list[list[Sections]]:
+        # JAX first: it keeps more for the backward pass, and then fewer results are in memory
+        order = sorted((0, 1), key=lambda side: self.frameworks[side])
         results = []
         for probes, precision in zip(self.probes, self.precisions, strict=True):
             with self._flags(precision):
-                results.append([probe.train(self.images, loss) for probe in probes])
+                trained = {side: probes[side].train(self.images, loss) for side in order}
+            results.append([trained[0], trained[1]])
         return results
 
     def torch_side(self) -> int | None:
@@ -242,15 +250,13 @@ def _compare_runs(
         probe: Any = networks.exact[side]
         search = Search(probe, side, pairing, networks.images, titles[side])
     for mode in ACTIVATIONS:
-        results = networks.evaluated if mode == "eval" else networks.train(loss)
+        pairs: list[tuple[Sections, Sections]] = []  # those of the other mode leave the memory
+        results = networks.take_evaluated() if mode == "eval" else networks.train(loss)
         pairs = [(one, pairing.rename(other)) for one, other in results]
-        if mode == "eval":
-            networks.evaluated = []
         del results
         if set(networks.frameworks) == {"torch", "flax"}:
             assert side is not None
-            activations = [(one[mode], other[mode]) for one, other in pairs]
-            moved = turn(activations[0], activations[1:], side)
+            moved = turn(pairs[0], pairs[1:], side, mode)
             outputs = frozenset(name for name in moved if name.partition(".")[0] == OUTPUT)
             loss = replace(loss, channels_first=outputs) if mode == "eval" else loss
         sections |= _compare_results(pairs, networks.precisions[-1], sections.get("eval", ()))
