@@ -24,6 +24,7 @@ from convert.parity.comparison import (
     measure,
 )
 from convert.parity.hints import Search
+from convert.parity.modules import framework_of, problems_of
 from convert.parity.pairing import Names, Pairing, pair
 from convert.parity.precision import (
     DEVICES,
@@ -103,7 +104,10 @@ def compare(
         ValueError: the batch is too small for a step in train mode.
     """
     allowed = (allow,) if isinstance(allow, str) else tuple(allow)
-    models, is_torch = (model_a, model_b), type(images).__module__.partition(".")[0] == "torch"
+    models = (model_a, model_b)
+    if problems := [p for each in zip(models, titles, strict=True) for p in problems_of(*each)]:
+        raise ConversionError("these networks cannot be compared:", problems)
+    is_torch = type(images).__module__.partition(".")[0] == "torch"
     images = channels_last(to_numpy(images), models, is_torch=is_torch)
     frameworks = framework_of(model_a), framework_of(model_b)
     _check_arguments(models, images, labels, names, precision, device)
@@ -114,6 +118,7 @@ def compare(
         pairing = networks.pair(names, copy_weights)
         loss = Loss(seed, None if labels is None else np.asarray(labels))
         weights, only = _compare_weights(networks, pairing, copy_weights)
+        only = only[0] + networks.only_outputs(0), only[1] + networks.only_outputs(1)
         sections, hints = _compare_runs(networks, pairing, loss, allowed, steps, titles)
     findings = Findings(
         titles=titles,
@@ -130,11 +135,6 @@ def compare(
         hints=hints,
     )
     return Report(**vars(findings), verdict=judge(findings))
-
-
-def framework_of(model: Any) -> Framework:
-    """The framework of a model; torch's models have a state dict."""
-    return "torch" if hasattr(model, "state_dict") else "flax"
 
 
 class _Networks:
@@ -173,6 +173,11 @@ class _Networks:
                 probes[1 - source].load(weights)
                 evaluated[1 - source] = probes[1 - source].evaluate(self.images)
         return pairing
+
+    def only_outputs(self, side: int) -> tuple[str, ...]:
+        """Names of arrays that one network returns and the other does not."""
+        one, other = (self.evaluated[0][i]["eval"] for i in (side, 1 - side))
+        return tuple(n for n in one if n.partition(".")[0] == OUTPUT and n not in other)
 
     def take_evaluated(self) -> list[list[Sections]]:
         """What both computed in eval mode, which is not kept here."""
@@ -217,6 +222,7 @@ def _carried(probes: Sequence[Probe], source: int, pairing: Pairing) -> Arrays:
     own = [probe.weights() for probe in probes]
     ours, theirs = own[source], own[1 - source]
     second = own[1]
+    tied = probes[1 - source].tied()
     partners = {name: pairing.tensor(name) for name in second}
     if source == 1:
         partners = {ours_name: name for name, ours_name in partners.items()}
@@ -226,7 +232,9 @@ def _carried(probes: Sequence[Probe], source: int, pairing: Pairing) -> Arrays:
         if name not in carried
         else f"{name} is {theirs[name].shape}, but {partners[name]} is {carried[name].shape}"
         for name in theirs
-        if (name not in carried and not is_counter(name))
+        if (
+            name not in carried and not is_counter(name) and not carried.keys() & tied.get(name, ())
+        )
         or (name in carried and carried[name].shape != theirs[name].shape)
     ]
     if problems:
@@ -497,8 +505,15 @@ def _compare_weights(
             {name: a for name, a in arrays.items() if not is_counter(name)}
             for arrays in (one, other)
         )  # Flax's own BatchNorm counts no batches
-    only = tuple(n for n in one if n not in other), tuple(n for n in other if n not in one)
-    return rows, only
+    tied = [probe.tied() for probe in networks.exact]
+    tied[1] = {n: frozenset(map(pairing.tensor, names)) for n, names in tied[1].items()}
+    tied[1] = {pairing.tensor(name): names for name, names in tied[1].items()}
+    return rows, (_missing(one, other, tied[0]), _missing(other, one, tied[1]))
+
+
+def _missing(one: Arrays, other: Arrays, tied: Mapping[str, frozenset[str]]) -> tuple[str, ...]:
+    """Names that only the first has, unless that array has another name that both have."""
+    return tuple(n for n in one if n not in other and not other.keys() & tied.get(n, ()))
 
 
 def _weight_row(name: str, one: np.ndarray, other: np.ndarray) -> Row:

@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from convert.parity.modules import TESTS, TRAINS
 from convert.parity.probe import first_array, kind_of
 from flax_resnet import BatchNorm, StochasticDepth
 
 _NORMS = (BatchNorm, nnx.BatchNorm)
-# Arguments of a call that say whether it trains; the others say that it does not.
-TRAINS = ("train", "training", "is_training")
-TESTS = ("deterministic", "use_running_average", "inference")
 Path = tuple[Any, ...]
 
 
