@@ -13,6 +13,7 @@ from torch import nn
 
 from convert import ConversionError
 from convert.parity import Report, assert_same, compare
+from tests.twins import random_images
 
 WORDS = np.random.default_rng(0).integers(0, 20, (3, 6))
 BATCH = np.random.default_rng(0).standard_normal((5, 4))
@@ -132,6 +133,89 @@ def test_values_that_are_not_finite_have_no_hint():
     assert report.first_difference == "output"
     assert report.first_in("eval").note == "not finite in both"  # pyright: ignore
     assert not report.hints
+
+
+class TorchNorm(nn.Module):
+    """A bias before a BatchNorm has no gradient but rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.leaky_relu(self.norm(self.conv(x)), 0.2)
+        return self.fc(x.mean((2, 3)))
+
+
+class LinenNorm(linen.Module):
+    @linen.compact
+    def __call__(self, x: jax.Array, is_train: bool = False) -> jax.Array:
+        return run_norm(x, is_train)
+
+
+class LinenNormInAnotherWord(linen.Module):
+    @linen.compact
+    def __call__(self, x: jax.Array, phase: bool = False) -> jax.Array:
+        return run_norm(x, phase)
+
+
+def run_norm(x: jax.Array, train: bool) -> jax.Array:
+    x = linen.Conv(8, (3, 3), padding=1, name="conv")(x)
+    x = linen.BatchNorm(not train, momentum=0.9, name="norm")(x)
+    return linen.Dense(5, name="fc")(jax.nn.leaky_relu(x, 0.2).mean((1, 2)))
+
+
+def compare_norms(module: linen.Module) -> Report:
+    torch.manual_seed(0)
+    images = random_images(4, 8)
+    pair: Any = module, module.init(jax.random.key(0), jnp.asarray(images))
+    return compare(
+        TorchNorm(),
+        pair,
+        images,
+        copy_weights="torch",
+        allow="biased running variance",
+        precision="f64",
+    )
+
+
+def test_a_bias_before_a_batch_norm_of_flax_is_no_difference():
+    report = compare_norms(LinenNorm())
+    assert report.verdict.same, report.table()
+
+
+def test_a_network_that_is_never_told_to_train_is_named():
+    report = compare_norms(LinenNormInAnotherWord())
+    assert report.first_difference == "norm"
+    (reason,) = (text for text in report.verdict.reasons if text.startswith("statistics"))
+    assert "not moved in the second: does it train? its call takes one of train," in reason
+
+
+class TorchAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x)[0]
+
+
+class NNXAttention(nnx.Module):
+    def __init__(self, heads: int):
+        self.attention = nnx.MultiHeadAttention(heads, 8, 8, decode=False, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.attention(x)
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_attention_of_nnx_is_compared_in_float64(heads):
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).standard_normal((3, 6, 8))
+    modules = TorchAttention(), NNXAttention(heads)
+    report = compare(*modules, images, copy_weights="torch", precision="f64")
+    assert report.verdict.same == (heads == 2), report.table()
 
 
 class TwoInputs(nn.Module):

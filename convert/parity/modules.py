@@ -6,8 +6,9 @@ from typing import Any
 from convert.parity.precision import Framework
 
 # Arguments of a call that say whether it trains; the others say that it does not.
-TRAINS = ("train", "training", "is_training")
-TESTS = ("deterministic", "use_running_average", "inference")
+TRAINS = ("train", "training", "is_training", "is_train")
+TESTS = ("deterministic", "use_running_average", "inference", "eval", "is_eval")
+MODES = f"its call takes one of {', '.join((*TRAINS, *TESTS))}"
 
 
 def framework_of(model: Any) -> Framework:

@@ -177,7 +177,7 @@ def _describe(row: Row, rows: Sequence[Row]) -> str:
     where = f"{row.name} differs" + ("" if count == 1 else f" first, of {count} of {len(rows)}")
     if row.is_counter:
         return f"{where} (only counters differ, and no result depends on them)"
-    if row.note.startswith(("shape", "not finite")):
+    if row.note.startswith(("shape", "not finite", "not moved")):
         return f"{where} ({row.note})"
     bound = f", tolerance {row.tolerance:.0e}" if row.tolerance else ""
     return f"{where} ({row.exact.relative:.1e} of the largest magnitude{bound})"
