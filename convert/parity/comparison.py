@@ -187,7 +187,7 @@ class Findings:
         frameworks: of the two, "torch" or "flax".
         images: shape of the batch, (n, h, w, c) if it has four axes.
         flags: the settings that reduced the precision.
-        only: names of tensors that only one of the two has.
+        only: names of tensors that only one of the two has, and of what only one returns.
         unpaired: layers of the two that have no partner, and are not compared.
         described: fields in which their descriptions compute something else.
         described_training: fields in which their descriptions train differently.
