@@ -24,7 +24,7 @@ from convert.parity.comparison import (
     measure,
 )
 from convert.parity.hints import Search
-from convert.parity.modules import MODES, framework_of, problems_of
+from convert.parity.modules import framework_of, problems_of
 from convert.parity.pairing import Names, Pairing, pair
 from convert.parity.precision import (
     DEVICES,
@@ -39,7 +39,7 @@ from convert.parity.precision import (
     reduced_flags,
     tensor_float32,
 )
-from convert.parity.probe import OUTPUT, Arrays, Loss, Probe, Sections
+from convert.parity.probe import MODES, OUTPUT, Arrays, Loss, Probe, Sections
 from convert.parity.report import Report
 from convert.parity.verdict import judge
 from resnet_spec import ResNetSpec

@@ -4,11 +4,7 @@ import inspect
 from typing import Any
 
 from convert.parity.precision import Framework
-
-# Arguments of a call that say whether it trains; the others say that it does not.
-TRAINS = ("train", "training", "is_training", "is_train")
-TESTS = ("deterministic", "use_running_average", "inference", "eval", "is_eval")
-MODES = f"its call takes one of {', '.join((*TRAINS, *TESTS))}"
+from convert.parity.probe import TESTS, TRAINS
 
 
 def framework_of(model: Any) -> Framework:

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert.parity.modules import TESTS, TRAINS
-from convert.parity.probe import first_array, kind_of
+from convert.parity.probe import TESTS, TRAINS, first_array, kind_of
 from flax_resnet import BatchNorm, StochasticDepth
 
 _NORMS = (BatchNorm, nnx.BatchNorm)

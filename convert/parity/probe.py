@@ -14,6 +14,11 @@ OUTPUT = "output"  # the name of what the network returns, the last of its activ
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 1e-4  # small: the loss has no lower bound
 
+# Arguments of a call that say whether it trains; the others say that it does not.
+TRAINS = ("train", "training", "is_training", "is_train")
+TESTS = ("deterministic", "use_running_average", "inference", "eval", "is_eval")
+MODES = f"its call takes one of {', '.join((*TRAINS, *TESTS))}"
+
 # The field's words for layers, by the classes of torch, Flax NNX, linen and the twins.
 _KINDS = {
     **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d", "Conv"), "convolution"),
