@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, str] = {
     "startup": "Start-up: imports, the command line, building a model",
     "devices": "Many devices: a step at constant work a device",
     "convert": "The converter beside torch's own loading and saving",
+    "parity": "Parity: two networks compared layer by layer, beside the passes alone",
 }
 RESULTS = Path(__file__).parent / "results"
 

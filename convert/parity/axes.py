@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from convert.parity.comparison import measure
-from convert.parity.probe import Arrays
+from convert.parity.probe import Sections
 
 
 def image_channels(model: Any) -> int | None:
@@ -51,7 +51,10 @@ def nearest(array: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def turn(
-    exact: tuple[Arrays, Arrays], reduced: Sequence[tuple[Arrays, Arrays]], side: int
+    exact: tuple[Sections, Sections],
+    reduced: Sequence[tuple[Sections, Sections]],
+    side: int,
+    section: str,
 ) -> set[str]:
     """Gives the outputs of torch's layers, of the two the one at `side`, the axes of Flax's.
 
@@ -59,14 +62,16 @@ def turn(
     where one agrees, it is the right one. Returns the layers whose channels were moved.
     """
     moved: set[str] = set()
-    for name, other in exact[1 - side].items():
-        if name not in exact[side]:
+    own, others = exact[side][section], exact[1 - side][section]
+    for name, other in others.items():
+        if name not in own:
             continue
-        array = exact[side][name]
-        turned = exact[side][name] = nearest(array, other)
+        array = own[name]
+        turned = own[name] = nearest(array, other)
         if turned is array:
             continue
         moved.add(name)
         for pair in reduced:
-            pair[side][name] = np.moveaxis(pair[side][name], 1, -1).reshape(turned.shape)
+            less = pair[side][section]
+            less[name] = np.moveaxis(less[name], 1, -1).reshape(turned.shape)
     return moved

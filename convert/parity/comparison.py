@@ -58,28 +58,34 @@ def measure(one: np.ndarray, other: np.ndarray, smallest_scale: float = 0.0) -> 
     """
     if one.shape != other.shape:
         return APART
-    one, other = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-    equal = (one == other) | (np.isnan(one) & np.isnan(other))
+    one, other = (array.astype(np.float64, copy=False).ravel() for array in (one, other))
     finite = np.isfinite(one) & np.isfinite(other)
-    if not np.all(equal | finite):
-        return APART
-    one, other = one[finite], other[finite]
+    if not finite.all():
+        equal = (one == other) | (np.isnan(one) & np.isnan(other))
+        if not np.all(equal | finite):
+            return APART
+        one, other = one[finite], other[finite]
     absolute = largest(one - other)
-    scale = max(largest(one), largest(other), smallest_scale)
-    return Difference(absolute, absolute / scale if absolute else 0.0, _cosine(one, other))
+    scales = largest(one), largest(other)
+    scale = max(*scales, smallest_scale)
+    return Difference(absolute, absolute / scale if absolute else 0.0, _cosine(one, other, scales))
 
 
 def largest(array: np.ndarray) -> float:
     """The largest magnitude; 0 for an empty array."""
-    return float(np.abs(array).max()) if array.size else 0.0
+    return float(max(abs(array.max()), abs(array.min()))) if array.size else 0.0
 
 
-def _cosine(one: np.ndarray, other: np.ndarray) -> float:
-    scales = largest(one), largest(other)
+def _cosine(one: np.ndarray, other: np.ndarray, scales: tuple[float, float]) -> float:
     if not all(scales):
         return np.nan
     one, other = one / scales[0], other / scales[1]  # their squares neither overflow nor vanish
-    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
+    return float(_dot(one, other) / np.sqrt(_dot(one, one) * _dot(other, other)))
+
+
+def _dot(one: np.ndarray, other: np.ndarray) -> np.float64:
+    """By one thread: those of `@` wait for each other longer than the sum takes."""
+    return np.einsum("i,i->", one, other)
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,7 @@ class Findings:
         frameworks: of the two, "torch" or "flax".
         images: shape of the batch, (n, h, w, c) if it has four axes.
         flags: the settings that reduced the precision.
-        only: names of tensors that only one of the two has.
+        only: names of tensors that only one of the two has, and of what only one returns.
         unpaired: layers of the two that have no partner, and are not compared.
         described: fields in which their descriptions compute something else.
         described_training: fields in which their descriptions train differently.

@@ -70,6 +70,9 @@ class FlaxProbe:
     def given(self) -> Arrays:
         return self._named(self._network.given)
 
+    def tied(self) -> dict[str, frozenset[str]]:
+        return {}  # both kinds hold an array that is used twice once
+
     def load(self, weights: Arrays) -> None:
         network = self._network
         network.params = self._loaded(network.params, weights)
@@ -164,7 +167,8 @@ class FlaxProbe:
                 array = np.flip(array, tuple(range(array.ndim - 2)))
             else:
                 array = leaves.to_flax(leaf, array)
-            array = jnp.asarray(array.reshape(value.shape), value.dtype)
+            # a copy: JAX may share NumPy's memory, and torch's optimiser writes there
+            array = jnp.array(array.reshape(value.shape), value.dtype)
             loaded[name] = jax.device_put(array, self._device)
         return loaded
 
@@ -179,6 +183,17 @@ def is_linen(model: Any) -> bool:
     return hasattr(model, "unbind") or (
         isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], Mapping)
     )
+
+
+def is_unbound(model: Any) -> bool:
+    """Whether this is a linen module that has no variables."""
+    return hasattr(model, "unbind") and model.scope is None
+
+
+def is_nnx(model: Any) -> bool:
+    from flax import nnx
+
+    return isinstance(model, nnx.Module)
 
 
 def paths(model: Any) -> set[str]:

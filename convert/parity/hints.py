@@ -1,7 +1,7 @@
 """Tries the usual mistakes of a port where two networks first differ."""
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from convert.parity.probe import Arrays, Sections
 if TYPE_CHECKING:
     from convert.parity.causes import Cause
     from convert.parity.torch_probe import TorchProbe
+
+_MOST_BRANCHES = 3  # layers before the one that differs, after which a mistake is tried
 
 
 @dataclass(frozen=True)
@@ -52,25 +54,27 @@ class Search:
             return ()
         if section in ACTIVATIONS:
             layer, differing = first.name, [first]
-            tries: Iterable[tuple[Cause, ...]] = ((cause,) for cause in causes())
+            tries: Sequence[tuple[Cause, ...]] = [(cause,) for cause in causes()]
         else:
             layer = layer_of(first.name)
             differing = [row for row in rows if row.differs and layer_of(row.name) == layer]
-            tries = causes_of_statistics()
+            tries = list(causes_of_statistics())
         expected = results[1 - self.side][section]
-        run = self._run(section, layer, results)
-        called: set[str] = set()
-        run(_noting(called))
-        found: list[Hint] = []
-        for tried in tries:
-            if called.isdisjoint(tried[0].functions):
-                continue
-            arrays = run(_in_turn(tried))
-            if all(_agrees(arrays.get(row.name), expected[row.name], row) for row in differing):
-                found += [Hint(layer, cause.name, self._sentence(tried, layer)) for cause in tried]
-                if section not in ACTIVATIONS:
-                    break
-        return tuple(found)
+        for run in self._runs(section, layer, results):
+            called: set[str] = set()
+            run(_noting(called))
+            found: list[Hint] = []
+            for tried in tries:
+                if called.isdisjoint(tried[0].functions):
+                    continue
+                arrays = run(_in_turn(tried))
+                if all(_agrees(arrays.get(row.name), expected[row.name], row) for row in differing):
+                    found += [Hint(layer, c.name, self._sentence(tried, layer)) for c in tried]
+                    if section not in ACTIVATIONS:
+                        break
+            if found:
+                return tuple(found)
+        return ()
 
     def name_biased(
         self,
@@ -96,26 +100,30 @@ class Search:
             for row in rows
         )
 
-    def _run(
+    def _runs(
         self, section: str, layer: str, results: tuple[Sections, Sections]
-    ) -> "Callable[[Callable[..., Any]], Arrays]":
-        """A run of the part between the layer before and the end of this one."""
+    ) -> "Iterator[Callable[[Callable[..., Any]], Arrays]]":
+        """Runs of the part between a layer before and the end of this one.
+
+        The nearest layer comes first. Those before it follow, as it may be of another branch: an
+        embedding of positions runs between a pool and the layer that takes both.
+        """
         mode = section if section in ACTIVATIONS else "train"
         own, others = results[self.side][mode], results[1 - self.side][mode]
         order = [name for name in own if name in others]
         place = order.index(layer) if layer in order else 0
-        after = self._own_name(order[place - 1]) if place else None
-        until = self._own_name(layer)
+        before = [self._own_name(name) for name in reversed(order[:place])]
+        starts = before[:_MOST_BRANCHES] if place > _MOST_BRANCHES else [*before, None]
 
-        def run(change: Any) -> Arrays:
+        def run(after: str | None, change: Any) -> Arrays:
             output, statistics = self.probe.changed(
-                self.images, change, after=after, until=until, train=mode == "train"
+                self.images, change, after=after, until=self._own_name(layer), train=mode == "train"
             )
             if section not in ACTIVATIONS:
                 return self._named(statistics)
             return {} if output is None else {layer: output}
 
-        return run
+        return (functools.partial(run, after) for after in starts)
 
     def _own_name(self, layer: str) -> str:
         if self.side == 0 or self.pairing.layers is None:
@@ -158,6 +166,6 @@ def _noting(called: set[str]) -> Callable[..., Any]:
 
 
 def _agrees(array: np.ndarray | None, expected: np.ndarray, row: Row) -> bool:
-    if array is None:
+    if array is None or not (np.isfinite(array).all() and np.isfinite(expected).all()):
         return False
     return measure(nearest(array, expected), expected).relative <= row.tolerance

@@ -14,6 +14,11 @@ OUTPUT = "output"  # the name of what the network returns, the last of its activ
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 1e-4  # small: the loss has no lower bound
 
+# Arguments of a call that say whether it trains; the others say that it does not.
+TRAINS = ("train", "training", "is_training", "is_train")
+TESTS = ("deterministic", "use_running_average", "inference", "eval", "is_eval")
+MODES = f"its call takes one of {', '.join((*TRAINS, *TESTS))}"
+
 # The field's words for layers, by the classes of torch, Flax NNX, linen and the twins.
 _KINDS = {
     **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d", "Conv"), "convolution"),
@@ -81,6 +86,10 @@ class Probe(Protocol):
         """Parameters and statistics as they were given, in their own precision."""
         ...
 
+    def tied(self) -> Mapping[str, frozenset[str]]:
+        """All names of each parameter that has more than one, by each of them."""
+        ...
+
     def load(self, weights: Arrays) -> None:
         """Replaces weights; all have a name and a shape of this network's."""
         ...
@@ -117,7 +126,12 @@ class Loss:
         return (generator.standard_normal(shape) for shape in shapes)
 
     def check(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        """Raises a ConversionError if the labels are not classes of outputs of these shapes."""
+        """Raises a ConversionError if outputs of these shapes have no such loss."""
+        if not shapes:
+            raise ConversionError(
+                "a network returns no floating-point array, so that nothing has a gradient: "
+                "compare networks that return what comes before"
+            )
         if self.labels is None:
             return
         if len(shapes) != 1 or len(shapes[0]) != 2:
@@ -129,8 +143,16 @@ class Loss:
             )
 
 
-def flatten_output(output: Any, name: str = OUTPUT) -> dict[str, Any]:
-    """The arrays of what a network returns: of models of transformers the logits."""
+def flatten_output(output: Any) -> dict[str, Any]:
+    """The arrays of what a network returns: of models of transformers the logits.
+
+    A single one is `OUTPUT`, in whatever it is returned; of several the names begin so.
+    """
+    found = _flatten(output, OUTPUT)
+    return found if len(found) > 1 else dict(zip((OUTPUT,), found.values(), strict=False))
+
+
+def _flatten(output: Any, name: str) -> dict[str, Any]:
     output = getattr(output, "logits", output)
     if isinstance(output, Mapping):
         entries = sorted(((str(k), v) for k, v in output.items()), key=lambda entry: entry[0])
@@ -140,7 +162,7 @@ def flatten_output(output: Any, name: str = OUTPUT) -> dict[str, Any]:
         return {} if output is None else {name: output}
     found: dict[str, Any] = {}
     for key, value in entries:
-        found |= flatten_output(value, f"{name}.{key}")
+        found |= _flatten(value, f"{name}.{key}")
     return found
 
 

@@ -74,6 +74,16 @@ class TorchProbe:
     def given(self) -> Arrays:
         return self._named(_weights(self._given))
 
+    def tied(self) -> dict[str, frozenset[str]]:
+        names: dict[int, list[str]] = {}
+        for name, parameter in self._parameters():
+            names.setdefault(id(parameter), []).extend(self._parts(name))
+        return {n: frozenset(group) for group in names.values() if len(group) > 1 for n in group}
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """By every name: a tied one has more than one."""
+        return self._model.named_parameters(remove_duplicate=False)
+
     def load(self, weights: Arrays) -> None:
         with torch.no_grad():
             for name, tensor in self._model.state_dict().items():
@@ -97,7 +107,7 @@ class TorchProbe:
             activations |= {name: _copied(tensor) for name, tensor in outputs.items()}
             gradients = self._named(
                 (name, torch.zeros_like(p) if p.grad is None else p.grad)
-                for name, p in self._model.named_parameters()
+                for name, p in self._parameters()
             )
             statistics = self._statistics()
         self._model.zero_grad(set_to_none=True)
@@ -114,7 +124,7 @@ class TorchProbe:
             optimizer.zero_grad()
             self._forward_and_backward(images, loss)
             optimizer.step()
-        return {"steps": self._named(self._model.named_parameters())}
+        return {"steps": self._named(self._parameters())}
 
     def changed(
         self, images: np.ndarray, change: Change, *, after: str | None, until: str, train: bool

@@ -14,6 +14,7 @@ from convert.parity.comparison import (
     Verdict,
     layer_of,
 )
+from convert.parity.probe import OUTPUT
 from resnet_spec import RATES
 
 _FUNCTION = ("eval", "train", "gradients", "statistics", "steps")
@@ -103,6 +104,8 @@ def _first_layer(findings: Findings, noisy: tuple[str, Row] | None) -> str | Non
             found[section] = _layer(section, row)
     if forward := [found[s] for s in ("eval", "train", "statistics") if s in found]:
         return min(forward, key=lambda layer: place.get(layer, len(place)))
+    if outputs := [n for names in findings.only for n in names if n.partition(".")[0] == OUTPUT]:
+        return outputs[0]
     for section in ("gradients", "steps", "weights"):
         if section in found:
             return found[section]
@@ -174,7 +177,7 @@ def _describe(row: Row, rows: Sequence[Row]) -> str:
     where = f"{row.name} differs" + ("" if count == 1 else f" first, of {count} of {len(rows)}")
     if row.is_counter:
         return f"{where} (only counters differ, and no result depends on them)"
-    if row.note.startswith(("shape", "not finite")):
+    if row.note.startswith(("shape", "not finite", "not moved")):
         return f"{where} ({row.note})"
     bound = f", tolerance {row.tolerance:.0e}" if row.tolerance else ""
     return f"{where} ({row.exact.relative:.1e} of the largest magnitude{bound})"
