@@ -44,11 +44,13 @@ from convert.parity.report import Report
 from convert.parity.verdict import judge
 from resnet_spec import ResNetSpec
 
-# A gradient that is zero but for rounding, as of a bias before a BatchNorm, is compared with the
-# gradients of the other parameters: with 1e-3 of the largest, so that its rounding is far below the
-# tolerance. It is a sum of terms that cancel: behind Flax's own BatchNorm, whose variance is
-# E[x^2] - E[x]^2, 2e-15 of the largest gradient was seen on four images of 8 pixels.
-_SMALLEST_GRADIENT = 1e-3
+# A small gradient is compared with the gradients of the other parameters: with 1e-5 of the largest,
+# so that float64 rounding of 1e-16 becomes 1e-11, below the tolerance.
+_SMALLEST_GRADIENT = 1e-5
+# One that is zero but for rounding in both, as of a bias before a BatchNorm, is compared with the
+# largest itself. It is a sum of terms that cancel: before Flax's own BatchNorm, whose variance is
+# E[x^2] - E[x]^2, 2e-15 of the largest was seen on four images of 8 pixels.
+_ZERO_GRADIENT = 1e-13
 # If a network is so badly conditioned that its rounding exceeds the tolerance, rounding in float64
 # is predicted: that of a lower precision, times the ratio of the unit roundoffs, times this margin.
 _ROUNDING_MARGIN = 1000.0
@@ -432,20 +434,30 @@ def _compare_results(
     sections: dict[str, tuple[Row, ...]] = {}
     exact = results[0]
     for section, one in exact[0].items():
-        other, smallest = exact[1][section], 0.0
+        other, top = exact[1][section], 0.0
         if section == "gradients":
             arrays = filter(_is_finite, [*one.values(), *other.values()])
-            smallest = _SMALLEST_GRADIENT * max(map(largest, arrays), default=0.0)
+            top = max(map(largest, arrays), default=0.0)
         pairs = [(result[0][section], result[1][section]) for result in results[1:]]
         rows = [
             _row(
-                name, (one, other), [array for both in pairs for array in both], precision, smallest
+                name,
+                (one, other),
+                [array for both in pairs for array in both],
+                precision,
+                _smallest_scale(one[name], other[name], top),
             )
             for name in one
             if name in other
         ]
         sections[section] = tuple(rows) if section in ACTIVATIONS else _in_order(rows, layers)
     return sections
+
+
+def _smallest_scale(one: np.ndarray, other: np.ndarray, top: float) -> float:
+    """What two float64 gradients are compared with at least, where the largest of all is `top`."""
+    is_zero = max(largest(one), largest(other)) <= _ZERO_GRADIENT * top
+    return top * (1.0 if is_zero else _SMALLEST_GRADIENT)
 
 
 def _row(
