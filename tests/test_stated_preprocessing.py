@@ -19,6 +19,7 @@ from tests.peers import import_torchvision
 from tests.pictures import encode, make_pixels
 from tests.test_data import needs_cifar10
 from tests.twins import randomise
+from train.config import Config
 from train.config.recipes import RECIPES
 from train.data.load import load_dataset
 
@@ -122,6 +123,82 @@ def make_pictures(root: Path) -> list[tuple[Image.Image, int]]:
                 with Image.open(place / f"{number}.png") as picture:
                     pictures.append((picture.copy(), number % 2))
     return pictures
+
+
+@pytest.fixture(scope="module")
+def small_pictures(tmp_path_factory) -> tuple[str | Path, ...]:
+    """Options of `finetune` for pictures and weights that say 20 pixels of 25, bicubic."""
+    root = tmp_path_factory.mktemp("small")
+    make_pictures(root / "pictures")
+    said = Preprocessing((0.5,) * 3, (0.25,) * 3, 20, None, "bicubic", 0.8)
+    convert.save(root / "m.safetensors", network(3, 2), preprocessing=said)
+    options = ("--model", MODEL, "--data", f"folder:{root / 'pictures'}", "--max-steps", "1")
+    return "finetune", *options, "--global-batch-size", "8", "--init-from", root / "m.safetensors"
+
+
+USUAL = ("--image-size", "224", "--crop-fraction=0.875", "--interpolation", "bilinear")
+
+
+def test_an_option_that_is_given_counts_more_than_a_file_though_it_is_the_default(
+    small_pictures, tmp_path
+):
+    output = evaluate(tmp_path, *small_pictures, *USUAL[:3])
+    assert "resized by --interpolation bicubic, as" in output
+    assert "20 pixels of 25, bicubic, here they are of 224 pixels of 256, bicubic" in output
+    output = evaluate(tmp_path, *small_pictures, "--preprocessing", "file,size=24", *USUAL[2:])
+    assert "here they are of 24 pixels of 27, bilinear" in output
+
+
+def test_a_file_counts_more_than_a_recipe_and_a_text_more_than_both(small_pictures, tmp_path):
+    """The recipe says `--crop-fraction 0.95`."""
+    _, *options = small_pictures
+    output = evaluate(tmp_path, "imagenet-modern", *options)
+    changed = "--image-size 20 --crop-fraction 0.8 --interpolation bicubic"
+    assert f"images are resized by {changed}, as " in output
+    assert "is for pictures of" not in output
+    output = evaluate(tmp_path, "imagenet-modern", *options, "--preprocessing", "file,crop=0.5")
+    assert "is for pictures of 20 pixels of 25, bicubic, here they are of 20 pixels of 40" in output
+
+
+def test_a_run_records_the_size_that_was_given_and_goes_on_with_it(small_pictures, tmp_path):
+    command = [*small_pictures, *USUAL, "--image-size", "32", "--run-dir", "run"]
+    result = run_here("train", *command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+    def recorded() -> tuple[Any, ...]:
+        saved = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+        return saved["image_size"], saved["crop_fraction"], saved["interpolation"]
+
+    assert recorded() == (32, 0.875, "bilinear")
+    refused = run_here("train", *command, "--resume", "--image-size", "224", cwd=tmp_path)
+    assert_refused(refused, "--image-size 224, the run began with 32")
+    longer = (*command, "--resume", "--max-steps", "2")
+    result = run_here("train", *longer, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert recorded() == (32, 0.875, "bilinear")
+    found = convert.load_preprocessing(tmp_path / "run" / "model.safetensors")
+    assert found is not None
+    assert (found.image_size, found.shorter_side, found.interpolation) == (32, 36, "bilinear")
+    refused = run_here("train", *longer, "--preprocessing", "file,size=20", cwd=tmp_path)
+    assert_refused(refused, "--image-size 32 and size=20 contradict each other")
+
+
+def test_a_run_by_the_files_size_refuses_the_default_when_it_is_given(small_pictures, tmp_path):
+    command = [*small_pictures, "--run-dir", "run"]
+    assert run_here("train", *command, cwd=tmp_path).returncode == 0
+    resumed = (*command, "--resume", "--max-steps", "2")
+    for option in (USUAL[:2], ("--preprocessing", "file,size=224")):
+        refused = run_here("train", *resumed, *option, cwd=tmp_path)
+        assert_refused(refused, "--image-size 224, the run began with 20")
+
+
+def test_a_run_of_an_older_version_keeps_the_size_that_its_preprocessing_says():
+    old = {"data": "folder:a", "preprocessing": "mean=0.5,std=0.2,size=20,interpolation=bicubic"}
+    config = Config.from_json({**old, "image_size": 224, "interpolation": "lanczos"})
+    assert config.preprocessing == "mean=0.5,std=0.2"
+    assert (config.image_size, config.interpolation) == (20, "lanczos")
+    in_memory = Config.from_json({**old, "data": "digits"})
+    assert in_memory.preprocessing == old["preprocessing"]
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "box"])
