@@ -69,12 +69,16 @@ def test_a_test_uses_the_normalisation_that_the_file_says(digits, tmp_path):
     output = evaluate(tmp_path, *arguments, "--preprocessing", "mean=0.3053,std=0.3762")
     assert own in output
     assert "was trained on images of mean [0.5]" in output
+    assert "assumed" not in output
     convert.save(tmp_path / "silent.safetensors", model)
     silent = (*arguments[:-1], tmp_path / "silent.safetensors")
     output = evaluate(tmp_path, *silent)
     assert own in output
     assert "does not say how its images were prepared; assumed are" in output
-    assert right in evaluate(tmp_path, *silent, "--preprocessing", tmp_path / "m.safetensors")
+    for text in (tmp_path / "m.safetensors", " mean = 0.5, std = 0.25 "):
+        output = evaluate(tmp_path, *silent, "--preprocessing", text)
+        assert right in output
+        assert "assumed" not in output
 
 
 @pytest.mark.parametrize("data", ["digits", "folder"])
@@ -230,7 +234,14 @@ def test_what_is_no_preprocessing_is_refused(tmp_path):
         ("mean=a,std=0.2", "mean must be numbers with commas between them, not 'a'"),
         ("mean=0.5,std=0", "std must be positive"),
         ("mean=0.5,std=0.2,interpolation=cubic", "bicubic"),
-        ("mean=0.5,std=0.2,size=16", "images of 8 pixels, which are not resized"),
+        ("mean=0.5,std=0.2,size=16", "images of 8 pixels, which are not resized: leave size= out"),
+        ("mean=0.5,std=0.2,interpolation=bicubic", "not resized: leave interpolation= out"),
+        ("mean=125.3,std=63", "divide values of 0 to 255 by 255"),
+        ("mean=0.5,mean=0.4,std=0.2", "mean= is there twice"),
+        ("mean=0.5,std=0.2,sise=8", "there is no sise=, but mean=, std=, size="),
+        ("inception,sise=8", "there is no sise=, but mean="),
+        ("inception,mean=0.4", "must say both mean= and std="),
+        ("mean=0.5,std=0.2,size=8.0", "size must be a whole number of pixels, not '8.0'"),
         ("imagenet", "3 channels, images of digits have 1"),
         (str(path), "does not say how its images were prepared"),
         ("file", "does not say how its images were prepared"),

@@ -143,10 +143,11 @@ def _stream(
 def _in_memory(config: Config, own: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of images that are not resized."""
     known = _stated(config, own)
-    if known.image_size != own.image_size:
+    keys = dict(zip(RESIZING, ("size=", "crop=", "interpolation="), strict=True))
+    if said := [key for name, key in keys.items() if getattr(known, name) != getattr(own, name)]:
         raise UserError(
             f"--preprocessing {config.preprocessing}: {config.data} has images of "
-            f"{own.image_size} pixels, which are not resized: leave size= out"
+            f"{own.image_size} pixels, which are not resized: leave {', '.join(said)} out"
         )
     return known.mean, known.std
 

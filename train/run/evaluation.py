@@ -92,7 +92,7 @@ def _check_images(
     here = dataset.preprocessing
     problems, classes = compare_normalisations(found, here), compare_classes(found, here)
     sizes = compare_sizes(found, here, is_resized=dataset.is_streamed)
-    notes = [] if found else [unsaid(here)]
+    notes = [] if found or is_stated else [unsaid(here)]
     if is_stated:
         notes, problems = [*notes, *problems, *sizes], []
     elif dataset.is_streamed:

@@ -138,7 +138,7 @@ def _first_weights(config: Config, dataset: Dataset, folder: Path, display: Disp
     weights = export.load_weights(config, describe(config, dataset))
     said, here = weights.preprocessing, dataset.preprocessing
     differences = [
-        *([] if said else [unsaid(here)]),
+        *([] if said or config.preprocessing else [unsaid(here)]),
         *compare_normalisations(said, here),
         *compare_sizes(said, here, is_resized=dataset.is_streamed),
     ]
