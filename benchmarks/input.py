@@ -8,6 +8,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,10 @@ _AMOUNTS: dict[Size, _Amount] = {
 
 
 def run(size: Size) -> list[Row]:
-    """Images a second of one core; the share of a CIFAR step that augmentation takes."""
+    """Images a second of one core, also of its time alone, which other work disturbs less.
+
+    And the share of a CIFAR step that augmentation takes.
+    """
     amount = _AMOUNTS[size]
     return [*_measure_views(amount), _measure_augmentation(amount)]
 
@@ -72,16 +76,28 @@ def _measure_views(amount: _Amount) -> list[Row]:
         except (RuntimeError, OSError) as error:
             reason = f"not run: {error}"
         seconds = take_turns(tasks, amount.repetitions)
-    bars = {peer: bar for peer, bar in _BARS.items() if peer in tasks}
+        here = {name: task for name, task in tasks.items() if name not in (_SAME, _USUAL)}
+        cpu_seconds = take_turns(here, amount.repetitions, timer=time.process_time)
     images = amount.batch_size * amount.batches
-    rows = speed_rows(case, seconds, _OURS, bars, images)
-    for kind, bar in _PILLOWS.items():
-        bars = {_OURS: bar, _TORCH: _BARS[_TORCH]}
-        rows += speed_rows(f"{case}, {kind}", seconds, f"ours, {kind}", bars, images)
+    rows = _view_rows(case, seconds, images)
+    rows += [
+        dataclasses.replace(row, measure="images/s of CPU")
+        for row in _view_rows(case, cpu_seconds, images)
+    ]
     if reason:
         ours = images / statistics.median(seconds[_OURS])
         rows.append(Row(case, "images/s", ours, _SAME, bar=_BARS[_SAME], note=reason))
     return [dataclasses.replace(row, note=row.note or _NOTES.get(row.peer, "")) for row in rows]
+
+
+def _view_rows(case: str, seconds: dict[str, list[float]], images: int) -> list[Row]:
+    """Our views beside the peers, and those that Pillow resizes beside our usual ones."""
+    bars = {peer: bar for peer, bar in _BARS.items() if peer in seconds}
+    rows = speed_rows(case, seconds, _OURS, bars, images)
+    for kind, bar in _PILLOWS.items():
+        bars = {_OURS: bar, _TORCH: _BARS[_TORCH]}
+        rows += speed_rows(f"{case}, {kind}", seconds, f"ours, {kind}", bars, images)
+    return rows
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False
     """Writes arrays and their description; see `save`."""
     weights.check_preprocessing()
     form = _form(path, FORMS)
-    arrays, metadata = weights.arrays, encode_description(weights)
+    arrays, metadata = _as_torch_orders(weights), encode_description(weights)
     problems = [] if arrays else ["there is no array"]
     for name, array in arrays.items():
         problems += value_problems(name, array, allow_nonfinite=allow_nonfinite)
@@ -53,6 +53,13 @@ def write_weights(path: Path, weights: Weights, *, allow_nonfinite: bool = False
         has_metadata = all(written.metadata.get(name) == text for name, text in metadata.items())
         if wrong or not has_metadata:
             raise ConversionError(f"{path} reads back otherwise than written:", wrong)
+
+
+def _as_torch_orders(weights: Weights) -> Mapping[str, np.ndarray]:
+    """The arrays in the order of torch's state dict: that of a Flax model's is another."""
+    names = [] if weights.classifier is None else weights.classifier.tensors()
+    is_ours = {*names} == {*weights.arrays}
+    return {name: weights.arrays[name] for name in names} if is_ours else weights.arrays
 
 
 def read_description(path: Path) -> Weights:

@@ -8,7 +8,7 @@ from convert.errors import ConversionError
 from convert.hub import is_address
 from convert.sources import load_preprocessing
 from resnet_spec import PREPROCESSINGS, Preprocessing, ResNetSpec, UnknownNameError
-from resnet_spec.preprocessing import CIFAR10, IMAGENET, parse_preprocessing
+from resnet_spec.preprocessing import CIFAR10, IMAGENET, parse_preprocessing, unknown_key
 
 HELP = (
     "a name, a file or folder that says it, or mean=0.49,0.48,0.45,std=0.2,0.2,0.2 with, if "
@@ -20,17 +20,27 @@ def stated_fields(text: str) -> dict[str, Any]:
     """The fields of `Preprocessing` that a text says, which are not all where it has numbers.
 
     Raises:
-        ConversionError: the file says nothing, or there are neither a name nor mean and deviation.
+        ConversionError: the file says nothing, there are neither a name nor mean and deviation, or
+            only one of these, or they are not in units of 0 to 1.
         ValueError: a number or a name is wrong. OSError: the file cannot be read.
     """
     name, fields = parse_preprocessing(text)
+    for key in {"mean", "std"} & fields.keys():
+        if not all(0 <= number <= 1 for number in fields[key]):
+            raise ConversionError(
+                f"{key} must be in units of 0 to 1, in {text!r}: divide values of 0 to 255 by 255"
+            )
     if not name:
         if not {"mean", "std"} <= fields.keys():
             raise ConversionError(f"{text!r} must say mean= and std=, or begin with a name")
         return fields
+    if len({"mean", "std"} & fields.keys()) == 1:
+        raise ConversionError(f"{text!r} must say both mean= and std=, or none of them")
     if name in PREPROCESSINGS:
         return {**vars(PREPROCESSINGS[name]), **fields}
     if not is_address(name) and not Path(name).exists():
+        if unknown := unknown_key(name):
+            raise ConversionError(f"{unknown}, in {text!r}")
         raise UnknownNameError("preprocessing or file", name, PREPROCESSINGS)
     if (said := load_preprocessing(name)) is None:
         raise ConversionError(f"{name} does not say how its images were prepared")

@@ -1,6 +1,7 @@
 """A network together with its head, and the text by which files of weights describe it."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,8 +54,19 @@ class ClassifierSpec:
         return [*convs, *norms, *([("head", head)] if head else [])]
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor, spelled as torch does."""
-        return {f"{path}.{leaf}": s for path, shapes in self.layers() for leaf, s in shapes.items()}
+        """Name and shape of every tensor, spelled and in the order as in torch's state dict."""
+        layers = sorted(self.layers(), key=lambda layer: self._place(layer[0]))
+        return {f"{path}.{leaf}": s for path, shapes in layers for leaf, s in shapes.items()}
+
+    def _place(self, path: str) -> tuple[float, ...]:
+        """By which layers are sorted: a block's are in pairs, its shortcut comes last."""
+        part, *rest = path.split(".")
+        if part != "stages":
+            return (("stem", "stages", "norm", "head").index(part),)
+        stage, block, layer, *_ = rest
+        number = int(layer[-1]) if layer[-1].isdigit() else math.inf
+        is_second = layer.startswith("conv") == self.network.preact
+        return 1, int(stage), int(block), number, is_second
 
     def to_json(self) -> dict[str, Any]:
         """The fields as values that `json.dumps` takes."""

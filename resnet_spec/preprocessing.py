@@ -133,24 +133,36 @@ def parse_preprocessing(text: str) -> tuple[str, dict[str, Any]]:
     """`imagenet,size=160` -> ("imagenet", {"image_size": 160}): a name, and what differs from it.
 
     `mean=0.5,0.5,0.5,std=0.2,0.2,0.2` has no name. The keys are `mean`, `std`, `size`, `crop` and
-    `interpolation`.
+    `interpolation`; spaces around numbers and keys do not count.
 
     Raises:
-        ValueError: a value is not what its key needs.
+        ValueError: a value is not what its key needs, or a key is unknown or there twice.
     """
-    name, *rest = re.split(rf"(?:^|,)({'|'.join(_KEYS)})=", text)
-    fields: dict[str, Any] = {}
-    for key, value in zip(rest[::2], rest[1::2], strict=True):
-        try:
-            if key in ("mean", "std"):
-                fields[_KEYS[key]] = tuple(map(float, value.split(",")))
-            else:
-                kind = {"size": int, "crop": float}.get(key, str)
-                fields[_KEYS[key]] = kind(value)
-        except ValueError as error:
-            wanted = "numbers with commas between them" if key in ("mean", "std") else "a number"
-            raise ValueError(f"{key} must be {wanted}, not {value!r}, in {text!r}") from error
+    name, *rest = re.split(rf"(?:^|,)\s*({'|'.join(_KEYS)})\s*=", text.strip())
+    keys, values = rest[::2], rest[1::2]
+    fields = {_KEYS[key]: _value(key, value, text) for key, value in zip(keys, values, strict=True)}
+    if twice := [f"{key}=" for key in _KEYS if keys.count(key) > 1]:
+        raise ValueError(f"{', '.join(twice)} is there twice, in {text!r}")
     return name, fields
+
+
+def _value(key: str, value: str, text: str) -> Any:
+    if unknown := unknown_key(value):
+        raise ValueError(f"{unknown}, in {text!r}")
+    try:
+        if key in ("mean", "std"):
+            return tuple(map(float, value.split(",")))
+        return {"size": int, "crop": float}.get(key, str.strip)(value)
+    except ValueError as error:
+        kinds = {"size": "a whole number of pixels", "crop": "a number"}
+        wanted = kinds.get(key, "numbers with commas between them")
+        raise ValueError(f"{key} must be {wanted}, not {value!r}, in {text!r}") from error
+
+
+def unknown_key(text: str) -> str:
+    """What is wrong with `...,key=...` where the key is none of ours; empty without such a key."""
+    found = re.search(r",\s*(\w+)\s*=", text)
+    return f"there is no {found[1]}=, but {', '.join(f'{k}=' for k in _KEYS)}" if found else ""
 
 
 def as_text(fields: Mapping[str, Any]) -> str:

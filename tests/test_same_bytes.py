@@ -1,27 +1,31 @@
 """Equal weights are equal files, byte for byte, and have one digest in every form and layout."""
 
+import dataclasses
 import hashlib
+import importlib.metadata
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import convert
-import torch_resnet
 from convert.__main__ import main
+from convert.files import write_weights
 from convert.folders import write_folder
 from convert.inspection import as_text, inspect
 from convert.layouts import LAYOUTS
-from convert.models import arrays_of, describe
+from convert.models import build_flax, build_torch, describe
 from convert.weights import Weights
-from resnet_spec import PREPROCESSINGS
+from resnet_spec import MODELS, PREPROCESSINGS, ClassifierSpec, Preprocessing, find_spec
 from tests.commands import run_here
+from tests.torch_or_none import torch, torch_resnet
 
 # Of the network and the description below; they change where a form of file or the description of
 # a model does, and then only on purpose.
@@ -44,65 +48,92 @@ FOLDER_HASHES = {
         ),
     },
 }
+# By the versions of these packages, which write the file; torch's, with the build, is in it. Of
+# versions that are not here only two processes are compared.
+ONNX_WRITERS = ("onnx", "onnxscript", "onnx_ir")  # beside torch
+ONNX_HASHES: dict[tuple[str, ...], str] = {
+    ("2.13.0+cpu", "1.23.2", "0.7.2", "1.1.0"): (
+        "72174be0c0bcd0d0f568ed10c3feae3db5d0f08497c8e63f2a8310321a58106f"
+    ),
+    ("2.14.1+cu130", "1.23.2", "0.7.2", "1.1.0"): (  # Python 3.12 and 3.13
+        "13212f25c57030a85d787c2a84e681d6d653701c8f010249f0521621d0d93b0b"
+    ),
+}
 MODEL = "WideResNet16-1-0.0"
 
 
-def small_network() -> torch.nn.Module:
-    model = torch_resnet.create(MODEL, num_classes=10)
-    fill(model)
-    return model
-
-
-def fill(model: torch.nn.Module) -> None:
+def small_weights(
+    model: str = MODEL, classes: int = 10, preprocessing: Preprocessing | None = None
+) -> Weights:
     """Values in every leaf that need no generator of random numbers: those differ by release."""
-    with torch.no_grad():
-        for number, (name, tensor) in enumerate(model.state_dict().items()):
-            if name.endswith("num_batches_tracked"):
-                tensor.fill_(7)
-                continue
-            values = (np.arange(tensor.numel()) * 37 + number) % 101
-            tensor.copy_(torch.from_numpy(values.reshape(tensor.shape) / 64 + 0.25))
+    classifier = ClassifierSpec(find_spec(model), classes)
+    arrays = {}
+    for number, (name, shape) in enumerate(classifier.tensors().items()):
+        values = ((np.arange(math.prod(shape)) * 37 + number) % 101).reshape(shape)
+        is_counter = name.endswith("num_batches_tracked")
+        arrays[name] = np.array(7) if is_counter else (values / 64 + 0.25).astype(np.float32)
+    return Weights(arrays, classifier, preprocessing)
+
+
+def small_model(build: Any) -> Any:
+    weights = small_weights()
+    return build(weights.classifier, weights.arrays)
 
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save_all(folder: Path) -> dict[str, str]:
+def write_all(folder: Path) -> dict[str, str]:
     """One file of each form: suffix -> hash."""
     folder.mkdir()
-    hashes = {}
     for suffix in HASHES:
-        path = folder / f"m{suffix}"
-        convert.save(path, small_network(), preprocessing=PREPROCESSINGS["cifar10"])
-        hashes[suffix] = sha256(path)
-    return hashes
+        weights = small_weights(preprocessing=PREPROCESSINGS["cifar10"])
+        write_weights(folder / f"m{suffix}", weights)
+    return {suffix: sha256(folder / f"m{suffix}") for suffix in HASHES}
 
 
 def test_files_have_the_bytes_that_they_had(tmp_path):
-    assert save_all(tmp_path / "here") == HASHES
+    assert write_all(tmp_path / "here") == HASHES
 
 
-def small_resnet18() -> Weights:
-    """Weights of a network that timm and transformers have."""
-    model = torch_resnet.create("ResNet18", num_classes=3)
-    fill(model)
-    return Weights(arrays_of(model), describe(model), PREPROCESSINGS["imagenet"])
+@pytest.mark.parametrize("build", [build_flax, pytest.param(build_torch, marks=pytest.mark.torch)])
+def test_either_twin_is_saved_to_these_bytes(build, tmp_path):
+    model = small_model(build)
+    for suffix, expected in HASHES.items():
+        convert.save(tmp_path / f"m{suffix}", model, preprocessing=PREPROCESSINGS["cifar10"])
+        assert sha256(tmp_path / f"m{suffix}") == expected
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", MODELS)
+def test_tensors_are_in_the_order_of_torchs_state_dict(name):
+    with torch.device("meta"):
+        model = torch_resnet.create(name, 10)
+    assert [*describe(model).tensors()] == [*model.state_dict()]
 
 
 @pytest.mark.parametrize("package", ["timm", "transformers"])
 def test_a_model_folder_has_the_bytes_that_it_had(package, tmp_path):
-    write_folder(tmp_path / "f", small_resnet18(), LAYOUTS[package])
+    weights = small_weights("ResNet18", 3, PREPROCESSINGS["imagenet"])
+    write_folder(tmp_path / "f", weights, LAYOUTS[package])
     found = {path.name: sha256(path) for path in sorted((tmp_path / "f").iterdir())}
     assert found == FOLDER_HASHES[package]
 
 
+def write_onnx(path: Path) -> str:
+    convert.export_onnx(small_weights(), path, image_size=32)
+    return sha256(path)
+
+
+@pytest.mark.torch
 @pytest.mark.slow
-def test_a_model_for_inference_has_the_same_bytes_each_time(tmp_path):
-    """Its hash is not kept: torch writes its own release into the file."""
-    for name in ("one", "other"):
-        convert.export_onnx(small_network(), tmp_path / f"{name}.onnx", image_size=32)
-    assert sha256(tmp_path / "one.onnx") == sha256(tmp_path / "other.onnx")
+def test_an_onnx_file_has_the_same_bytes_in_two_processes_and_those_that_it_had(tmp_path):
+    """The packages that wrote it are in it: there is a hash for each release that was seen."""
+    here = write_onnx(tmp_path / "here.onnx")
+    assert in_another_process("write_onnx", tmp_path / "there.onnx") == here
+    versions = torch.__version__, *map(importlib.metadata.version, ONNX_WRITERS)
+    assert here == ONNX_HASHES.get(versions, here)
 
 
 def test_two_runs_of_one_seed_have_one_configuration_but_for_their_times(tmp_path):
@@ -120,17 +151,21 @@ def test_two_runs_of_one_seed_have_one_configuration_but_for_their_times(tmp_pat
     assert found[0] == found[1]
 
 
-def test_another_process_at_another_time_writes_the_same_bytes(tmp_path):
-    code = "from tests.test_same_bytes import save_all; from pathlib import Path; "
-    code += f"print(save_all(Path({str(tmp_path / 'there')!r})))"
+def in_another_process(function: str, path: Path) -> str:
+    """What a function here returns for a path, as text."""
+    code = f"from tests.test_same_bytes import {function}; from pathlib import Path; "
     run = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", f"{code}print({function}(Path({str(path)!r})))"],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert run.stdout.strip() == str(HASHES)
+    return run.stdout.strip()
+
+
+def test_another_process_at_another_time_writes_the_same_bytes(tmp_path):
+    assert in_another_process("write_all", tmp_path / "there") == str(HASHES)
 
 
 def test_the_order_of_metadata_is_sorted_and_its_text_is_kept(tmp_path):
@@ -157,9 +192,8 @@ def digest_of(path: Path) -> str:
 
 
 def test_the_digest_is_of_the_weights_alone_whatever_the_form_the_twin_and_the_layout(tmp_path):
-    model = torch_resnet.create("ResNet18", num_classes=5)
     path = tmp_path / "m.safetensors"
-    convert.save(path, model)
+    write_weights(path, small_weights("ResNet18", 5))
     expected = digest_of(path)
     assert len(expected) == 64
     convert.save(tmp_path / "flax.npz", convert.load(path, backend="flax"))
@@ -174,25 +208,24 @@ def test_the_digest_is_of_the_weights_alone_whatever_the_form_the_twin_and_the_l
 
 @pytest.mark.parametrize("change", ["value", "dtype", "statistic"])
 def test_another_digest_for_other_weights(change, tmp_path):
-    model = small_network()
-    convert.save(tmp_path / "one.pt", model)
+    weights = small_weights()
+    arrays = dict(weights.arrays)
+    if change == "value":
+        arrays["head.bias"] = arrays["head.bias"] + np.float32(1e-6)
     if change == "dtype":
-        model.double()
-    with torch.no_grad():
-        state = model.state_dict()  # shares the model's memory
-        if change == "value":
-            state["head.bias"][1] += 1e-6
-        if change == "statistic":
-            state["stem.bn.running_var"][0] *= 1.5
-    convert.save(tmp_path / "other.pt", model)
+        arrays = {n: a.astype(np.float64) if a.dtype == "f4" else a for n, a in arrays.items()}
+    if change == "statistic":
+        arrays["stem.bn.running_var"] = arrays["stem.bn.running_var"] * np.float32(1.5)
+    write_weights(tmp_path / "one.pt", weights)
+    write_weights(tmp_path / "other.pt", dataclasses.replace(weights, arrays=arrays))
     assert digest_of(tmp_path / "one.pt") != digest_of(tmp_path / "other.pt")
 
 
 def test_a_counter_of_batches_is_no_weight(tmp_path):
-    model = small_network()
-    convert.save(tmp_path / "one.pt", model)
-    model.state_dict()["stem.bn.num_batches_tracked"].fill_(8)
-    convert.save(tmp_path / "other.pt", model)
+    weights = small_weights()
+    arrays = {**weights.arrays, "stem.bn.num_batches_tracked": np.array(8)}
+    write_weights(tmp_path / "one.pt", weights)
+    write_weights(tmp_path / "other.pt", dataclasses.replace(weights, arrays=arrays))
     assert digest_of(tmp_path / "one.pt") == digest_of(tmp_path / "other.pt")
 
 

@@ -19,6 +19,7 @@ from tests.peers import import_torchvision
 from tests.pictures import encode, make_pixels
 from tests.test_data import needs_cifar10
 from tests.twins import randomise
+from train.config import Config
 from train.config.recipes import RECIPES
 from train.data.load import load_dataset
 
@@ -68,12 +69,16 @@ def test_a_test_uses_the_normalisation_that_the_file_says(digits, tmp_path):
     output = evaluate(tmp_path, *arguments, "--preprocessing", "mean=0.3053,std=0.3762")
     assert own in output
     assert "was trained on images of mean [0.5]" in output
+    assert "assumed" not in output
     convert.save(tmp_path / "silent.safetensors", model)
     silent = (*arguments[:-1], tmp_path / "silent.safetensors")
     output = evaluate(tmp_path, *silent)
     assert own in output
     assert "does not say how its images were prepared; assumed are" in output
-    assert right in evaluate(tmp_path, *silent, "--preprocessing", tmp_path / "m.safetensors")
+    for text in (tmp_path / "m.safetensors", " mean = 0.5, std = 0.25 "):
+        output = evaluate(tmp_path, *silent, "--preprocessing", text)
+        assert right in output
+        assert "assumed" not in output
 
 
 @pytest.mark.parametrize("data", ["digits", "folder"])
@@ -124,6 +129,82 @@ def make_pictures(root: Path) -> list[tuple[Image.Image, int]]:
     return pictures
 
 
+@pytest.fixture(scope="module")
+def small_pictures(tmp_path_factory) -> tuple[str | Path, ...]:
+    """Options of `finetune` for pictures and weights that say 20 pixels of 25, bicubic."""
+    root = tmp_path_factory.mktemp("small")
+    make_pictures(root / "pictures")
+    said = Preprocessing((0.5,) * 3, (0.25,) * 3, 20, None, "bicubic", 0.8)
+    convert.save(root / "m.safetensors", network(3, 2), preprocessing=said)
+    options = ("--model", MODEL, "--data", f"folder:{root / 'pictures'}", "--max-steps", "1")
+    return "finetune", *options, "--global-batch-size", "8", "--init-from", root / "m.safetensors"
+
+
+USUAL = ("--image-size", "224", "--crop-fraction=0.875", "--interpolation", "bilinear")
+
+
+def test_an_option_that_is_given_counts_more_than_a_file_though_it_is_the_default(
+    small_pictures, tmp_path
+):
+    output = evaluate(tmp_path, *small_pictures, *USUAL[:3])
+    assert "resized by --interpolation bicubic, as" in output
+    assert "20 pixels of 25, bicubic, here they are of 224 pixels of 256, bicubic" in output
+    output = evaluate(tmp_path, *small_pictures, "--preprocessing", "file,size=24", *USUAL[2:])
+    assert "here they are of 24 pixels of 27, bilinear" in output
+
+
+def test_a_file_counts_more_than_a_recipe_and_a_text_more_than_both(small_pictures, tmp_path):
+    """The recipe says `--crop-fraction 0.95`."""
+    _, *options = small_pictures
+    output = evaluate(tmp_path, "imagenet-modern", *options)
+    changed = "--image-size 20 --crop-fraction 0.8 --interpolation bicubic"
+    assert f"images are resized by {changed}, as " in output
+    assert "is for pictures of" not in output
+    output = evaluate(tmp_path, "imagenet-modern", *options, "--preprocessing", "file,crop=0.5")
+    assert "is for pictures of 20 pixels of 25, bicubic, here they are of 20 pixels of 40" in output
+
+
+def test_a_run_records_the_size_that_was_given_and_goes_on_with_it(small_pictures, tmp_path):
+    command = [*small_pictures, *USUAL, "--image-size", "32", "--run-dir", "run"]
+    result = run_here("train", *command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+    def recorded() -> tuple[Any, ...]:
+        saved = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+        return saved["image_size"], saved["crop_fraction"], saved["interpolation"]
+
+    assert recorded() == (32, 0.875, "bilinear")
+    refused = run_here("train", *command, "--resume", "--image-size", "224", cwd=tmp_path)
+    assert_refused(refused, "--image-size 224, the run began with 32")
+    longer = (*command, "--resume", "--max-steps", "2")
+    result = run_here("train", *longer, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert recorded() == (32, 0.875, "bilinear")
+    found = convert.load_preprocessing(tmp_path / "run" / "model.safetensors")
+    assert found is not None
+    assert (found.image_size, found.shorter_side, found.interpolation) == (32, 36, "bilinear")
+    refused = run_here("train", *longer, "--preprocessing", "file,size=20", cwd=tmp_path)
+    assert_refused(refused, "--image-size 32 and size=20 contradict each other")
+
+
+def test_a_run_by_the_files_size_refuses_the_default_when_it_is_given(small_pictures, tmp_path):
+    command = [*small_pictures, "--run-dir", "run"]
+    assert run_here("train", *command, cwd=tmp_path).returncode == 0
+    resumed = (*command, "--resume", "--max-steps", "2")
+    for option in (USUAL[:2], ("--preprocessing", "file,size=224")):
+        refused = run_here("train", *resumed, *option, cwd=tmp_path)
+        assert_refused(refused, "--image-size 224, the run began with 20")
+
+
+def test_a_run_of_an_older_version_keeps_the_size_that_its_preprocessing_says():
+    old = {"data": "folder:a", "preprocessing": "mean=0.5,std=0.2,size=20,interpolation=bicubic"}
+    config = Config.from_json({**old, "image_size": 224, "interpolation": "lanczos"})
+    assert config.preprocessing == "mean=0.5,std=0.2"
+    assert (config.image_size, config.interpolation) == (20, "lanczos")
+    in_memory = Config.from_json({**old, "data": "digits"})
+    assert in_memory.preprocessing == old["preprocessing"]
+
+
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "box"])
 def test_pictures_are_tested_at_the_files_size_crop_and_interpolation(tmp_path, interpolation):
     """The error of torchvision's transforms, where the trainer's own would be another."""
@@ -153,7 +234,14 @@ def test_what_is_no_preprocessing_is_refused(tmp_path):
         ("mean=a,std=0.2", "mean must be numbers with commas between them, not 'a'"),
         ("mean=0.5,std=0", "std must be positive"),
         ("mean=0.5,std=0.2,interpolation=cubic", "bicubic"),
-        ("mean=0.5,std=0.2,size=16", "images of 8 pixels, which are not resized"),
+        ("mean=0.5,std=0.2,size=16", "images of 8 pixels, which are not resized: leave size= out"),
+        ("mean=0.5,std=0.2,interpolation=bicubic", "not resized: leave interpolation= out"),
+        ("mean=125.3,std=63", "divide values of 0 to 255 by 255"),
+        ("mean=0.5,mean=0.4,std=0.2", "mean= is there twice"),
+        ("mean=0.5,std=0.2,sise=8", "there is no sise=, but mean=, std=, size="),
+        ("inception,sise=8", "there is no sise=, but mean="),
+        ("inception,mean=0.4", "must say both mean= and std="),
+        ("mean=0.5,std=0.2,size=8.0", "size must be a whole number of pixels, not '8.0'"),
         ("imagenet", "3 channels, images of digits have 1"),
         (str(path), "does not say how its images were prepared"),
         ("file", "does not say how its images were prepared"),

@@ -59,8 +59,9 @@ def test_a_training_image_has_torchvisions_pixels(form, interpolation):
     content = encode(make_pixels(3, 375, 500), form)
     whole = Image.open(io.BytesIO(content))
     generator = np.random.default_rng(0)
-    for number in range(12):
-        box, size = random_box(375, 500, generator, 0.08), (32, 64, 224)[number % 3]
+    boxes = [random_box(375, 500, generator, 0.08) for _ in range(12)]
+    for number, box in enumerate([*boxes, Box(300, 400, 75, 100)]):  # the last corner
+        size = (32, 64, 224)[number % 3]
         ours = Picture(content).cut(box, size, interpolation).astype(int)
         theirs = np.asarray(functional.resized_crop(whole, *box, [size, size], mode))
         difference = np.abs(ours - theirs)

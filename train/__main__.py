@@ -8,11 +8,12 @@ import os
 import re
 import sys
 import textwrap
+from collections.abc import Collection
 from typing import Any
 
 from resnet_spec import UnknownNameError
 from train.config import FOLDER, OF_ONE_START, Config, flag, unused_fields
-from train.config.fields import SECTIONS
+from train.config.fields import RESIZING, SECTIONS
 from train.config.recipes import DEFAULT, RECIPES
 from train.errors import (
     DeviceError,
@@ -97,11 +98,12 @@ def _carry_out(arguments: list[str]) -> int:
         config = parse([argument for argument in arguments if argument != _PRINT])
         print(json.dumps(config.to_json(), indent=2))
     else:
-        _run(parse(arguments), _recipe_name(arguments))
+        given = [name for name in RESIZING if flag(name) in _options(arguments)]
+        _run(parse(arguments), _recipe_name(arguments), given)
     return 0
 
 
-def _run(config: Config, recipe: str) -> None:
+def _run(config: Config, recipe: str, given: Collection[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from train.ahead.compile_command import compile_for
     from train.run.loop import evaluate, train  # starts JAX: help and mistakes need not wait
@@ -111,11 +113,11 @@ def _run(config: Config, recipe: str) -> None:
         enable_float64()
     with device_errors():
         if config.compile_for is not None:
-            compile_for(config)
+            compile_for(config, given=given)
         elif config.eval_only:
-            evaluate(config)
+            evaluate(config, given=given)
         else:
-            train(config, recipe=recipe)
+            train(config, recipe=recipe, given=given)
 
 
 def _fail(error: BaseException, sentence: str) -> int:
@@ -183,11 +185,16 @@ def _kind(data: str) -> str:
     return FOLDER if data.startswith(FOLDER) else data
 
 
+def _options(arguments: list[str]) -> set[str]:
+    """The options of a command line, among its other words."""
+    return {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+
+
 def _parse_fields(name: str, default: Config, fields: list[str]) -> Config:
     """Fields on top of a default; steps that are given replace the default's epochs."""
     import tyro
 
-    options = {field.partition("=")[0].replace("_", "-") for field in fields}
+    options = _options(fields)
     in_steps = [kind for kind in ("drop", "warmup") if f"--{kind}-steps" in options]
     no_epochs: dict[str, Any] = {f"{kind}_epochs": None for kind in in_steps}
     values = vars(dataclasses.replace(default, **no_epochs))

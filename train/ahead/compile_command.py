@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from train.config import Config
 from train.data.dataset import Dataset
 from train.data.load import dataset_shapes
 from train.errors import DeviceError
+from train.run.export import settle_preprocessing
 from train.run.trainer import Trainer
 from train.step.batch_norm_groups import begun_with
 from train.step.parallel import check_batch_size
@@ -22,8 +23,12 @@ from train.step.parallel import check_batch_size
 _SIXTEENTHS = 16  # the largest batch is found to a sixteenth of the one that was asked for
 
 
-def compile_for(config: Config) -> None:
+def compile_for(config: Config, *, given: Collection[str] | None = None) -> None:
     """Compiles and prints; trains nothing, and writes no files.
+
+    Args:
+        config: what would be trained.
+        given: the fields that count more than a preprocessing, see `settle_preprocessing`.
 
     Raises:
         UserError: there is no such topology, or the configuration does not fit it or the data.
@@ -34,6 +39,7 @@ def compile_for(config: Config) -> None:
     # them again.
     jax.config.update("jax_enable_compilation_cache", False)
     devices = find_devices(config.compile_for or "")
+    config = settle_preprocessing(config, given).config
     dataset = dataset_shapes(config)
     compiler = _Compiler(config, dataset, devices)
     available = available_bytes(devices[0])

@@ -8,15 +8,18 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from resnet_spec import ResNetSpec, configured_spec
+from resnet_spec.preprocessing import as_text, parse_preprocessing
 from train.config.fields import (
     DATASETS,
     FOLDER,
+    RESIZING,
     DataFields,
     DeviceFields,
     ModelFields,
     OptimizerFields,
     Option,
     RunFields,
+    is_streamed,
 )
 from train.errors import UserError
 
@@ -95,9 +98,10 @@ class Config(RunFields, DeviceFields, OptimizerFields, DataFields, ModelFields):
         """The inverse of `to_json`, with defaults for missing fields; UserError if one is wrong."""
         hints = get_type_hints(cls)
         try:
-            return cls(
+            config = cls(
                 **{name: _from_json(value, hints.get(name)) for name, value in fields.items()}
             )
+            return _resized_once(config)
         except (TypeError, AttributeError) as error:
             raise UserError(f"a saved configuration does not fit this version: {error}") from error
 
@@ -146,6 +150,25 @@ def check_resumable(saved: Config, now: Config) -> None:
             + f"\nleave them out to go on, or start another run from its weights: "
             f"--init-from {now.run_dir} with a new --run-dir"
         )
+
+
+def _resized_once(config: Config) -> Config:
+    """Older versions kept size, crop and interpolation of streamed images in `preprocessing`, too.
+
+    There they counted more than an option that had its default.
+    """
+    if config.preprocessing is None or not is_streamed(config):
+        return config
+    place, fields = parse_preprocessing(config.preprocessing)
+    if place or fields.keys().isdisjoint(RESIZING):
+        return config
+    changes = {
+        name: fields.pop(name)
+        for name in RESIZING
+        if name in fields and getattr(config, name) == getattr(Config, name)
+    }
+    numbers = {name: value for name, value in fields.items() if name not in RESIZING}
+    return dataclasses.replace(config, preprocessing=as_text(numbers), **changes)
 
 
 def _from_json(value: Any, hint: Any) -> Any:

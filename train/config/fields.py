@@ -16,6 +16,8 @@ SeedsMode = Literal["auto", "vmap", "devices", "turns"]
 
 DATASETS = ("digits", "cifar10", "cifar100", "imagenet2012")
 FOLDER = "folder:"
+# Of `preprocessing`; for each there is an option, too.
+RESIZING = ("image_size", "crop_fraction", "interpolation")
 MOST_STEPS = 2**31 - 1  # steps are counted in int32
 FIRST_PROFILED, LAST_PROFILED = 10, 20  # steps after the start: compiled, and the queue is full
 
@@ -155,7 +157,8 @@ class DataFields:
     preprocessing: Annotated[str | None, Fixed()] = None
     """How images are normalised and resized: file (as --init-from says it, the default where it
     does), a name such as imagenet, another file that says it, or mean=...,std=... with size=, crop=
-    and interpolation=, which may follow a name, too."""
+    and interpolation=, which may follow a name, too. Of these three, the options below count more
+    where they are given, and a recipe's own count less."""
     image_size: Annotated[int, Fixed(least=1, idle=_not_streamed)] = 224
     """Height and width to which streamed images (imagenet2012, folder) are cropped."""
     crop_fraction: Annotated[float, Fixed(least=0.01, most=1, idle=_not_streamed)] = 0.875

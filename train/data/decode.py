@@ -133,7 +133,10 @@ def _cut_by_pillow(
     filter, (height, width) = Image.Resampling[interpolation.upper()], pixels.shape[:2]
     bottom, right = box.top + box.height, box.left + box.width
     if factor == 1:  # torchvision cuts first: no pixel beside the box counts
-        part = Image.fromarray(pixels[box.top : bottom, box.left : right])
+        # Pillow takes the box out of the bytes itself: it copies an array that is not whole twice.
+        content = pixels.reshape(-1)[3 * (box.top * width + box.left) :]
+        shape, layout = (box.width, box.height), ("raw", "RGB", 3 * width, 1)
+        part = Image.frombuffer("RGB", shape, content, *layout)
         return np.asarray(part.resize((size, size), filter))
     edges = min(right / factor, width), min(bottom / factor, height)
     edges = (box.left / factor, box.top / factor, *edges)

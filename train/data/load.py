@@ -9,6 +9,7 @@ import numpy as np
 from resnet_spec import PREPROCESSINGS, Preprocessing, UnknownNameError
 from resnet_spec.preprocessing import parse_preprocessing
 from train.config import FOLDER, Config
+from train.config.fields import RESIZING
 from train.data.dataset import Dataset, Split
 from train.data.sources import Part, Source, TfdsSource, at_home, explaining, open_folder, open_tfds
 from train.errors import UserError
@@ -122,12 +123,9 @@ def _stream(
 ) -> Dataset:
     from train.data.stream import Stream  # grain, which it needs, takes two seconds to import
 
-    known, usual = _stated(config, PREPROCESSINGS["imagenet"]), Config()
-    changes = {  # options that are given count more than the preprocessing
-        name: getattr(known if getattr(config, name) == getattr(usual, name) else config, name)
-        for name in ("image_size", "crop_fraction", "interpolation")
-    }
-    config = dataclasses.replace(config, **changes)
+    options = {name: getattr(config, name) for name in RESIZING}
+    known = _stated(config, dataclasses.replace(PREPROCESSINGS["imagenet"], **options))
+    config = dataclasses.replace(config, **{name: getattr(known, name) for name in RESIZING})
     return Dataset(
         Stream(train, config),
         Stream(test, config),
@@ -145,10 +143,11 @@ def _stream(
 def _in_memory(config: Config, own: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of images that are not resized."""
     known = _stated(config, own)
-    if known.image_size != own.image_size:
+    keys = dict(zip(RESIZING, ("size=", "crop=", "interpolation="), strict=True))
+    if said := [key for name, key in keys.items() if getattr(known, name) != getattr(own, name)]:
         raise UserError(
             f"--preprocessing {config.preprocessing}: {config.data} has images of "
-            f"{own.image_size} pixels, which are not resized: leave size= out"
+            f"{own.image_size} pixels, which are not resized: leave {', '.join(said)} out"
         )
     return known.mean, known.std
 

@@ -32,7 +32,7 @@ def main(options: argparse.Namespace) -> None:
         data_dir=options.data_dir,
         eval_only=True,
         init_from=folder,
-        preprocessing=as_text(vars(weights.preprocessing)),
+        preprocessing=as_text(vars(weights.preprocessing)),  # all of it, size and crop, too
     )
     if not is_streamed(config):
         raise UserError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,18 @@ from train.step import processes
 from train.step.train_step import averaged
 
 
-def evaluate(config: Config) -> list[Score]:
-    """Tests the weights of `init_from`, or those that runs would export, and prints the errors."""
+def evaluate(config: Config, *, given: Collection[str] | None = None) -> list[Score]:
+    """Tests the weights of `init_from`, or those that runs would export, and prints the errors.
+
+    Args:
+        config: what is tested.
+        given: the fields that count more than a preprocessing, see `settle_preprocessing`.
+    """
     compile_cache.use(config.compile_cache)
     with processes.joined(config), Display(enabled=processes.is_first_process()) as display:
-        config, is_stated = export.settle_preprocessing(config)
+        config, is_stated, note = export.settle_preprocessing(config, given)
+        if note:
+            display.say(note)
         sources = _sources(config)
         dataset = load_dataset(config)
         config = config.resolved(len(dataset.train))
@@ -85,7 +92,7 @@ def _check_images(
     here = dataset.preprocessing
     problems, classes = compare_normalisations(found, here), compare_classes(found, here)
     sizes = compare_sizes(found, here, is_resized=dataset.is_streamed)
-    notes = [] if found else [unsaid(here)]
+    notes = [] if found or is_stated else [unsaid(here)]
     if is_stated:
         notes, problems = [*notes, *problems, *sizes], []
     elif dataset.is_streamed:

@@ -5,7 +5,7 @@ The only file of the trainer that uses the converter's layouts and torch.
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,8 @@ from convert.preprocessing import stated_fields
 from convert.sources import Source, load_preprocessing, read_source
 from resnet_spec import ClassifierSpec, Preprocessing, ResNetSpec
 from resnet_spec.preprocessing import as_text, parse_preprocessing
-from train.config import Config, is_streamed
+from train.config import Config, flag, is_streamed
+from train.config.fields import RESIZING
 from train.data.dataset import Dataset, image_dtype, normalise
 from train.errors import AbandonedError, UserError
 from train.run.run_folder import SEEDS, saved_config
@@ -85,43 +86,93 @@ def load_weights(config: Config, classifier: ClassifierSpec) -> Loaded:
     return Loaded(flax_arrays, notes, None if preprocessing is None else preprocessing.to_json())
 
 
-def settle_preprocessing(config: Config) -> tuple[Config, bool]:
-    """The configuration with its `preprocessing` as numbers, and whether the user stated them.
+class Settled(NamedTuple):
+    """A configuration whose preprocessing is settled, and how.
+
+    Attributes:
+        config: mean and deviation are in `preprocessing`, as numbers; it is None where nothing is
+            said. Size, crop and interpolation of streamed images are the options of these names.
+        is_stated: by the user, not by the weights.
+        note: which of these options the preprocessing changed; empty for none.
+    """
+
+    config: Config
+    is_stated: bool
+    note: str = ""
+
+
+def settle_preprocessing(config: Config, given: Collection[str] | None = None) -> Settled:
+    """Takes the numbers of a preprocessing from where it is said.
 
     None and `file` are what the weights to start from or to test say: those of `init_from`, or of
-    an imported run to resume. It stays None where they say nothing, and in a resumed run, which
-    recorded its numbers. Size, crop and interpolation are left out for images in memory, unless
-    the user writes them: those images are not resized.
+    an imported run to resume. A resumed run recorded its numbers. Images in memory are not resized:
+    of them, size, crop and interpolation are left out, unless the user writes them.
+
+    Args:
+        config: may name a file.
+        given: the fields that the user gave as options, which count more than what a preprocessing
+            says; None: those that are not the default.
 
     Raises:
-        UserError: a file or a name does not exist, says nothing, or is damaged.
+        UserError: a file or a name does not exist, says nothing, or is damaged; an option and
+            `preprocessing` give two sizes, crops or interpolations.
     """
+    if given is None:
+        given = [name for name in RESIZING if getattr(config, name) != getattr(Config, name)]
     text, path = config.preprocessing, config.init_from
     is_stated = text is not None and text.partition(",")[0] != FROM_FILE
     if config.resume and config.run_dir is not None and not is_stated:
         if (saved := saved_config(config.run_dir)) is not None:
-            return dataclasses.replace(config, preprocessing=saved.preprocessing), False
+            written = {} if text is None else _written(text)
+            config = _resized(config, written, written, given)
+            return Settled(dataclasses.replace(config, preprocessing=saved.preprocessing), False)
         path = config.run_dir if config.run_dir.is_dir() else None
     if not is_stated and path is None:
         if text is not None:
             raise UserError(f"--preprocessing {text} needs --init-from, the file that says it")
-        return config, False
+        return Settled(config, False)
     try:
         if text is None and load_preprocessing(str(path)) is None:
-            return config, False
+            return Settled(config, False)
         if not is_stated:
             text = f"{path}{(text or FROM_FILE).removeprefix(FROM_FILE)}"
         assert text is not None
-        _, written = parse_preprocessing(text)
-        fields = stated_fields(text)
+        written, fields = _written(text), stated_fields(text)
     except (ValueError, OSError) as error:
         if config.preprocessing is None:
-            return config, False  # `load_weights` says what is wrong with the weights
+            return Settled(config, False)  # `load_weights` says what is wrong with the weights
         raise UserError(f"--preprocessing {config.preprocessing}: {error}") from error
+    resized = _resized(config, fields, written, given)
+    kept = {"mean", "std"} if is_streamed(config) else {"mean", "std", *written}
+    numbers = {name: value for name, value in fields.items() if name in kept}
+    changed = [name for name in RESIZING if getattr(resized, name) != getattr(config, name)]
+    options = " ".join(f"{flag(name)} {getattr(resized, name)}" for name in changed)
+    note = f"images are resized by {options}, as {shown(text)} says" if changed else ""
+    return Settled(dataclasses.replace(resized, preprocessing=as_text(numbers)), is_stated, note)
+
+
+def _written(text: str) -> dict[str, Any]:
+    """The fields that a text gives by numbers, not by a name or a file."""
+    return parse_preprocessing(text)[1]
+
+
+def _resized(
+    config: Config, fields: Mapping[str, Any], written: Mapping[str, Any], given: Collection[str]
+) -> Config:
+    """With the size, crop and interpolation of a preprocessing, but for options that are given."""
     if not is_streamed(config):
-        kept = {"mean", "std", *written}
-        fields = {name: value for name, value in fields.items() if name in kept}
-    return dataclasses.replace(config, preprocessing=as_text(fields)), is_stated
+        return config
+    if twice := [
+        f"{flag(name)} {getattr(config, name)} and {as_text({name: written[name]})}"
+        for name in RESIZING
+        if name in given and name in written and written[name] != getattr(config, name)
+    ]:
+        raise UserError(
+            f"--preprocessing {config.preprocessing}: {', '.join(twice)} contradict each other: "
+            "leave one out"
+        )
+    changes = {name: fields[name] for name in RESIZING if name in fields and name not in given}
+    return dataclasses.replace(config, **changes)
 
 
 def _statement(config: Config, network: ResNetSpec, source: Source) -> Statement:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,11 @@ __all__ = ["evaluate", "train"]
 
 
 def train(
-    config: Config, *, recipe: str | None = None, asked: dict[str, Any] | None = None
+    config: Config,
+    *,
+    recipe: str | None = None,
+    asked: dict[str, Any] | None = None,
+    given: Collection[str] | None = None,
 ) -> list[Result]:
     """Trains, tests, exports and checks the export, for each seed.
 
@@ -50,6 +54,7 @@ def train(
         config: what is trained.
         recipe: the name of the recipe that it comes from; a new run records it in `config.json`.
         asked: the same of the options of `resnet-train table`, for a row of a table.
+        given: the fields that count more than a preprocessing, see `settle_preprocessing`.
 
     Raises:
         UserError: the configuration does not fit the data, the devices or the run's folder.
@@ -65,7 +70,7 @@ def train(
         contextlib.ExitStack() as claims,
     ):
         start_time = time.perf_counter()
-        config, _ = export.settle_preprocessing(config)
+        config, _, note = export.settle_preprocessing(config, given)
         if config.seeds is None or config.seeds_mode != "devices":
             parallel.check_batch_size(config, jax.device_count())
         config = begun_with(config, jax.device_count())
@@ -79,6 +84,8 @@ def train(
             f"{len(dataset.train)} images to train, {len(dataset.test)} of "
             f"{dataset.test_name} to test{dataset.missing()}"
         )
+        if note:
+            display.say(note)
         for line in unused_fields(config, Config()):  # a recipe's, or of an older run
             display.say(f"not used: {line}")
         resolved = config.resolved(len(dataset.train))
@@ -131,7 +138,7 @@ def _first_weights(config: Config, dataset: Dataset, folder: Path, display: Disp
     weights = export.load_weights(config, describe(config, dataset))
     said, here = weights.preprocessing, dataset.preprocessing
     differences = [
-        *([] if said else [unsaid(here)]),
+        *([] if said or config.preprocessing else [unsaid(here)]),
         *compare_normalisations(said, here),
         *compare_sizes(said, here, is_resized=dataset.is_streamed),
     ]

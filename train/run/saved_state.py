@@ -206,7 +206,7 @@ def compare_sizes(
 
 
 def unsaid(here: Preprocessing) -> str:
-    """What is assumed of weights that come without a preprocessing."""
+    """What is assumed of weights that come without a preprocessing, where the user states none."""
     return (
         "does not say how its images were prepared; assumed are this data set's own mean "
         f"{list(here.mean)} and standard deviation {list(here.std)} (--preprocessing says others)"
