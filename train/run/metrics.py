@@ -151,21 +151,21 @@ class _Events:
         from tensorboardX.summary import scalar
 
         if self._writer is None:
-            self._open()
+            self._writer = self._open()
+            start = self._protocol.SessionLog(status=self._protocol.SessionLog.START)
+            # hides later steps of the earlier start
+            self._write(step=self._start_step + 1, session_log=start)
         for name, value in values.items():
             self._write(step=step, summary=scalar(f"{kind}/{name}", value))
         self._writer.flush()
 
-    def _open(self) -> None:
+    def _open(self) -> Any:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
 
         self._folder.mkdir(exist_ok=True)
         self._protocol: Any = event_pb2  # its names are made at run time
-        self._writer = EventsWriter(str(self._folder / "events"))
-        start = self._protocol.SessionLog(status=self._protocol.SessionLog.START)
-        # hides later steps of the earlier start
-        self._write(step=self._start_step + 1, session_log=start)
+        return EventsWriter(str(self._folder / "events"))
 
     def _write(self, **fields: Any) -> None:
         self._writer.write_event(self._protocol.Event(wall_time=time.time(), **fields))
