@@ -54,7 +54,7 @@ class Block(nn.Module):
         self.act = how.activation()
         self.residual = how.residual
         self.gate = nn.Sequential(nn.Linear(planes, planes), nn.Sigmoid()) if how.gated else None
-        self.drop = how.drop
+        self.drop, self.drop_path, self.drop_always = how.drop, how.drop_path, how.drop_always
         self.shortcut: nn.Module = nn.Identity()
         if how.shortcut in IDENTITIES and (stride > 1 or inner != planes):
             pad = IDENTITIES[how.shortcut]
@@ -69,7 +69,10 @@ class Block(nn.Module):
         y = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
         if self.gate is not None:
             y = y * self.gate(y.mean((2, 3)))[:, :, None, None]
-        y = functional.dropout(y, self.drop, training=self.drop > 0)
+        if self.drop_path and self.training:
+            y = y * torch.bernoulli(torch.full((len(y), 1, 1, 1), 1 - self.drop_path))
+        is_on = self.training or self.drop_always
+        y = functional.dropout(y, self.drop, training=is_on)
         return self.act(y + self.shortcut(x) if self.residual else y)
 
 
@@ -79,6 +82,7 @@ class Usual(nn.Module):
         how = SimpleNamespace(
             shortcut="projection", bias=False, groups=1, dilation=1, norm=nn.BatchNorm2d,
             activation=nn.ReLU, residual=True, gated=False, drop=0.0,
+            drop_path=0.0, drop_always=False,
             pool=lambda: nn.AdaptiveAvgPool2d(1), stem_pool=nn.Identity, depths=(1, 2),
         )  # fmt: skip
         vars(how).update(options)

@@ -204,7 +204,7 @@ def test_values_that_no_weights_have_are_refused():
     module = filled(strangers.Usual())
     module.bn.running_var.fill_(float("nan"))
     module.layers[1].conv1.weight.data[0, 0, 0, 0] = float("inf")
-    with pytest.raises(ConversionError, match=r"(?s)layers.1.conv1.weight.*bn.running_var"):
+    with pytest.raises(ConversionError, match=r"(?s)bn.running_var.*layers.1.conv1.weight"):
         convert.adopt(module, IMAGES)
 
 
@@ -247,6 +247,20 @@ def test_dropout_of_wide_networks_is_taken_over():
     assert "drop_rate=0.3" in str(adopted.notes)
     module.layers[0].act = nn.ReLU()
     assert "left out: dropout (0.3)" in str(check(module, drop_rate=0.0).notes)
+
+
+def test_what_functions_drop_in_training_is_found_too():
+    """Evaluation shows nothing of it; and torch's own random numbers go on as before."""
+    dropping, skipping = (
+        filled(strangers.Usual(**how)) for how in ({"drop": 0.25}, {"drop_path": 0.5})
+    )
+    state = torch.get_rng_state()
+    adopted = convert.adopt(dropping, IMAGES)
+    assert adopted.spec.drop_rate == 0.25
+    assert "drop_rate=0.25" in str(adopted.notes)
+    (note,) = convert.adopt(skipping, IMAGES).notes
+    assert note == "left out: what it draws at random in training (bernoulli)"
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_another_momentum_is_said():
@@ -319,7 +333,7 @@ REFUSED = {
         {"stem_pool": lambda: nn.MaxPool2d(3, 2, 1)},
         ["layers.0.conv1, here stages.0.0.conv1", "max_pool2d([3, 3], [2, 2], [1, 1])"],
     ),
-    "dropout": ({"drop": 0.5}, ["draws at random in evaluation"]),
+    "dropout": ({"drop": 0.5, "drop_always": True}, ["draws at random in evaluation"]),
 }
 
 

@@ -111,7 +111,7 @@ def adopt(module: Any, images: Any) -> Adopted:
         for text in undecided(tried, fitting, flow)
     ]
     narrow = _network(module, framework, "float32").run(images)
-    return _adopted(module, fitting, own, narrow, exact, notes)
+    return _adopted(module, images, fitting, own, narrow, exact, notes)
 
 
 def _framework(module: Any) -> Framework:
@@ -179,6 +179,7 @@ def _random_values(flow: Flow, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 
 def _adopted(
     module: Any,
+    images: np.ndarray,
     candidate: Candidate,
     own: Flow,
     narrow: Flow,
@@ -190,7 +191,7 @@ def _adopted(
     arrays, names = _own_weights(found, given)
     if faults := array_problems({names.get(n, n): a for n, a in arrays.items()}, False):
         raise ConversionError(f"{type(module).__name__} holds what no weights should:", faults)
-    network, more = _as_trained(candidate.classifier.network, exact)
+    network, more = _as_trained(candidate.classifier.network, exact, images)
     notes = [*own.notes, *notes, *_notes(found, own, names), *more]
     classifier = dataclasses.replace(candidate.classifier, network=network)
     candidate = dataclasses.replace(candidate, classifier=classifier)
@@ -258,10 +259,10 @@ def _own_weights(
     return arrays, {ours_of[name]: name for name in given if name in ours_of}
 
 
-def _as_trained(spec: ResNetSpec, exact: Any) -> tuple[ResNetSpec, list[str]]:
+def _as_trained(spec: ResNetSpec, exact: Any, images: np.ndarray) -> tuple[ResNetSpec, list[str]]:
     """The spec with what counts in training alone, and notes on it."""
     changes: dict[str, Any] = {"running_variance": exact.running_variance}
-    rates, notes = exact.dropouts(), list[str]()
+    (rates, others), notes = exact.draws(images), list[str]()
     are_of_blocks = len(rates) == len([*spec.blocks()]) and len({*rates}) == 1
     if are_of_blocks and spec.block == "basic":
         changes["drop_rate"] = rates[0]
@@ -272,8 +273,11 @@ def _as_trained(spec: ResNetSpec, exact: Any) -> tuple[ResNetSpec, list[str]]:
     elif rates:
         said = ", ".join(f"{rate:g}" for rate in sorted({*rates}))
         notes.append(f"left out: dropout ({said}), which counts in training alone")
-    if others := exact.momenta() - {_MOMENTUM}:
-        said = ", ".join(sorted("mean of all batches" if m is None else f"{m:g}" for m in others))
+    if others:
+        said = ", ".join(sorted(others))
+        notes.append(f"left out: what it draws at random in training ({said})")
+    if momenta := exact.momenta() - {_MOMENTUM}:
+        said = ", ".join(sorted("mean of all batches" if m is None else f"{m:g}" for m in momenta))
         notes.append(
             f"left out: the momentum of its BatchNorm ({said}); a new batch counts {_MOMENTUM} "
             "in the twins' running statistics"

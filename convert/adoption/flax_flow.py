@@ -102,8 +102,10 @@ class FlaxNetwork:
                     array = leaves.to_flax(name, arrays[name]).reshape(values[name].shape)
                     values[name] = jnp.asarray(array, values[name].dtype)
 
-    def dropouts(self) -> list[float]:
-        return self._rates
+    def draws(self, images: np.ndarray) -> tuple[list[float], set[str]]:
+        """As of `TorchNetwork`, of layers alone."""
+        del images
+        return self._rates, set()
 
     def momenta(self) -> set[float | None]:
         """In torch's sense: of NNX; linen makes its layers as it runs."""

@@ -1,5 +1,6 @@
 """Reads what a torch module computes from torch's own operations, whatever its code looks like."""
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -27,6 +29,10 @@ _NORMS = {  # by what follows their five tensors
 }
 _NORM_LEAVES = ("weight", "bias", "running_mean", "running_var")
 _RANDOM = ("dropout", "bernoulli", "rand", "normal", "uniform", "exponential")
+_DRAWING = (  # functions, without the underscores of those that write in place
+    *("bernoulli", "rand", "rand_like", "randn", "randn_like", "randint", "randperm"),
+    *("normal", "uniform", "exponential", "multinomial"),
+)
 _DRAWN = "(drawn at random)"  # stands for a weight's name
 _COUNTER = "num_batches_tracked"
 _DROPOUTS = nn.modules.dropout._DropoutNd
@@ -60,8 +66,7 @@ class TorchNetwork:
         Raises:
             ConversionError: the module raises an error, draws at random, or returns no logits.
         """
-        tensor = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
-        tensor = tensor.to(self._dtype) if is_floating(images.dtype) else tensor
+        tensor = self._tensor(images)
         title = type(self._module).__name__
         recorder = _Recorder(title, self._state, tensor, keep_values)
         try:
@@ -77,16 +82,30 @@ class TorchNetwork:
             ) from error
         return recorder.flow(flatten_output(output))
 
+    def _tensor(self, images: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
+        return tensor.to(self._dtype) if is_floating(images.dtype) else tensor
+
     def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replaces weights, by their names."""
         with torch.no_grad():
             for name, array in arrays.items():
                 self._state[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
 
-    def dropouts(self) -> list[float]:
-        """The rates of dropout in training."""
-        found = (m for m in self._module.modules() if isinstance(m, _DROPOUTS))
-        return [module.p for module in found if module.p > 0]
+    def draws(self, images: np.ndarray) -> tuple[list[float], set[str]]:
+        """The rates of dropout in training, and what else is drawn at random there.
+
+        It moves the statistics of the copy. `images` as in `run`.
+        """
+        layers = [m for m in self._module.modules() if isinstance(m, _DROPOUTS) and m.p > 0]
+        rates = [layer.p for layer in layers]
+        for layer in layers:  # what a function drops is found by its call
+            layer.p = 0.0
+        seen = _Draws()
+        is_tried = contextlib.suppress(Exception)  # one image may be too few to train on
+        with is_tried, torch.random.fork_rng(devices=[]), torch.no_grad(), seen:
+            self._module.train()(self._tensor(images))
+        return rates + seen.rates, seen.others
 
     def momenta(self) -> set[float | None]:
         """The weights of a new batch in running statistics; None is a mean over all batches."""
@@ -108,6 +127,28 @@ def _state(module: nn.Module) -> dict[str, torch.Tensor]:
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     order = [name for name in module.state_dict() if name in tensors]
     return {name: tensors[name] for name in (*order, *(n for n in tensors if n not in order))}
+
+
+class _Draws(TorchFunctionMode):
+    """Calls in training that drop values, and others that draw at random."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates: list[float] = []
+        self.others: set[str] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given, name = dict(kwargs or {}), getattr(func, "__name__", "").strip("_")
+        if "dropout" in name:
+            said = dict(zip(("input", "p", "training"), args, strict=False)) | given
+            rate, is_on = float(said.get("p", 0.5)), said.get("training", said.get("train", True))
+            if is_on and rate > 0:
+                self.rates.append(rate)
+        elif name in _DRAWING:
+            self.others.add(name)
+        return func(*args, **given)
 
 
 class _Recorder(TorchDispatchMode):
