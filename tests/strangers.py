@@ -4,6 +4,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from flax import nnx
 from torch import Tensor, nn
@@ -340,3 +341,29 @@ class FlaxStranger(nnx.Module):
         y = norm(2, self.c5(self.activation(norm(1, self.c4(x)))))
         x = nnx.relu(norm(0, self.side(x)) + y)
         return {"logits": self.out(x.mean((1, 2)))}
+
+
+def keras_model(keras: Any, activation: str = "relu") -> Any:
+    """A ResNet of three blocks as users of Keras write it, random in every leaf."""
+    layers, generator = keras.layers, np.random.default_rng(0)
+
+    def conv_bn(x: Any, planes: int, name: str, **options: Any) -> Any:
+        x = layers.Conv2D(planes, padding="same", name=name, **options)(x)
+        return layers.BatchNormalization(name=f"{name}_bn")(x)
+
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Activation(activation)(conv_bn(inputs, 16, "first", kernel_size=3))
+    for planes, stride in ((16, 1), (32, 2), (64, 2)):
+        y = conv_bn(x, planes, f"one{planes}", kernel_size=3, strides=stride)
+        y = conv_bn(layers.Activation(activation)(y), planes, f"two{planes}", kernel_size=3)
+        if stride > 1:
+            x = conv_bn(x, planes, f"skip{planes}", kernel_size=1, strides=stride)
+        x = layers.Activation(activation)(layers.Add()([x, y]))
+    x = layers.Dense(5, activation="softmax")(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, x)
+    for variable in model.weights:
+        bound = (3 / max(np.prod(variable.shape[:-1]), 1)) ** 0.5
+        is_scale = variable.name in ("gamma", "moving_variance")
+        low, high = (0.5, 1.5) if is_scale else (-bound, bound)
+        variable.assign(generator.uniform(low, high, variable.shape))
+    return model

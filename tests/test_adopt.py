@@ -4,6 +4,8 @@ import copy
 import threading
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -375,7 +377,7 @@ def test_what_cannot_be_run_or_copied_is_said():
     module.lock = threading.Lock()
     with pytest.raises(ConversionError, match="cannot be copied"):
         convert.adopt(module, IMAGES)
-    with pytest.raises(TypeError, match="a module of torch or Flax, not a dict"):
+    with pytest.raises(TypeError, match="a module of torch, Flax or Keras, not a dict"):
         convert.adopt({}, IMAGES)
 
 
@@ -418,6 +420,21 @@ def test_networks_of_timm_that_no_row_has_are_refused(name, says, timm):
 
 
 @pytest.mark.slow
-def test_a_network_of_keras_is_refused_with_the_way_in():
-    with pytest.raises(TypeError, match=r"not of Keras: save its weights.*resnet-convert import"):
-        convert.adopt(import_keras().Sequential(), IMAGES)
+@pytest.mark.xdist_group("keras")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own
+def test_a_model_of_keras_is_adopted_or_refused():
+    """Activations inside of layers, biases, an epsilon of 1e-3, SAME padding; and in float64."""
+    keras = import_keras()
+    model, images = strangers.keras_model(keras), random_images(2, 16)
+    values, call = [np.array(v) for v in model.get_weights()], keras.layers.Conv2D.call
+    adopted = check(model, images, padding="same", running_variance="biased")
+    assert adopted.names["stem.conv.weight"] == "first.kernel"
+    assert adopted.names["stages.1.0.shortcut_bn.running_var"] == "skip32_bn.moving_variance"
+    for note in ("softmax", "biases of 9 convolutions", "epsilon 0.001", "momentum"):
+        assert note in str(adopted.notes)
+    ours = jax.nn.softmax(adopted.flax_model(jnp.asarray(images)))
+    assert relative_error(ours, np.asarray(model(images))) <= 1e-5
+    assert all(map(np.array_equal, model.get_weights(), values))
+    assert keras.layers.Conv2D.call is call
+    with pytest.raises(ConversionError, match=r"not .*relu|relu|silu|swish"):
+        convert.adopt(strangers.keras_model(keras, activation="silu"), images)

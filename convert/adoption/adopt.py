@@ -83,15 +83,16 @@ def adopt(module: Any, images: Any) -> Adopted:
     itself is not run, and stays as it is.
 
     Args:
-        module: a `torch.nn.Module`, an NNX module, or a linen module with its variables: bound, or
-            as a pair. Wrappers of torch for several devices and for compiling are opened.
+        module: a `torch.nn.Module`, an NNX module, a linen module with its variables (bound, or as
+            a pair), or a model of Keras's own layers on its JAX backend. Wrappers of torch for
+            several devices and for compiling are opened.
         images: a batch as the module takes it, (n, c, h, w) or (n, h, w, c): two are enough. Let
             height and width be even, else nothing tells SAME padding from torch's.
 
     Raises:
         ConversionError: it is no network of the table (the message names the first layer in which
             it differs from the nearest), it cannot be copied or run, or is not deterministic.
-        TypeError: it is no module of torch or Flax.
+        TypeError: it is no module of torch, Flax or Keras.
     """
     module = unwrap_module(module)
     framework = _framework(module)
@@ -118,13 +119,12 @@ def _framework(module: Any) -> Framework:
     if isinstance(module, tuple) and len(module) == 2 and isinstance(module[1], Mapping):
         return framework_of(module)
     kinds = {kind.__module__.partition(".")[0] for kind in type(module).__mro__}
-    if "keras" in kinds:
-        raise TypeError(
-            "adopt takes modules of torch and Flax, not of Keras: save its weights, and "
-            "`resnet-convert import model.weights.h5` reads them"
-        )
+    if "keras" in kinds:  # on its torch backend, a module of torch as well
+        return "flax"
     if not kinds & {"torch", "flax"} or isinstance(module, type):
-        raise TypeError(f"adopt takes a module of torch or Flax, not a {type(module).__name__}")
+        raise TypeError(
+            f"adopt takes a module of torch, Flax or Keras, not a {type(module).__name__}"
+        )
     if hasattr(module, "unbind") and getattr(module, "scope", None) is None:
         raise TypeError("adopt takes a linen module with its variables: (module, variables)")
     return framework_of(module)

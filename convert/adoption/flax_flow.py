@@ -1,4 +1,4 @@
-"""Reads what a Flax network computes from its layers' calls and the program that JAX traces."""
+"""Reads what a network of Flax or Keras computes: from its layers' calls, and what JAX traces."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +12,7 @@ from jax.extend.core import Literal, Primitive
 
 from convert import leaves
 from convert.adoption.flow import PADS, Flow, Layer, Node, finish
+from convert.adoption.keras_network import KerasNetwork, is_keras
 from convert.errors import ConversionError
 from convert.parity.flax_probe import is_linen
 from convert.parity.linen_network import LinenNetwork
@@ -38,16 +39,23 @@ for _mark in (_BEGIN, _END):
 
 
 class FlaxNetwork:
-    """A copy of an NNX module, or of a linen one with its variables; see `TorchNetwork`."""
+    """A copy of an NNX module, of a linen one with its variables, or of a Keras model.
+
+    See `TorchNetwork`.
+    """
 
     running_variance = "biased"
 
     def __init__(self, model: Any, dtype: str):
         self._dtype, self._title = jnp.dtype(dtype), _title(model)
-        kind = LinenNetwork if is_linen(model) else NNXNetwork
+        kind: Any = LinenNetwork if is_linen(model) else NNXNetwork
+        kind = KerasNetwork if is_keras(model) else kind
         with float64(("flax",)):
             self._network: Any = kind(model, self._dtype, jax.devices("cpu")[0])
-        self._rates, self._momenta = _dropout_rates(model), _momenta(model)
+        if is_keras(model):
+            self._rates, self._momenta = self._network.rates, self._network.momenta
+        else:
+            self._rates, self._momenta = _dropout_rates(model), _momenta(model)
         self.given = {n: _as_torch(n, np.asarray(a)) for n, a in self._network.given.items()}
 
     def run(self, images: np.ndarray, *, keep_values: bool = False) -> Flow:
@@ -116,7 +124,10 @@ class FlaxNetwork:
 
     def _outputs(self, images: Any, calls: "_Calls") -> dict[str, Any]:
         network = self._network
-        with calls.caught():
+        keras = contextlib.nullcontext()
+        if isinstance(network, KerasNetwork):
+            keras = network.caught(calls.called, self._weights())
+        with calls.caught(), keras:
             output, _, _ = network.run(network.params, network.statistics, images, train=False)
         return {n: a for n, a in flatten_output(output).items() if isinstance(a, jax.Array)}
 
@@ -166,7 +177,7 @@ class _Calls:
         }
 
         def catching(call: Callable[..., Any]) -> Any:
-            return lambda module, x, *args, **kwargs: self._called(
+            return lambda module, x, *args, **kwargs: self._flax_called(
                 module, x, lambda x: call(module, x, *args, **kwargs), _nnx_tensors
             )
 
@@ -174,7 +185,7 @@ class _Calls:
             if context.method_name != "__call__" or _kind(context.module) is None:
                 return call(*args, **kwargs)
             x, *others = args
-            return self._called(
+            return self._flax_called(
                 context.module, x, lambda x: call(x, *others, **kwargs), _linen_tensors
             )
 
@@ -187,14 +198,22 @@ class _Calls:
             for kind, call in own.items():
                 kind.__call__ = call
 
-    def _called(
+    def _flax_called(
         self,
         module: Any,
         x: Any,
         call: Callable[[Any], Any],
         tensors_of: Callable[[Any], dict[str, Any]],
     ) -> Any:
-        kind = _kind(module)
+        kind, title = _kind(module), type(module).__name__
+        return self.called(
+            kind, x, call, lambda: (title, tensors_of(module), _arguments(kind, module))
+        )
+
+    def called(
+        self, kind: str | None, x: Any, call: Callable[[Any], Any], describe: Callable[[], Any]
+    ) -> Any:
+        """The result of a call, which is noted; `describe` gives title, tensors and arguments."""
         if self._is_inside or kind is None:  # one layer that calls another
             return call(x)
         number = len(self.outputs)
@@ -207,12 +226,14 @@ class _Calls:
         y = _END.bind(y, number=number) if self._has_marks else y
         self._is_inside = False
         self.outputs[number] = y
-        self.layers.append(self._layer(kind, module, tensors_of(module)))
+        self.layers.append(self._layer(kind, *describe()))
         return y
 
-    def _layer(self, kind: str, module: Any, tensors: Mapping[str, Any]) -> Layer:
+    def _layer(
+        self, kind: str, title: str, tensors: Mapping[str, Any], arguments: dict[str, Any]
+    ) -> Layer:
         names = {leaf: self._names[id(a)] for leaf, a in tensors.items() if id(a) in self._names}
-        path = next(iter(names.values()), "").rpartition(".")[0] or type(module).__name__
+        path = next(iter(names.values()), "").rpartition(".")[0] or title
         arrays = {
             leaves.torch_name(leaf): _as_torch(leaf, np.asarray(a)) for leaf, a in tensors.items()
         }
@@ -220,7 +241,7 @@ class _Calls:
             planes = arrays["running_mean"].shape
             arrays = {"weight": np.ones(planes), "bias": np.zeros(planes), **arrays}
         named = {leaves.torch_name(leaf): name for leaf, name in names.items()}
-        return Layer(kind, path, arrays, named, arguments=_arguments(kind, module))
+        return Layer(kind, path, arrays, named, arguments=arguments)
 
 
 def _kind(module: Any) -> str | None:
@@ -240,7 +261,7 @@ def _linen_tensors(module: Any) -> dict[str, Any]:
     return found
 
 
-def _arguments(kind: str, module: Any) -> dict[str, Any]:
+def _arguments(kind: str | None, module: Any) -> dict[str, Any]:
     if kind == "norm":
         return {"epsilon": float(getattr(module, "epsilon", _EPSILON))}
     if kind != "conv":
