@@ -12,6 +12,7 @@ import pytest
 
 import convert
 from convert.__main__ import main
+from convert.errors import ConversionError
 from convert.files import read_file
 from convert.layouts import find_layout
 from convert.layouts.translate import flatten
@@ -165,3 +166,26 @@ def test_what_is_no_whole_file_of_keras_is_refused(tmp_path):
     ):
         with pytest.raises(convert.ConversionError, match=f"not a whole HDF5 file.*{reason}"):
             read_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+@pytest.mark.parametrize("is_archive", [False, True])
+def test_a_name_whose_length_is_damaged_takes_no_memory(tmp_path, version, is_archive):
+    """HDF5 takes as much as the length says, up to 4 GB, before it finds out."""
+    path = tmp_path / "model.weights.h5"
+    with h5py.File(path, "w", libver=version) as file:
+        for layer in ("conv2d", "conv2d_1"):
+            variables = file.create_group(f"layers/{layer}/vars")
+            variables.attrs["name"] = f"{layer:_<25}"
+            variables["0"] = np.ones((3, 3, 2, 4), np.float32)
+    assert len(read_file(path).arrays) == 2
+    content = bytearray(path.read_bytes())
+    place = content.find((25).to_bytes(4, "little"), content.find(b"name\0"))
+    content[place : place + 4] = (2_900_000_000).to_bytes(4, "little")
+    path.write_bytes(content)
+    if is_archive:
+        with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+            archive.write(path, path.name)
+        path = tmp_path / "model.keras"
+    with pytest.raises(ConversionError, match="the name of a layer has 2900000000 bytes"):
+        read_file(path)

@@ -4,7 +4,9 @@ Arrays are called by their layer's name and Keras's word for the variable: `conv
 within a nested model `resnet50/conv1_conv/kernel`.
 """
 
+import contextlib
 import io
+import mmap
 import re
 import shutil
 from collections.abc import Iterator
@@ -33,6 +35,8 @@ _VARIABLES = {
 _CHUNK = 2**20  # bytes of an archive that are read at once
 _DEEPEST = 16  # groups in groups
 _MOST_OBJECTS = 100_000
+_LONGEST_NAME = 2**16  # bytes
+_VARIABLE_LENGTH = 9  # the class of a type, in the low half of its first byte
 
 
 def read(path: Path, visit: Visitor) -> Contents:
@@ -52,7 +56,9 @@ def read(path: Path, visit: Visitor) -> Contents:
             "installed: install flax-resnet[keras]"
         ) from error
     try:
-        with h5py.File(_unpacked(path), "r") as file:
+        content = _unpacked(path)
+        _check_names(content)
+        with h5py.File(content, "r") as file:
             reader = _Reader(h5py, path.stat().st_size)
             root = reader.child(file, _OLD_ROOT) if _OLD_ROOT in file else file
             names: set[str] = set()
@@ -85,6 +91,43 @@ def _unpacked(path: Path) -> Path | io.BytesIO:
             shutil.copyfileobj(file, content, _CHUNK)
         content.seek(0)
         return content
+
+
+def _check_names(content: Path | io.BytesIO) -> None:
+    """Raises a ValueError for a name that is longer than any: HDF5 takes the memory, then reads."""
+    with contextlib.ExitStack() as opened:
+        if isinstance(content, io.BytesIO):
+            data: Any = content.getvalue()
+        else:
+            file = opened.enter_context(content.open("rb"))
+            data = opened.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        place = data.find(b"name\0")
+        while place >= 0:
+            length = _name_length(data, place)
+            if length > _LONGEST_NAME:
+                raise ValueError(f"the name of a layer has {length} bytes")
+            place = data.find(b"name\0", place + 1)
+
+
+def _name_length(data: Any, place: int) -> int:
+    """Of the value of an attribute "name" whose own name is at this place; 0 if it is none.
+
+    HDF5 file format specification 3.0, section IV.A.2.m: the message's version, the sizes of the
+    name, of the type and of the shape, then these, then for a string its length and its address.
+    """
+
+    def number(start: int, size: int) -> int:
+        return int.from_bytes(data[start : start + size], "little")
+
+    for version, distance in ((1, 8), (2, 8), (3, 9)):
+        start = place - distance
+        if start < 0 or number(start, 1) != version or number(start + 2, 2) != len(b"name\0"):
+            continue
+        unit = 8 if version == 1 else 1  # to whose multiples it fills up
+        name, kind, shape = (-(-number(start + k, 2) // unit) * unit for k in (2, 4, 6))
+        if number(place + name, 1) % 16 == _VARIABLE_LENGTH:
+            return number(place + name + kind + shape, 4)
+    return 0
 
 
 class _Reader:
