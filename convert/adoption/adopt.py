@@ -1,4 +1,4 @@
-"""Turns a live network of another author into the twins of a row, and proves that they are it."""
+"""Builds both twins of a live network of another author, and proves that they compute the same."""
 
 import dataclasses
 import os
@@ -260,7 +260,7 @@ def _own_weights(
 
 
 def _as_trained(spec: ResNetSpec, exact: Any, images: np.ndarray) -> tuple[ResNetSpec, list[str]]:
-    """The spec with what counts in training alone, and notes on it."""
+    """The spec with the fields that only count in training, and notes on them."""
     changes: dict[str, Any] = {"running_variance": exact.running_variance}
     (rates, others), notes = exact.draws(images), list[str]()
     are_of_blocks = len(rates) == len([*spec.blocks()]) and len({*rates}) == 1
@@ -286,7 +286,7 @@ def _as_trained(spec: ResNetSpec, exact: Any, images: np.ndarray) -> tuple[ResNe
 
 
 def _notes(found: Mapping[str, Layer], own: Flow, names: Mapping[str, str]) -> Iterator[str]:
-    """What was left out or is not a weight as it stands."""
+    """Notes on what was left out, and on tensors that are computed from others."""
     if own.unused:
         yield f"left out: {name_some(own.unused)}, which have no part in the output"
     computed = [

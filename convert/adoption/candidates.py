@@ -72,7 +72,7 @@ def run_torch(model: Any, images: np.ndarray) -> np.ndarray:
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest, relative to the largest value; infinite where shapes differ or values are."""
+    """The largest difference, relative to the largest value; infinite where shapes differ."""
     if one.shape != other.shape or not (np.isfinite(one).all() and np.isfinite(other).all()):
         return np.inf
     return measure(one, other).relative
@@ -105,7 +105,7 @@ def candidates(flow: Flow) -> Iterator[Candidate]:
 
 
 def _dialects(spec: ResNetSpec) -> Iterator[ResNetSpec]:
-    """The spec in every dialect that no tensor shows."""
+    """The spec in every dialect that tensors do not show."""
     identities = ("identity", "centred_identity")
     shortcuts = identities if spec.shortcut in identities else (spec.shortcut,)
     strides = ("3x3", "1x1") if spec.block == "bottleneck" else ("3x3",)
@@ -121,7 +121,7 @@ def _dialects(spec: ResNetSpec) -> Iterator[ResNetSpec]:
 
 
 def _contradictions(candidate: Candidate, named: Mapping[str, Node]) -> int:
-    """How many arguments of convolutions say otherwise: their strides, and zeros put before."""
+    """How many convolutions have another stride or padding than the candidate says."""
     spec, count = candidate.classifier.network, 0
     for path, conv in spec.convolutions():
         node = named[candidate.layers[path]]

@@ -111,12 +111,12 @@ class FlaxNetwork:
                     values[name] = jnp.asarray(array, values[name].dtype)
 
     def draws(self, images: np.ndarray) -> tuple[list[float], set[str]]:
-        """As of `TorchNetwork`, of layers alone."""
+        """See `TorchNetwork`; only layers of dropout are found."""
         del images
         return self._rates, set()
 
     def momenta(self) -> set[float | None]:
-        """In torch's sense: of NNX; linen makes its layers as it runs."""
+        """In torch's sense; none of linen, which makes its layers as it runs."""
         return self._momenta
 
     def _weights(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _title(model: Any) -> str:
 
 
 def _dropout_rates(model: Any) -> list[float]:
-    """Of NNX; linen makes its layers as it runs."""
+    """None of linen, which makes its layers as it runs."""
     if not isinstance(model, nnx.Module):
         return []
     found = (m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.Dropout))
@@ -168,7 +168,7 @@ class _Calls:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """Layers of NNX by their classes, for Python looks up a call there; linen has a way."""
+        """Catches NNX layers at `__call__` of their classes, linen ones by its interceptor."""
         own = {
             kind: kind.__call__
             for kinds in _KINDS.values()

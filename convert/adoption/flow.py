@@ -176,7 +176,7 @@ def finish(
 
 
 def _likeness(node: Node, value: np.ndarray, nodes: Sequence[Node]) -> tuple[Any, ...]:
-    """How much an output is one of logits: the layers before it, rather pooled, rather numbers."""
+    """Orders outputs: logits have the most layers before them, are floating, and (n, classes)."""
     layers = sum(one.layer is not None for one in leading_to(node, nodes))
     return layers, is_floating(value.dtype), value.ndim == 2, -value.ndim
 

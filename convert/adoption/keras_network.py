@@ -141,7 +141,7 @@ class KerasNetwork:
 
 @contextlib.contextmanager
 def _changed(layer: Any, name: str, value: Any) -> Iterator[None]:
-    """With another attribute, where the layer has it."""
+    """Sets an attribute for a while, if the layer has it."""
     if not hasattr(layer, name):
         yield
         return
@@ -155,10 +155,10 @@ def _changed(layer: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _whole_float64() -> Iterator[None]:
-    """Has Keras compute float64 in float64: on JAX it takes float32, and says float64."""
+    """Makes Keras compute float64 in float64: on JAX it computes in float32, and casts."""
     import keras.src.backend.common.dtypes as rules
 
-    table = rules.BIT64_TO_BIT32_DTYPE
+    table: dict[str, str] = getattr(rules, "BIT64_TO_BIT32_DTYPE", {})
     kept = dict(table)
     table["float64"] = "float64"
     try:

@@ -1,4 +1,4 @@
-"""Says why a network is none of the table: the first layer in which it differs, and how."""
+"""Says why a network is not in the table: the first layer in which it differs, and how."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ _OPERATIONS = {
 
 
 def refuse(flow: Flow, title: str) -> None:
-    """Raises a ConversionError for what no row has, whatever the rest is: all of it at once."""
+    """Raises a ConversionError that lists everything that no row of the table has."""
     problems = [*_strange_layers(flow), *_strange_operations(flow)]
     if not any(node.is_join for node in flow.nodes):
         problems.append(
@@ -32,7 +32,7 @@ def refuse(flow: Flow, title: str) -> None:
             "network has the tensors of one with option A's shortcuts)"
         )
     if problems:
-        raise ConversionError(f"{title} is no network of the table:", problems)
+        raise ConversionError(f"{title} is not a network of the table:", problems)
 
 
 def _strange_layers(flow: Flow) -> Iterator[str]:
@@ -154,7 +154,7 @@ def _operations(node: Node, twin: Node) -> Iterator[str]:
 
 
 def _other_layers(flow: Flow) -> Iterator[str]:
-    """How the layers differ from those of the row that has nearly these."""
+    """How the layers differ from those of the nearest row."""
     named = places(flow)
     close = nearest(shapes_of(named))
     paths = {place: layer_of(node).path for place, node in named.items()}

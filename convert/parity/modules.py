@@ -1,4 +1,4 @@
-"""Refuses, before it runs, what is no network that takes one batch."""
+"""Refuses what is not a network of one batch, before it runs."""
 
 import inspect
 from typing import Any
