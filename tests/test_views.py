@@ -60,13 +60,18 @@ def test_a_training_image_has_torchvisions_pixels(form, interpolation):
     whole = Image.open(io.BytesIO(content))
     generator = np.random.default_rng(0)
     boxes = [random_box(375, 500, generator, 0.08) for _ in range(12)]
-    for number, box in enumerate([*boxes, Box(300, 400, 75, 100)]):  # the last corner
-        size = (32, 64, 224)[number % 3]
+    cases = [(box, (32, 64, 224)[number % 3]) for number, box in enumerate(boxes)]
+    cases += [(Box(300, 400, 75, 100), 32), (Box(255, 377, 120, 123), 224)]  # the last corner
+    cases += [(Box(0, 0, 112, 56), 224), (Box(100, 7, 201, 224), 224), (Box(50, 60, 1, 1), 64)]
+    for box, size in cases:
         ours = Picture(content).cut(box, size, interpolation).astype(int)
         theirs = np.asarray(functional.resized_crop(whole, *box, [size, size], mode))
         difference = np.abs(ours - theirs)
         if form == "JPEG" and min(box.height, box.width) >= 4 * size:
             assert difference.mean() < 1
+        elif interpolation == "bilinear" and max(box.height, box.width) <= size:
+            assert difference.max() <= 1
+            assert difference.mean() < 0.002
         else:
             assert difference.max() == 0
     box = Box(20, 30, 300, 350)

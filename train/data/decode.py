@@ -67,7 +67,8 @@ class Picture:
         `area` takes the mean of the pixels under a new one, and decodes a JPEG to no less than an
         eighth and no less than `size`. The others are Pillow's: they equal torchvision's
         `RandomResizedCrop` of this box, bit for bit where the box is less than four times `size`;
-        of a larger one a JPEG is decoded to no less than twice `size`.
+        of a larger one a JPEG is decoded to no less than twice `size`. A box that `bilinear` only
+        enlarges is OpenCV's, of which one value in 1,000 is one grey level from Pillow's.
         """
         least = size if interpolation == "area" else 2 * size
         pixels, factor = self._decoded(min(box.height, box.width), least)
@@ -136,11 +137,21 @@ def _cut_by_pillow(
         # Pillow takes the box out of the bytes itself: it copies an array that is not whole twice.
         content = pixels.reshape(-1)[3 * (box.top * width + box.left) :]
         shape, layout = (box.width, box.height), ("raw", "RGB", 3 * width, 1)
+        if interpolation == "bilinear" and max(shape) <= size:
+            return _enlarge(pixels[box.top : box.top + box.height, box.left :][:, : box.width], size)
         part = Image.frombuffer("RGB", shape, content, *layout)
         return np.asarray(part.resize((size, size), filter))
     edges = min(right / factor, width), min(bottom / factor, height)
     edges = (box.left / factor, box.top / factor, *edges)
     return np.asarray(Image.fromarray(pixels).resize((size, size), filter, edges))
+
+
+def _enlarge(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Pillow's bilinear interpolation in a third of its time, rounded as Pillow does, twice."""
+    for shape in ((size, len(pixels)), (size, size)):  # along the rows, then the columns
+        exact = cv2.resize(pixels.astype(np.float32), shape, interpolation=cv2.INTER_LINEAR)
+        pixels = cv2.convertScaleAbs(exact, beta=1e-3)  # halves are rounded upwards
+    return pixels
 
 
 def _middle(length: int, resized: int, size: int) -> tuple[float, float]:
