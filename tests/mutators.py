@@ -31,7 +31,7 @@ _ZIP_SIGNATURES = (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06")
 def base_files() -> dict[str, list[tuple[str, bytes]]]:
     """(suffix, content) of whole files, by kind."""
     rng = np.random.default_rng(0)
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.array(3) if shape == () else rng.standard_normal(shape).astype(np.float32)
         for name, shape in _CLASSIFIER.tensors().items()
     }
@@ -43,7 +43,7 @@ def base_files() -> dict[str, list[tuple[str, bytes]]]:
             write_weights(path, Weights(arrays, _CLASSIFIER))
             found.append((path.suffix, path.read_bytes()))
     compressed, legacy, wrapped = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    np.savez_compressed(compressed, allow_pickle=False, **arrays)
+    np.savez_compressed(compressed, **arrays)
     state = {f"module.{name}": torch.from_numpy(array) for name, array in arrays.items()}
     torch.save(state, legacy, _use_new_zipfile_serialization=False)
     torch.save({"state_dict": state, "epoch": 3, "best": torch.tensor(0.5)}, wrapped)

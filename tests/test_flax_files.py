@@ -101,14 +101,14 @@ def test_a_network_of_haiku_within_a_users_module_comes_in_without_options(tmp_p
         name: np.zeros((), np.int64) if not shape else generator.random(shape, np.float32)
         for name, shape in classifier.tensors().items()
     }
-    theirs = {
+    theirs: dict[str, Any] = {
         name.replace("/res_net/", "/mine/~/res_net18/"): array
         for name, array in write_layout(expected, classifier, layout).items()
     }
     averages = [name for name in theirs if name.endswith("average")]
     theirs |= {name.replace("average", "hidden"): theirs[name] for name in averages}
     theirs |= {name.replace("average", "counter"): np.array(3, np.int32) for name in averages}
-    np.savez(tmp_path / "theirs.npz", allow_pickle=False, **theirs)
+    np.savez(tmp_path / "theirs.npz", **theirs)
     output = tmp_path / "m.npz"
     assert main(["import", str(tmp_path / "theirs.npz"), "-o", str(output)]) == 0
     assert "--layout haiku --model ResNet18" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -219,14 +220,14 @@ def test_a_file_without_arrays_is_refused(tmp_path, suffix):
 
 def test_numpys_own_files_are_read(tmp_path):
     """Compressed, in Fortran's order, of the other byte order, bfloat16 without its name."""
-    arrays = {
+    arrays: dict[str, Any] = {
         "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
         "big": np.arange(3, dtype=">f4"),
         "half": np.arange(3).astype(ml_dtypes.bfloat16),
         "arch": np.array("resnet20"),
     }
     path = tmp_path / "m.npz"
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    np.savez_compressed(path, **arrays)
     weights = read_weights(path)
     assert weights.arrays["big"].dtype == np.float32
     assert weights.notes == (
@@ -249,7 +250,7 @@ def test_numpy_reads_our_npz(tmp_path):
 
 def test_a_bomb_is_refused_before_it_unpacks(tmp_path):
     path = tmp_path / "m.npz"
-    np.savez_compressed(path, allow_pickle=False, zeros=np.zeros(2**24))  # 134 MB in 0.1 MB
+    np.savez_compressed(path, zeros=np.zeros(2**24))  # 134 MB in 0.1 MB
     with pytest.raises(convert.ConversionError, match="would unpack to 134"):
         read_weights(path)
     lying = tmp_path / "lying.npz"  # a header that says more than the member holds

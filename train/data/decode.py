@@ -138,7 +138,9 @@ def _cut_by_pillow(
         content = pixels.reshape(-1)[3 * (box.top * width + box.left) :]
         shape, layout = (box.width, box.height), ("raw", "RGB", 3 * width, 1)
         if interpolation == "bilinear" and max(shape) <= size:
-            return _enlarge(pixels[box.top : box.top + box.height, box.left :][:, : box.width], size)
+            return _enlarge(
+                pixels[box.top : box.top + box.height, box.left :][:, : box.width], size
+            )
         part = Image.frombuffer("RGB", shape, content, *layout)
         return np.asarray(part.resize((size, size), filter))
     edges = min(right / factor, width), min(bottom / factor, height)
