@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument(
         "--names",
         action="store_true",
-        help="print our name of every tensor and the file's; with --json the map that "
+        help="print our name and the file's name of every tensor; with --json the map that "
         "`import --names` reads",
     )
     _add_rename(look)
@@ -120,10 +120,18 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "run a model folder in its own package, and compare errors and pixels with ours"
     check = commands.add_parser("check", help=text, description=f"{text.capitalize()}.")
-    check.add_argument("folder", type=Path, help="exported, or anybody's of timm or transformers")
-    check.add_argument("--data", required=True, help="imagenet2012, or folder:PATH as to train on")
-    check.add_argument("--data-dir", type=Path, help="folder of tensorflow-datasets")
-    check.add_argument("--images", type=int, default=1000, help="how many; default: 1000")
+    check.add_argument("folder", type=Path, help="model folder of timm or transformers, any origin")
+    check.add_argument(
+        "--data", required=True, help="imagenet2012, or folder:PATH with test/CLASS/ or val/CLASS/"
+    )
+    check.add_argument(
+        "--data-dir",
+        type=Path,
+        help="folder of tensorflow-datasets; default: TFDS_DATA_DIR, or ~/tensorflow_datasets",
+    )
+    check.add_argument(
+        "--images", type=int, default=1000, help="number of test images; default: 1000"
+    )
     check.set_defaults(command=_check)
 
     text = "list the known layouts"
@@ -181,11 +189,11 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "import",
-        help="make a file of ours, or a new run, of any weights",
+        help="make a file of ours, or a new run, from any weights",
         description="Reads weights under our names or another package's, and writes a file that "
-        "says which model it holds, or a run to resume from. Without --layout and --model it takes "
-        "a known layout that fits whole, else it recognises the network by the shapes and the "
-        "order of the tensors, whatever they are called.",
+        "says which model it holds, or a run to resume. Without --layout and --model it takes a "
+        "known layout that every tensor fits, else it recognises the network by the shapes and "
+        "the order of the tensors, whatever their names are.",
     )
     parser.add_argument(
         "source", type=Path, help=f"{', '.join(READABLE)}, a model folder, or hf://OWNER/NAME"
@@ -194,7 +202,7 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         *("-o", "--output"),
         type=Path,
         required=True,
-        help=f"{', '.join(SUFFIXES)}, or a new folder: a run to resume from",
+        help=f"{', '.join(SUFFIXES)}, or a new folder: a run to resume",
     )
     parser.add_argument(
         "--layout",
@@ -210,7 +218,7 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--names",
         type=Path,
         metavar="MAP.json",
-        help="our names -> the file's, of layers or of tensors, as many as decide which is which",
+        help="JSON file: our names -> the file's, of layers or tensors; as many as are needed",
     )
     parser.add_argument(
         "--statistics-batch-size",
@@ -241,15 +249,17 @@ def _add_rename(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OLD=NEW",
-        help="replace text in the names of a file's tensors (plain text, wherever it stands), "
-        "before anything but --prefix looks at them; may be repeated, and is done in that order",
+        help="replace plain text anywhere in the names of a file's tensors, after --prefix and "
+        "before all else; may be repeated, and is done in that order",
     )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add_part(parser)
     parser.add_argument(
-        "--head", default="keep", help="keep, drop, or new:N for a new one of N classes"
+        "--head",
+        default="keep",
+        help="keep, drop, or new:N for a new one of N classes; default: keep",
     )
     parser.add_argument(
         "--preprocessing",

@@ -14,7 +14,7 @@ def add_stated(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reset-counters",
         action="store_true",
-        help="take every num_batches_tracked as zero that is missing or is no int64",
+        help="take num_batches_tracked as zero where it is missing or not int64",
     )
     group = parser.add_argument_group(
         "the network", "fields that names of tensors do not show; default: the layout's usual value"

@@ -257,7 +257,7 @@ def test_a_run_that_diverges_fails_and_keeps_the_checkpoint_before(tmp_path):
 @needs_cifar10
 def test_cifar10_trains_from_its_files(tmp_path):
     output = train(tmp_path, "cifar10-45k", "--max-steps", "20", "--run-dir", "a")
-    assert "45000 images to train, 5000 of train[45000:]" in output
+    assert "45000 training images, 5000 test images (train[45000:])" in output
     result = json.loads((tmp_path / "a" / "result.json").read_text())
     assert result["parity"]["images"] == 5000
     assert result["parity"]["different_predictions"] == 0

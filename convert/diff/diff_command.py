@@ -66,16 +66,23 @@ def add_parser(commands: Any) -> None:
     add_part(parser)
     add_stated(parser)
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="f32", help="beside float64; default: f32"
+        "--precision",
+        choices=PRECISIONS,
+        default="f32",
+        help="second precision, beside float64; default: f32",
     )
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
-    parser.add_argument("--images", type=Path, metavar="FILE.npy", help="(n, h, w, c), normalised")
-    parser.add_argument("--labels", type=Path, metavar="FILE.npy", help="(n,): cross-entropy loss")
+    parser.add_argument(
+        "--images", type=Path, metavar="FILE.npy", help="images (n, h, w, c), normalised"
+    )
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE.npy", help="classes (n,), for the cross-entropy loss"
+    )
     parser.add_argument("--batch", type=int, default=4, help="number of random images; default: 4")
     parser.add_argument(
         "--size",
         type=int,
-        help="height and width of random images; default: 32 for a stem for small ones, else 64",
+        help="height and width of random images; default: 32 for models for small images, else 64",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of random images and of the loss; default: 0"

@@ -130,7 +130,7 @@ class ModelFields:
     running_variance: Annotated[RunningVariance, Fixed()] = "unbiased"
     """Variance that BatchNorm averages: unbiased as in torch, or biased as in Flax."""
     init_from: Annotated[Path | None, Fixed(idle=_tests_a_run)] = None
-    """Start from the weights of this file or folder; a head of another size is drawn anew."""
+    """Start from the weights of this file or folder; a head of another size is initialised anew."""
     init_layout: Annotated[str | None, Fixed(idle=_tests_a_run)] = None
     """Layout of the names in that file, see `resnet-convert layouts`; default: recognised."""
     frozen_stages: Annotated[int | None, Fixed(least=0, most=4)] = None
@@ -145,7 +145,7 @@ class DataFields:
     """digits (of scikit-learn), cifar10, cifar100, imagenet2012, or folder:PATH, whose train/ and
     test/ (or val/) hold a folder of images for each class."""
     data_dir: Annotated[Path | None, Option(computes=False, idle=_not_of_tfds)] = None
-    """Folder of tensorflow-datasets; default: the environment's TFDS_DATA_DIR."""
+    """Folder of tensorflow-datasets; default: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     validation_size: Annotated[int | None, Fixed(least=1)] = None
     """Hold this many images out of the end of the training set, and test on them."""
     crop_padding: Annotated[int, Fixed(least=0, idle=_not_in_memory)] = 4
@@ -155,10 +155,10 @@ class DataFields:
     cutout: Annotated[int, Fixed(least=0, idle=_not_in_memory)] = 0
     """Side of the square that is erased in each training image (DeVries & Taylor 2017); 0: none."""
     preprocessing: Annotated[str | None, Fixed()] = None
-    """How images are normalised and resized: file (as --init-from says it, the default where it
-    does), a name such as imagenet, another file that says it, or mean=...,std=... with size=, crop=
-    and interpolation=, which may follow a name, too. Of these three, the options below count more
-    where they are given, and a recipe's own count less."""
+    """How images are normalised and resized: file (what the file of --init-from says; the default
+    if it says something), a name such as imagenet, another file, or mean=...,std=..., optionally
+    with size=, crop= and interpolation=, which may also follow a name. --image-size,
+    --crop-fraction and --interpolation override these three; a recipe's values do not."""
     image_size: Annotated[int, Fixed(least=1, idle=_not_streamed)] = 224
     """Height and width to which streamed images (imagenet2012, folder) are cropped."""
     crop_fraction: Annotated[float, Fixed(least=0.01, most=1, idle=_not_streamed)] = 0.875
@@ -168,14 +168,14 @@ class DataFields:
     min_crop_area: Annotated[float, Fixed(least=0.001, most=1, idle=_not_streamed)] = 0.08
     """Smallest share of an image's area in a random-resized crop; streamed images only."""
     train_interpolation: Annotated[TrainInterpolation, Fixed(idle=_not_streamed)] = "area"
-    """How a training image is resized: by means of areas, or as torchvision does by Pillow, which
-    is less sharp and slower; streamed images only."""
+    """How a training image is resized: to the mean over areas, or as torchvision does with Pillow,
+    which is less sharp and slower; streamed images only."""
     rand_augment: Annotated[int, Fixed(least=0, most=16, idle=_not_streamed)] = 0
     """Operations of RandAugment on each training image (Cubuk et al. 2020); 0 for none."""
     rand_augment_magnitude: Annotated[float, Fixed(least=0, most=30, idle=_no_rand_augment)] = 9.0
     """Strength of these operations, from 0 to 30, as in the paper."""
     mixup: Annotated[float, Fixed(least=0)] = 0.0
-    """The alpha of mixup (Zhang et al. 2018), 0 for none."""
+    """The alpha of mixup (Zhang et al. 2018); 0 for none."""
     cutmix: Annotated[float, Fixed(least=0)] = 0.0
     """The alpha of CutMix (Yun et al. 2019), 0 for none; with both, each batch draws one."""
     label_smoothing: Annotated[float, Fixed(least=0, most=1)] = 0.0
@@ -193,36 +193,37 @@ class OptimizerFields:
     epochs: Annotated[int, Steps(least=1)] = 160
     """Passes over the training set."""
     max_steps: Annotated[int | None, Steps(least=1)] = None
-    """Stop after this many steps, if `epochs` are more."""
+    """Stop after this many steps, if --epochs are more."""
     global_batch_size: Annotated[int, Fixed(least=1, most=MOST_STEPS)] = 128
     """Images a step, over all devices of all processes."""
     accumulate_steps: Annotated[int, Fixed(least=1)] = 1
-    """Cut each batch into this many parts, one after another in memory, and average their
+    """Compute each batch in this many parts, one after another to save memory, and average their
     gradients; BatchNorm normalises each part by itself."""
     batch_norm_images: Annotated[int | Literal["batch", "device"], Fixed(least=1)] = "batch"
-    """Images that BatchNorm normalises together: a number, or fewer if the batch has fewer; a whole
-    batch, or its part; or as many as each device has when the run begins."""
+    """Images that BatchNorm normalises together: a number, or fewer if the batch has fewer; batch:
+    the whole batch, or a part of --accumulate-steps; device: as many as each device has when the
+    run begins."""
     optimizer: Annotated[Literal["sgd", "lars"], Fixed()] = "sgd"
     """SGD with momentum, or LARS for very large batches (You et al. 2017)."""
     learning_rate: Annotated[float, Option(least=0)] = 0.1
     """Peak learning rate."""
     learning_rate_batch_size: Annotated[int | None, Option(least=1)] = None
-    """Batch size that `learning_rate` is for: the rate is scaled with the batch size (Goyal et al.
+    """Batch size that --learning-rate is for: the rate is scaled with the batch size (Goyal et al.
     2017). None: no scaling."""
     schedule: Literal["drops", "cosine"] = "drops"
-    """Fall by `drop_factor` at `drop_steps`, or as half a cosine to zero at the last step."""
+    """Fall by --drop-factor at --drop-steps, or as half a cosine to zero at the last step."""
     drop_steps: Annotated[tuple[int, ...], Steps(idle=_no_drops)] = (32_000, 48_000)
     """Steps at which the learning rate falls."""
     drop_epochs: Annotated[tuple[float, ...] | None, Steps(idle=_no_drops)] = None
-    """Epochs at which it falls, instead of `drop_steps`."""
+    """Epochs at which it falls, instead of --drop-steps."""
     drop_factor: Annotated[float, Option(least=0, idle=_no_drops)] = 0.1
     """Factor of the learning rate at each drop."""
     warmup: Annotated[Literal["constant", "linear"], Option(idle=_no_warmup)] = "constant"
-    """Stay at `warmup_learning_rate`, or rise from it to the peak."""
+    """Stay at --warmup-learning-rate, or rise from it to the peak."""
     warmup_steps: Annotated[int, Steps()] = 400
     """Steps of warm-up before the schedule's own rate."""
     warmup_epochs: Annotated[float | None, Steps()] = None
-    """Epochs of warm-up, instead of `warmup_steps`."""
+    """Epochs of warm-up, instead of --warmup-steps."""
     warmup_learning_rate: Annotated[float, Option(least=0, idle=_no_warmup)] = 0.01
     """Learning rate of the first step, or the peak if that is lower."""
     momentum: Annotated[float, Option(fixed=lambda momentum: momentum > 0, least=0)] = 0.9
@@ -232,7 +233,7 @@ class OptimizerFields:
     weight_decay: Annotated[float, Option(least=0)] = 1e-4
     """L2 decay of convolution and linear weights; never of BatchNorm or biases."""
     clip_norm: Annotated[float | None, Option(least=0)] = None
-    """Scale gradients down to this norm of all gradients together; None: never."""
+    """Scale gradients down to this global norm; None: never."""
     ema_decay: Annotated[
         float | None, Option(fixed=lambda decay: decay is not None, least=0, most=1)
     ] = None
@@ -258,18 +259,19 @@ class DeviceFields:
     parallel: Literal["pmap", "jit"] = "pmap"
     """Spread the batch by jax.pmap, or by jax.jit and sharding: the same step."""
     compile_for: Annotated[str | None, Option(computes=False, of_one_start=True)] = None
-    """Only compile the run's steps for TPUs that need not be there, such as v5e:2x2, and print
-    memory, time and traffic."""
+    """Only compile the run's steps for these TPUs, such as v5e:2x2, and print memory, time and
+    traffic; needs no TPU."""
     json: Annotated[bool, Option(computes=False, of_one_start=True, idle=_compiles_nothing)] = False
-    """Print what `compile_for` finds as JSON."""
+    """Print what --compile-for finds as JSON."""
     compile_cache: Annotated[Path | None, Option(computes=False, of_one_start=True)] = None
-    """Folder of compiled programs, with which the next start is faster; none: keep none. Default:
-    flax-resnet in the user's cache, or what the environment names for JAX."""
+    """Folder of compiled programs, which make the next start faster; none: keep none. Default:
+    JAX_COMPILATION_CACHE_DIR, or ~/.cache/flax-resnet."""
     distributed: Annotated[bool, Option(computes=False, of_one_start=True)] = False
-    """Join the other processes of a TPU pod, of Slurm or of Open MPI, which are found by
-    themselves."""
+    """Join the other processes of a TPU pod, of Slurm or of Open MPI, which are found
+    automatically."""
     coordinator: Annotated[str | None, Option(computes=False, of_one_start=True)] = None
-    """host:port of process 0, elsewhere; with `process_id` and `num_processes`."""
+    """host:port of process 0, where processes are not found automatically; with --process-id and
+    --num-processes."""
     process_id: Annotated[int | None, Option(computes=False, of_one_start=True, least=0)] = None
     """Number of this process, from 0."""
     num_processes: Annotated[int | None, Option(computes=False, of_one_start=True, least=1)] = None
@@ -283,17 +285,17 @@ class RunFields:
     seed: Annotated[int, Fixed(computes=False, least=0, most=2**32 - 1, idle=_several_seeds)] = 111
     """Seed of initial weights, order of images and augmentation."""
     seeds: Annotated[str | None, Fixed(computes=False)] = None
-    """Several runs at once: how many (111, 222, ...), or the seeds with commas between them."""
+    """Several runs at once: how many (111, 222, ...), or the seeds, separated by commas."""
     seeds_mode: Annotated[SeedsMode, Option(computes=False, idle=_one_seed)] = "auto"
     """Several runs in one program (vmap), one on each device, or in turn; auto measures."""
     run_dir: Annotated[Path | None, Option(computes=False)] = None
     """Folder of the run; default: runs/<model>-<data>-<date>-<time>."""
     resume: Annotated[bool, Option(computes=False)] = False
-    """Go on from the newest good checkpoint in `run_dir`."""
+    """Continue from the newest good checkpoint in --run-dir."""
     overwrite: Annotated[bool, Option(computes=False, of_one_start=True)] = False
-    """Delete the run that `run_dir` holds."""
+    """Delete the run that --run-dir holds, and start again."""
     eval_only: Annotated[bool, Option(of_one_start=True)] = False
-    """Only test: the weights of `init_from`, or with `resume` those of `run_dir`."""
+    """Only test: the weights of --init-from, or with --resume those of --run-dir."""
     eval_every_epochs: Annotated[int, Option(least=1)] = 1
     """Test and save a checkpoint after this many epochs, and at the end."""
     checkpoint_every_steps: Annotated[int | None, Option(computes=False, least=1)] = None

@@ -27,11 +27,11 @@ _DESCRIPTION = """\
 Trains the networks of a table, the cheapest first, and tests every export again in the torch
 twin. Writes the table to OUT after every run: DATA.json, DATA.md, curves/, and small networks in
 weights/. A run below RUNS that has the configuration of a row is a run of that row, whoever
-started it. Finished runs are not repeated, unfinished ones go on. Finished runs in the table in
+started it. Finished runs are not repeated, unfinished ones continue. Finished runs in the table in
 OUT that are not below RUNS stay in it; the curve of a row is only drawn again if all of its runs
-are below RUNS. Networks that nobody ran are marked so.
+are below RUNS. Networks without a run are marked so.
 Exit code: 0; 1 if a run diverged; 2 for a mistake; 75 if a signal stopped it: the same command
-goes on.
+continues.
 
 protocols:
 """
@@ -94,7 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--scan-blocks", action="store_true", help="compile equal blocks once")
     add("--remat", action="store_true", help="use less memory and more time")
     add("--parallel", choices=("pmap", "jit"), default="pmap", help="default: pmap")
-    add("--data-dir", type=Path, help="folder of tensorflow-datasets; default: TFDS_DATA_DIR")
+    add(
+        "--data-dir",
+        type=Path,
+        help="folder of tensorflow-datasets; default: TFDS_DATA_DIR, or ~/tensorflow_datasets",
+    )
     add("--runs", type=Path, default=Path("runs/table"), help="folder of runs; default: runs/table")
     add("--out", type=Path, default=Path("results"), help="folder to write to; default: results")
     add("--only-write", action="store_true", help="train nothing, write the table of what is there")

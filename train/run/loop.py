@@ -81,8 +81,8 @@ def train(
         )
         dataset = load_dataset(config)
         display.say(
-            f"{len(dataset.train)} images to train, {len(dataset.test)} of "
-            f"{dataset.test_name} to test{dataset.missing()}"
+            f"{len(dataset.train)} training images, {len(dataset.test)} test images "
+            f"({dataset.test_name}){dataset.missing()}"
         )
         if note:
             display.say(note)

@@ -54,8 +54,8 @@ class Progress:
         jax.block_until_ready(metrics)
         now = time.perf_counter()
         self._display.say(
-            f"first step done after {now - self._start_time:.1f} s, {now - self._compiling:.1f} s "
-            f"of them to compile it; {describe_memory()}"
+            f"first step done after {now - self._start_time:.1f} s, of which compiling took "
+            f"{now - self._compiling:.1f} s; {describe_memory()}"
         )
         self._stopwatch = Stopwatch()
 
