@@ -136,10 +136,11 @@ def within(arrays: Mapping[str, np.ndarray], *, keeps_head: bool = True) -> Part
     `keeps_head`: linear layers behind it must not be left out.
     """
 
-    def name_network(inner: Mapping[str, np.ndarray]) -> str:
+    def name_network(inner: Mapping[str, np.ndarray], may_have_head: bool) -> str:
         exact = guess_exactly({name: array.shape for name, array in inner.items()})
-        found = exact or _by_structure(inner, None).networks
-        return name_of(found[0].classifier.network) if found else ""
+        found = [one.classifier for one in exact or _by_structure(inner, None).networks]
+        fits = bool(found) and (may_have_head or found[0].num_classes is None)
+        return name_of(found[0].network) if fits else ""
 
     return None if other_network(arrays) else find_part(arrays, name_network, keeps_head=keeps_head)
 

@@ -69,14 +69,14 @@ class _Network:
 
 
 def find_part(
-    arrays: Arrays, name_network: Callable[[Arrays], str], *, keeps_head: bool = True
+    arrays: Arrays, name_network: Callable[[Arrays, bool], str], *, keeps_head: bool = True
 ) -> Part | None:
     """The only network of a file that is not one as a whole; None where there is none.
 
     Args:
         arrays: of the file, by its names.
         name_network: the name of the network of ours that tensors are, by names without a prefix;
-            empty where they are none.
+            empty where they are none; the second argument is whether it may have a head.
         keeps_head: whether linear layers behind the network must not be left out.
     """
     arrays, averages = _without_averages(arrays)
@@ -117,7 +117,7 @@ def _without_averages(arrays: Arrays) -> tuple[Arrays, tuple[str, ...]]:
 
 
 def _find(
-    arrays: Arrays, prefix: str, name_network: Callable[[Arrays], str], depth: int = 0
+    arrays: Arrays, prefix: str, name_network: Callable[[Arrays, bool], str], depth: int = 0
 ) -> "Iterator[_Network]":
     """All networks, from the outermost container inwards."""
     inside = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
@@ -131,7 +131,7 @@ def _find(
     body = {name: array for name, array in inside.items() if name not in left_out}
     for part in (inside, body) if left_out else (inside,):
         is_whole = len({name.partition(".")[0] for name in part}) > 1  # and in no container
-        if is_whole and (network := name_network(part)):
+        if is_whole and (network := name_network(part, part is inside)):
             yield _Network(prefix, network, {name: prefix + name for name in part})
             return
     if depth < _DEEPEST:

@@ -436,7 +436,8 @@ def test_what_is_of_no_network_is_left_out_and_said(layout, prefix, beside, tmp_
 def test_of_several_networks_in_a_file_each_is_named(tmp_path):
     _, model = make_twins("ResNet20", dtype="float32")
     state, _ = theirs_of(model, numbered_scheme(5))
-    both = {f"{copy}.{name}": t for copy in ("model", "average") for name, t in state.items()}
+    both = {f"model.{name}": t + 1 for name, t in state.items()}
+    both |= {f"average.{name}": t for name, t in state.items()}
     torch.save(both, tmp_path / "theirs.pt")
     result = run_here("convert", "import", "theirs.pt", "-o", "x.pt", cwd=tmp_path)
     assert_refused(

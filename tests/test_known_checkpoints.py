@@ -5,7 +5,6 @@ import pickle
 import sys
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -167,6 +166,14 @@ BACKBONES: dict[str, tuple[Maker, tuple[str, ...]]] = {
             **behind("backbone.body.", without_counters(one)),
             **conv("backbone.fpn.inner_blocks.0.0"),
             **mlp("roi_heads.box_head."),
+        },
+        (),
+    ),
+    "DETR": (
+        lambda one, _: {
+            **behind("backbone.0.body.", without_counters(one)),
+            **{"input_proj.weight": torch.ones(8, PLANES, 1, 1), "input_proj.bias": torch.ones(8)},
+            **mlp("transformer."),
         },
         (),
     ),
