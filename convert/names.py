@@ -26,10 +26,15 @@ RESIDUAL = "residual connections around all blocks"
 """What no tensor shows: a plain network of He et al. 2015 has the tensors of option A."""
 _IMAGES = ("mean", "std", "mu", "sigma")  # what authors call the mean and deviation of images
 _CLOSE = 0.9  # share of a layout's names from which on it says best what does not fit
-_CAFFE2 = (
-    "these are Caffe2's names, whose BatchNorms have no statistics: Detectron2's "
-    "DetectionCheckpointer loads them into its network; save the state dict of that"
-)
+_OTHERS = {  # what a part of a name says of networks that people often have
+    "_bn_s": "these are Caffe2's names, whose BatchNorms have no statistics: Detectron2's "
+    "DetectionCheckpointer loads them into its network; save the state dict of that",
+    "attnpool": "CLIP's ResNets have a stem of three convolutions, average pooling before strides, "
+    "and attention in place of the pooling before the head: the table has none of these",
+    "standardized_conv2d": "BiT's ResNets have GroupNorm and standardised weights: the table has "
+    "neither",
+    "conv1_1": "a stem of three convolutions (ResNet-C, -D, -vd): the table has none",
+}
 _INSPECT = "`resnet-convert inspect` shows what it holds"
 _SHOWN = 6  # open groups and networks in one message
 _HOW = (
@@ -376,8 +381,7 @@ def _nothing(
         "are not ours: its tensors are those of no network that is recognised"
     )
     problems = []
-    if any(name.endswith("_bn_s") for name in arrays):
-        problems.append(_CAFFE2)
+    problems += [said for part, said in _OTHERS.items() if any(part in name for name in arrays)]
     if found.left_over:
         problems.append(f"no layer of a ResNet of ours has {name_some(found.left_over)}")
     if of_part:

@@ -407,3 +407,20 @@ def test_a_folder_of_tensorflows_is_named(tmp_path):
     (tmp_path / "saved" / "saved_model.pb").write_bytes(b"weights")
     result = run_here("convert", "import", "saved", "-o", "x.pt", cwd=tmp_path)
     assert_refused(result, "saved is of TensorFlow")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("visual.attnpool.positional_embedding", "CLIP's ResNets have a stem of three"),
+        ("resnet/block1/unit01/a/standardized_conv2d/kernel", "GroupNorm and standardised weights"),
+        ("res2_0_branch2a_bn_s", "Caffe2's names"),
+        ("conv1_1._conv.weight", "ResNet-C, -D, -vd"),
+    ],
+)
+def test_networks_that_people_often_have_are_named_where_they_are_refused(name, said, tmp_path):
+    state = torchvisions(make_network(5))
+    del state["conv1.weight"]
+    torch.save({**state, name: torch.ones(3, 4)}, tmp_path / "theirs.pth")
+    result = run_here("convert", "import", "theirs.pth", "-o", "x.pt", cwd=tmp_path)
+    assert_refused(result, said)
