@@ -11,7 +11,7 @@ from convert.arrays import checksum, value_problems
 from convert.atomic import naming, replacing
 from convert.errors import ConversionError
 from convert.folding import without_masks
-from convert.formats import FORMS, READ_ONLY_FORMS, contents, pytorch
+from convert.formats import FORMS, READ_ONLY_FORMS, contents, numpy_pickle, pytorch
 from convert.formats.form import Contents, Reader, Visitor
 from convert.layouts.timm import architecture_problems
 from convert.models import judge
@@ -118,14 +118,18 @@ def read_weights(path: Path, *, allow_nonfinite: bool = False) -> Weights:
 def _read(path: Path, visit: Visitor, suffix: str | None = None, entry: str = "") -> Contents:
     with path.open("rb") as file:  # a clear FileNotFoundError or PermissionError before any parser
         first = file.read(_LOOKED_AT)
+        file.seek(max(file.seek(0, 2) - _LOOKED_AT, 0))
+        last = file.read()
     if not first:
         raise ConversionError(f"{path} is not a whole file: it is empty")
-    if what := contents.no_weights(first):
+    if what := contents.no_weights(first, last, path.name):
         raise ConversionError(f"{path} {what}")
     form = contents.form_of(first) or _form(path, {**FORMS, **READ_ONLY_FORMS}, suffix)
-    if entry and form is not pytorch:
-        raise ConversionError(f"--entry is for what torch.save wrote, and {path} is another file")
-    return pytorch.read(path, visit, entry) if entry else form.read(path, visit)
+    if not entry:
+        return form.read(path, visit)
+    if form in (pytorch, numpy_pickle):
+        return (pytorch if form is pytorch else numpy_pickle).read(path, visit, entry)
+    raise ConversionError(f"--entry is for what torch.save wrote, and {path} is another file")
 
 
 def _form(path: Path, forms: Mapping[str, AnyForm], suffix: str | None = None) -> AnyForm:

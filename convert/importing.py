@@ -23,6 +23,12 @@ from convert.weights import LARGEST_DESCRIPTION, Weights
 from convert.wrappers import name_some, without_training_state
 from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec
 
+_CAFFES = (
+    "its BatchNorms have no statistics (means of 0, variances of 1), as Caffe's ResNets have in "
+    "Detectron2 (MSRA) and MMDetection (caffe): these take channels in the order blue, green, red, "
+    "from 0 to 255, and have the stride in the first 1x1, which no tensor shows"
+)
+_NEARLY = 1e-4  # Detectron2 takes its epsilon off a variance of one
 _MOST_CLASSES = 10**6
 _SEED = 0  # a new head is the same each time
 
@@ -72,7 +78,8 @@ def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
     if layout.spelling.has_collections or stated.layout is None:
         arrays, left_out = without_training_state(arrays)
         notes += left_out
-    found, kept_open, in_file = _determine(source, arrays, stated), list[str](), arrays
+    found = _determine(source, arrays, stated, keeps_head=head == "keep")
+    kept_open, in_file = list[str](), arrays
     if found is None:
         spec = _find_network(source, layout, stated)
         names = dict(layout.whole_names({name: name for name in arrays}))
@@ -94,7 +101,7 @@ def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
         if left_out:
             theirs = [names.get(name, name) for name in left_out]
             notes.append(f"left out: {name_some(theirs)}, the head")
-        elif head == "drop":
+        elif head == "drop" and (found is None or not found[0].beside):
             raise ConversionError(f"--head drop: {source.path} has no head")
     _check_stated(spec, layout, stated)
     faults, biases = list(weights.faults), dict[str, np.ndarray]()
@@ -123,6 +130,13 @@ def as_ours(source: Source, stated: Statement, head: str = "keep") -> Weights:
         raise ConversionError(error.what, problems) from error
     if faults:
         raise ConversionError(f"{source.path} holds what no weights should:", faults)
+    if described is None and _has_no_statistics(arrays):
+        is_open = spec.block == "bottleneck" and "bottleneck_stride" not in stated.fields
+        if is_open and found is not None:
+            raise ConversionError(
+                f"{source.path}: {_CAFFES}: --bottleneck-stride 1x1 or 3x3 says it"
+            )
+        notes.append(_CAFFES)
     notes += counters_reset(arrays, given) if stated.reset_counters else []
     folded = {
         f"{path}.bias": biases[name] for path, name in _biases(spec, layout) if name in biases
@@ -218,7 +232,7 @@ def change_as_asked(
 
 
 def _determine(
-    source: Source, arrays: Mapping[str, np.ndarray], stated: Statement
+    source: Source, arrays: Mapping[str, np.ndarray], stated: Statement, *, keeps_head: bool
 ) -> tuple[Recognition, str] | None:
     """The network that names and shapes determine, where neither source nor user says it all."""
     described = source.weights.classifier is not None
@@ -234,13 +248,29 @@ def _determine(
             return None  # our names
     try:
         found = determine(
-            source.path, arrays, model=stated.model, fields=stated.fields, told=stated.names
+            source.path,
+            arrays,
+            model=stated.model,
+            fields=stated.fields,
+            told=stated.names,
+            keeps_head=keeps_head,
         )
     except ConversionError as error:
         raise ConversionError(error.what, [*source.weights.faults, *error.problems]) from error
     if found is not None:
         source.check_beside(found[0].classifier.network)
     return found
+
+
+def _has_no_statistics(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether all BatchNorms are trained, but have the statistics with which they begin."""
+
+    def all_are(leaf: str, value: float) -> bool:
+        found = (array for name, array in arrays.items() if name.endswith(leaf))
+        return all(np.abs(array.astype(np.float32) - value).max() < _NEARLY for array in found)
+
+    is_trained = not all_are(".bn1.bias", 0)
+    return is_trained and all_are(".running_mean", 0) and all_are(".running_var", 1)
 
 
 def _biases(spec: ResNetSpec, layout: Layout) -> Iterator[tuple[str, str]]:

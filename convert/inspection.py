@@ -19,10 +19,12 @@ from convert.names import (
     RESIDUAL,
     by_layout,
     by_structure,
+    of_part,
     open_layers,
     other_network,
     under_our_names,
     with_names,
+    within,
 )
 from convert.sources import Source, read_source
 from convert.structure import Recognition
@@ -86,6 +88,9 @@ def inspect(
             structure = by_structure(arrays)
             notes += other_network(arrays)
             recognised = structure.networks
+            if not recognised and (part := within(arrays)) is not None:
+                notes += [*part.problems, *part.notes]
+                recognised = of_part(arrays, part)
             matches = [_recognised(one, len(recognised)) for one in recognised] or matches
             if structure.left_over:
                 no_layer = name_some(structure.left_over)

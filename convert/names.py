@@ -13,8 +13,9 @@ from convert import collector
 from convert.arrays import is_counter, is_floating
 from convert.errors import ConversionError
 from convert.guess import Guess, guess, guess_exactly, name_of
-from convert.layouts import OURS, keras
+from convert.layouts import OURS, keras, wide_resnet
 from convert.leaves import to_flax, to_torch
+from convert.parts import Part, find_part
 from convert.sources import Source
 from convert.structure import Found, Recognition, is_flax_kernel, nearest, recognise
 from convert.weights import Weights
@@ -25,7 +26,16 @@ RESIDUAL = "residual connections around all blocks"
 """What no tensor shows: a plain network of He et al. 2015 has the tensors of option A."""
 _IMAGES = ("mean", "std", "mu", "sigma")  # what authors call the mean and deviation of images
 _CLOSE = 0.9  # share of a layout's names from which on it says best what does not fit
-_FEWEST = 20  # tensors of a network
+_OTHERS = {  # what a part of a name says of networks that people often have
+    "_bn_s": "these are Caffe2's names, whose BatchNorms have no statistics: Detectron2's "
+    "DetectionCheckpointer loads them into its network; save the state dict of that",
+    "attnpool": "CLIP's ResNets have a stem of three convolutions, average pooling before strides, "
+    "and attention in place of the pooling before the head: the table has none of these",
+    "standardized_conv2d": "BiT's ResNets have GroupNorm and standardised weights: the table has "
+    "neither",
+    "conv1_1": "a stem of three convolutions (ResNet-C, -D, -vd): the table has none",
+}
+_INSPECT = "`resnet-convert inspect` shows what it holds"
 _SHOWN = 6  # open groups and networks in one message
 _HOW = (
     "to decide: --names MAP.json with names of ours and of the file, such as {example}, or "
@@ -105,7 +115,8 @@ def by_layout(names: Mapping[str, Any], found: Guess) -> Recognition:
 
 def other_network(arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Why names say that a file has another network than its shapes do, a sentence each."""
-    return list(keras.signs({name: array.shape for name, array in arrays.items()}))
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return [*keras.signs(shapes), *wide_resnet.signs(shapes)]
 
 
 def by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None = None) -> Found:
@@ -122,6 +133,29 @@ def by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | Non
         first = first or found
     assert first is not None
     return first
+
+
+def within(arrays: Mapping[str, np.ndarray], *, keeps_head: bool = True) -> Part | None:
+    """The network of ours that is a part of a file, which as a whole is none; None where none is.
+
+    `keeps_head`: linear layers behind it must not be left out.
+    """
+
+    def name_network(inner: Mapping[str, np.ndarray], may_have_head: bool) -> str:
+        exact = guess_exactly({name: array.shape for name, array in inner.items()})
+        found = [one.classifier for one in exact or _by_structure(inner, None).networks]
+        fits = bool(found) and (may_have_head or found[0].num_classes is None)
+        return name_of(found[0].network) if fits else ""
+
+    return None if other_network(arrays) else find_part(arrays, name_network, keeps_head=keeps_head)
+
+
+def of_part(arrays: Mapping[str, np.ndarray], part: Part) -> tuple[Recognition, ...]:
+    """The networks that a part of a file can be; none where it may not be taken."""
+    inner = {name: arrays[theirs] for name, theirs in part.names.items()}
+    exact = guess_exactly({name: array.shape for name, array in inner.items()})
+    found = [by_layout(inner, one) for one in exact[:1]] or by_structure(inner).networks
+    return tuple(_in_file(one, part.names, part.beside) for one in found if not part.problems)
 
 
 def _views(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
@@ -152,6 +186,7 @@ def _of_images(name: str) -> bool:
 def _in_file(found: Recognition, inner: Mapping[str, str], beside: tuple[str, ...]) -> Recognition:
     """What was recognised under the shorter names of a view, by the file's own."""
     names = {ours: inner[theirs] for ours, theirs in found.names.items()}
+    beside = (*(inner[theirs] for theirs in found.beside), *beside)
     return dataclasses.replace(found, names=names, beside=beside)
 
 
@@ -176,7 +211,7 @@ def under_our_names(
     """
     if left_over := sorted({*arrays} - {*found.names.values(), *found.beside}):
         raise ConversionError("these tensors have no place in the network:", left_over)
-    ours, notes = dict[str, np.ndarray](), list[str]()
+    ours, notes = dict[str, np.ndarray](), [*found.notes]
     if found.beside:
         notes.append(f"left out: {name_some(found.beside)}, which lie beside the network")
     if any(map(_of_images, found.beside)):
@@ -247,6 +282,7 @@ def determine(
     model: str | None = None,
     fields: Mapping[str, Any] | None = None,
     told: Mapping[str, str] | None = None,
+    keeps_head: bool = True,
 ) -> tuple[Recognition, str] | None:
     """The network that a file's names and shapes determine, and how, in a sentence; None if none.
 
@@ -258,6 +294,7 @@ def determine(
         model: the name in our table, if the user states it.
         fields: of the spec that the user states.
         told: the file's name of layers or tensors by ours; no layout is tried.
+        keeps_head: linear layers behind the network must not be left out.
 
     Raises:
         ConversionError: several networks or bijections fit, or none as the user states it; or no
@@ -272,8 +309,15 @@ def determine(
         found = by_structure(arrays, told)
         if found.problems:
             raise ConversionError(f"--names does not fit {path}:", found.problems)
+        part = None if found.networks or told is not None else within(arrays, keeps_head=keeps_head)
+        if part is not None and not part.problems:
+            inner = {name: arrays[theirs] for name, theirs in part.names.items()}
+            one, sentence = determine(path, inner, model=model, fields=fields) or (None, "")
+            if one is not None:
+                one = _in_file(one, part.names, part.beside)
+                return dataclasses.replace(one, notes=part.notes), sentence
         if not found.networks and model is None:
-            raise _nothing(path, arrays, found)
+            raise _nothing(path, arrays, found, () if part is None else part.problems)
         ways = [(one, name_of(one.classifier.network)) for one in found.networks]
         sentence = "recognised by structure: {name}"
     if not ways:
@@ -328,16 +372,21 @@ def _as_stated(
     return spec, [f"not as {' '.join(stated)} has it: {differences}"]
 
 
-def _nothing(path: Path, arrays: Mapping[str, np.ndarray], found: Found) -> ConversionError:
+def _nothing(
+    path: Path, arrays: Mapping[str, np.ndarray], found: Found, of_part: Sequence[str]
+) -> ConversionError:
     """The refusal of a file whose tensors determine no network of ours."""
     what = (
         f"give --model, the name in our table of what {path} holds, and --layout where its names "
         "are not ours: its tensors are those of no network that is recognised"
     )
     problems = []
+    problems += [said for part, said in _OTHERS.items() if any(part in name for name in arrays)]
     if found.left_over:
         problems.append(f"no layer of a ResNet of ours has {name_some(found.left_over)}")
-    problems += _inner_networks(arrays)
+    if of_part:
+        what = f"{path} holds more than a network of ours:"
+        return ConversionError(what, [*of_part, _INSPECT])
     guesses = guess({name: array.shape for name, array in arrays.items()})
     structure = nearest({name: array.shape for name, array in arrays.items()})
     if structure is not None and (not guesses or guesses[0].share < _CLOSE):
@@ -347,18 +396,8 @@ def _nothing(path: Path, arrays: Mapping[str, np.ndarray], found: Found) -> Conv
         near = guesses[0]
         name = f"{near.model} in the layout {near.layout.name}"
         problems += [f"not {name}, the nearest: {problem}" for problem in near.problems]
-    problems.append("`resnet-convert inspect` shows what it holds")
+    problems.append(_INSPECT)
     return ConversionError(what, problems)
-
-
-def _inner_networks(arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """A sentence for each container in which there is a whole network: copies, an encoder."""
-    containers = Counter(name.partition(".")[0] for name in arrays if "." in name)
-    for container in (n for n, count in containers.items() if _FEWEST < count < len(arrays)):
-        prefix = f"{container}."
-        inside = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-        for one in _by_structure(unwrap(inside)[0], None).networks[:1]:
-            yield f"behind {prefix!r} is {name_of(one.classifier.network)}: --prefix {prefix}"
 
 
 def _ambiguous(path: Path, ways: Sequence[tuple[Recognition, str]]) -> ConversionError:

@@ -8,6 +8,7 @@ from typing import Literal
 from convert.errors import ConversionError
 from convert.files import READABLE, read_description, read_file
 from convert.folders import is_model_folder, layout_of, network_beside, read_folder
+from convert.formats.contents import TENSORFLOW_ADVICE, TENSORFLOWS
 from convert.hub import fetch, is_address
 from convert.inference import is_program, read_program_description
 from convert.layouts import Layout
@@ -119,6 +120,8 @@ def read_source(
         return Source(path, weights, f"model folder of {name}", layout)
     if tree is not None:
         return Source(path, read_tree(tree), "Orbax checkpoint of another program")
+    if is_run and any(map(TENSORFLOWS.search, (inner.name for inner in path.iterdir()))):
+        raise ConversionError(f"{path} {TENSORFLOW_ADVICE}")
     if is_run:
         weights = read_run(path, step, average, allow_nonfinite=True)
         return Source(path, weights, "training run (Orbax)")

@@ -81,7 +81,8 @@ class Recognition:
             biases of convolutions that only the file has.
         open: layers of ours that could be exchanged: nothing in the file tells them apart.
         epsilon: of its BatchNorms, as the package has it whose names these are.
-        beside: the file's tensors that are of no network.
+        beside: the file's tensors that are not of this network.
+        notes: what a user should know of the choice.
     """
 
     classifier: ClassifierSpec
@@ -89,6 +90,7 @@ class Recognition:
     open: tuple[tuple[str, ...], ...] = ()
     epsilon: float = EPSILON
     beside: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from convert.arrays import is_counter
 from convert.errors import ConversionError
 
-# The prefixes of torch's DataParallel and torch.compile, and usual names of the network in a module
-# around it (most often a Lightning module). No layout here has names that begin with one of them.
-TORCHS_PREFIXES = ("module.", "_orig_mod.")
+# The prefixes of torch's DataParallel, torch.compile and FSDP, and usual names of the network in a
+# module around it (most often a Lightning module). No layout here has names that begin with one.
+TORCHS_PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 _PREFIXES = (*TORCHS_PREFIXES, "model.", "net.", "network.", "backbone.", "timm_model.")
 _COUNT = "n_averaged"  # of torch's AveragedModel, which calls the network `module`
 # The attribute in which each of torch's wrappers keeps the network.

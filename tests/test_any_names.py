@@ -198,7 +198,7 @@ SAID = {
     "a bias of another width": "layer1.0.conv1.bias",
     "spectral normalisation": "layer1.0.conv1.weight_u",
     "truncated": "missing: layer4.0.conv2.weight (512, 512, 3, 3)",
-    "two heads": "left over: aux.weight (10, 512)",
+    "two heads": "beside the network: fc.weight, aux.weight: --head drop",
     "three stems": "left over: conv0.weight (64, 3, 3, 3)",
     "another kernel": "is (128, 64, 5, 5)",
     "another width": "is (250, 256, 3, 3)",
@@ -220,7 +220,8 @@ def test_what_is_no_network_of_ours_is_refused_by_the_files_own_names(what, tmp_
             state[name] = torch.ones(shape)
     torch.save(state, tmp_path / "theirs.pt")
     result = run_here("convert", "import", "theirs.pt", "-o", "x.pt", cwd=tmp_path)
-    assert_refused(result, "give --model", "theirs.pt", SAID[what], "inspect")
+    way = "more than a network of ours" if what == "two heads" else "give --model"
+    assert_refused(result, way, "theirs.pt", SAID[what], "inspect")
     assert not (tmp_path / "x.pt").exists()
 
 
@@ -435,7 +436,8 @@ def test_what_is_of_no_network_is_left_out_and_said(layout, prefix, beside, tmp_
 def test_of_several_networks_in_a_file_each_is_named(tmp_path):
     _, model = make_twins("ResNet20", dtype="float32")
     state, _ = theirs_of(model, numbered_scheme(5))
-    both = {f"{copy}.{name}": t for copy in ("model", "average") for name, t in state.items()}
+    both = {f"model.{name}": t + 1 for name, t in state.items()}
+    both |= {f"average.{name}": t for name, t in state.items()}
     torch.save(both, tmp_path / "theirs.pt")
     result = run_here("convert", "import", "theirs.pt", "-o", "x.pt", cwd=tmp_path)
     assert_refused(

@@ -136,7 +136,7 @@ def test_names_behind_a_prefix_are_said_and_taken(theirs, tmp_path, capsys):
     assert "'encoder_k.' and 'encoder_q.'" in error
     assert "--prefix encoder_k." in error
     assert len(error.splitlines()) == 2
-    assert "--prefix encoder" in as_text(inspect(path))
+    assert "taken: the network behind 'encoder_q.'" in as_text(inspect(path))
     for prefix in ("encoder_q.", "module.encoder_q."):
         assert run_import(path, *IMPORT, "--prefix", prefix) == 0
         assert "encoder_k.conv1.weight" in capsys.readouterr().out  # what was left out

@@ -7,7 +7,7 @@ module and its suffix in `FORMS`. Reading never runs what a file holds, takes no
 three times the file and 200 MB, and raises a ConversionError.
 """
 
-from convert.formats import flax_msgpack, hdf5, npz, pytorch, safetensors
+from convert.formats import flax_msgpack, hdf5, npz, numpy_pickle, pytorch, safetensors
 from convert.formats.form import Form, Reader
 
 FORMS: dict[str, Form] = {
@@ -22,4 +22,5 @@ READ_ONLY_FORMS: dict[str, Reader] = {
     **dict.fromkeys((".bin", ".ckpt", ".tar"), pytorch),
     **dict.fromkeys((".h5", ".hdf5", ".keras"), hdf5),
     ".msgpack": flax_msgpack,
+    **dict.fromkeys((".pkl", ".pdparams"), numpy_pickle),
 }

@@ -2,12 +2,14 @@
 
 import re
 
-from convert.formats import flax_msgpack, hdf5, npz, pytorch, safetensors
+from convert.formats import flax_msgpack, hdf5, npz, numpy_pickle, pytorch, safetensors
 from convert.formats.form import Reader
 
 _ZIP = b"PK\x03\x04"
 _NAME = 30  # where the name of a zip archive's first member begins; its length is four bytes before
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
+# The number with which torch's files before 1.6 begin, in a frame or not.
+_TORCHS = re.compile(rb"\x80.(?:\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", re.DOTALL)
 # A map of msgpack (of up to 15, 65,535 or more entries) and the text of its first key.
 _MSGPACK = re.compile(
     rb"(?:[\x81-\x8f]|\xde..|\xdf....)(?:[\xa1-\xbf]|\xd9.|\xda..)[\w.]", re.DOTALL
@@ -31,6 +33,28 @@ _BEGINNINGS = {
 }
 
 
+# TensorFlow's checkpoints are tables, which end so, or have these names.
+_TABLES_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
+TENSORFLOWS = re.compile(r"\.data-\d+-of-\d+$|\.pb$|\.meta$|^checkpoint$")
+TENSORFLOW_ADVICE = (
+    "is of TensorFlow: there, r = tf.train.load_checkpoint(PATH) and numpy.savez('weights.npz', "
+    "**{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()}) make a file to read"
+)
+_MXNET = b"\x12\x01\0\0\0\0\0\0"
+_MXNET_ADVICE = (
+    "is of MXNet: there, numpy.savez('weights.npz', **{n: a.asnumpy() for n, a in "
+    "mxnet.nd.load(FILE).items()}) makes a file to read (the networks resnet*_v1 of Gluon have "
+    "the stride in the first 1x1: --bottleneck-stride 1x1)"
+)
+_MINDSPORE = re.compile(
+    rb"\n[\x80-\xff]*[\0-\x7f]\n.[\w.]+\x12.{1,40}?\x12.(?:Float|Int)", re.DOTALL
+)
+_MINDSPORE_ADVICE = (
+    "is of MindSpore: there, numpy.savez('weights.npz', **{n: p.asnumpy() for n, p in "
+    "mindspore.load_checkpoint(FILE).items()}) makes a file to read"
+)
+
+
 def form_of(first: bytes) -> Reader | None:
     """The form of a file that begins with these bytes; None where they do not show it."""
     if first.startswith(_ZIP):
@@ -38,7 +62,7 @@ def form_of(first: bytes) -> Reader | None:
         name = first[_NAME : _NAME + length]
         return npz if name.endswith(b".npy") else pytorch if b"/" in name else None
     if _PICKLE.match(first):
-        return pytorch
+        return pytorch if _TORCHS.match(first) else numpy_pickle
     if first.startswith(hdf5.SIGNATURE):
         return hdf5
     if _MSGPACK.match(first):
@@ -47,8 +71,14 @@ def form_of(first: bytes) -> Reader | None:
     return safetensors if has_length else None
 
 
-def no_weights(first: bytes) -> str:
-    """What a file with these first bytes is, and what to do; empty where it may hold weights."""
+def no_weights(first: bytes, last: bytes = b"", name: str = "") -> str:
+    """What a file is, and what to do; empty where it may hold weights.
+
+    Args:
+        first: its first bytes.
+        last: its last ones.
+        name: what it is called, which counts where no bytes show what it is.
+    """
     for beginning, program in _COMPRESSED.items():
         if first.startswith(beginning):
             return f"is compressed: {program} < FILE > NEW makes a file to read"
@@ -56,6 +86,12 @@ def no_weights(first: bytes) -> str:
         return "is a tar archive: unpack it, and name the file in it"
     if form_of(first) is not None:
         return ""
+    if first.startswith(_MXNET):
+        return _MXNET_ADVICE
+    if _MINDSPORE.match(first):
+        return _MINDSPORE_ADVICE
+    if last.endswith(_TABLES_END) or TENSORFLOWS.search(name):
+        return TENSORFLOW_ADVICE
     text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for beginning, what in _BEGINNINGS.items():
         if text.startswith(beginning):

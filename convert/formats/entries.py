@@ -9,6 +9,7 @@ from convert.errors import ConversionError
 from convert.formats.pickles import HARMLESS, Tensor, Unknown
 from convert.wrappers import is_state_dict
 
+_DEEPEST = 8  # level of a state dict in dictionaries of dictionaries
 _NAMED = 8  # entries or values shown of many
 _NUMPY = "numpy."
 _RESAVED = "weights.pt"
@@ -28,7 +29,8 @@ def find_state_dict(
     if not name and is_state_dict(content):
         return content, ()
     entries = content if isinstance(content, Mapping) else {}
-    found = [key for key, entry in entries.items() if is_state_dict(entry)]
+    if not (found := {key: e for key, e in entries.items() if is_state_dict(e)}):
+        found = dict(_nested(entries))
     if name and name not in found:
         there = ", ".join(map(repr, found)) or "none"
         raise ConversionError(f"{path} has no state dict {name!r} among its entries: {there}")
@@ -37,12 +39,44 @@ def find_state_dict(
     if len(found) > 1 and not name:
         raise ConversionError(
             f"{path} holds {len(found)} state dicts: say which one, by entry=, or the option",
-            [f"--entry {shlex.quote(str(key))}  ({len(entries[key])} tensors)" for key in found],
+            [f"--entry {shlex.quote(str(key))}  ({len(e)} tensors)" for key, e in found.items()],
         )
-    name = name or found[0]
+    name = name or next(iter(found))
     notes = [f"the state dict is the entry {name!r}"]
-    notes += [f"left out: {n!r}, {_describe(e)}" for n, e in entries.items() if n != name]
-    return entries[name], tuple(notes)
+    notes += [
+        f"left out: {n!r}, {_describe(e)}"
+        for n, e in entries.items()
+        if n != name and not name.startswith(f"{n}.")
+    ]
+    return found[name], tuple(notes)
+
+
+def _nested(entries: Mapping[Any, Any], depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The state dicts deep within, by the names on the way: ClassyVision's `base_model.model`.
+
+    What holds only state dicts, as `trunk` and `heads`, is one.
+    """
+    inner = {n: e for n, e in entries.items() if isinstance(n, str) and isinstance(e, Mapping)}
+    trees = {n: tree for n, e in inner.items() if (tree := _flat(e))}
+    yield from trees.items()
+    if not trees and depth < _DEEPEST:
+        for name, entry in inner.items():
+            yield from ((f"{name}.{n}", tree) for n, tree in _nested(entry, depth + 1))
+
+
+def _flat(tree: Mapping[Any, Any], depth: int = 0) -> dict[str, Any] | None:
+    """The tensors of a tree by their whole names; None where it has anything else, or nothing."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(name, str) and hasattr(value, "shape"):
+            flat[name] = value
+        elif isinstance(name, str) and isinstance(value, Mapping) and depth < _DEEPEST:
+            if (inner := _flat(value, depth + 1)) is None:
+                return None
+            flat |= {f"{name}.{n}": tensor for n, tensor in inner.items()}
+        else:
+            return None
+    return flat
 
 
 def advise(path: Path, content: Any = None, *, has_arrays: bool = False) -> list[str]:
@@ -144,6 +178,6 @@ def _describe(value: Any) -> str:
         return repr(value)[:60]
     if isinstance(value, Unknown) and value.name.startswith(_NUMPY):
         return "of a type of NumPy's"
-    if isinstance(value, Unknown) and value.name == "_codecs.encode":
+    if isinstance(value, Unknown) and value.name in ("bytes", "_codecs.encode"):
         return "of type bytes"
     return f"of type {value.name if isinstance(value, Unknown) else type(value).__name__}"

@@ -17,6 +17,8 @@ from convert.errors import ConversionError
 # Bytes. An object may take 20 times the memory of its opcodes; 50,000 tensors fit.
 LARGEST_PICKLE = 2**23
 _MOST_AXES = 64  # as NumPy has
+_LONG = 2**10  # bytes of a text that may be an array's
+_LAST_OF_LATIN_1 = 0xC3  # the largest byte of such text in UTF-8
 _MOST_OBJECTS = 2**20  # containers, tensors and remembered values: some 100 bytes each
 
 _KINDS = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexDouble ComplexFloat"
@@ -28,6 +30,14 @@ STORAGES = {
 
 _NUMPY = ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+_LIGHTNINGS = (
+    *("pytorch_lightning.utilities.parsing", "lightning_fabric.utilities.data"),
+    "lightning.fabric.utilities.data",
+)
+_OMEGACONFS = (
+    *("dictconfig.DictConfig", "listconfig.ListConfig", "base.ContainerMetadata", "base.Metadata"),
+    *(f"nodes.{kind}Node" for kind in ("Any", "Boolean", "Float", "Integer", "String")),
+)
 # Well-known classes without effect on the tensors: a file may name them beside its weights. None is
 # created: each stays an `Unknown`, and is refused in place of a tensor.
 HARMLESS = {
@@ -42,6 +52,16 @@ HARMLESS = {
     "numpy.dtype",
     "numpy.ndarray",
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
+    # configurations, as Hydra, Lightning, MMEngine and others keep them
+    "addict.addict.Dict",
+    "easydict.EasyDict",
+    *(f"{module}.AttributeDict" for module in _LIGHTNINGS),
+    "mmcv.utils.config.ConfigDict",
+    "mmengine.config.config.ConfigDict",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    *(f"omegaconf.{name}" for name in _OMEGACONFS),
+    "typing.Any",
+    "yacs.config.CfgNode",
     "torch.torch_version.TorchVersion",
     "torch.Size",
     "torch.device",
@@ -66,11 +86,12 @@ class Global:
 class Unknown:
     """An object of a class, or the result of a call, of this name: only pickle could make it.
 
-    `state` holds its attributes, where the pickle gives them.
+    `state` holds its attributes, where the pickle gives them; of bytes, their content.
     """
 
     name: str
     state: Any = None
+    arguments: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +156,13 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.num_objects = 0
+        self.limit = position + 2 * LARGEST_PICKLE  # of opcodes, without long texts and bytes
 
     def run(self) -> Any:
         while (code := self.content[self.position]) != _STOP:
             self.position += 1
+            if self.position > self.limit:
+                raise ValueError(f"it has more than {2 * LARGEST_PICKLE} bytes beside its arrays")
             if step := _STEPS.get(code):
                 step(self)
             else:
@@ -203,7 +227,29 @@ class _Machine:
         self.memo[number] = self.stack[-1]
 
     def push_string(self, length: int) -> None:
-        self.stack.append(str(self.take(length), "utf-8", "surrogatepass"))
+        text = self.take(length)
+        if length > _LONG:  # bytes that an old protocol writes as text
+            if max(text) > _LAST_OF_LATIN_1:
+                raise ValueError("it holds a long text that is no array")
+            self.limit += length
+        self.stack.append(str(text, "utf-8", "surrogatepass"))
+
+    def push_bytes(self, length: int) -> None:
+        """Bytes, also those that Python 2 took for text: a view, of which nothing is copied."""
+        start = self.position
+        self.position += length
+        self.limit += length
+        if length < 0 or self.position > len(self.content):
+            raise IndexError
+        self.push_new(Unknown("bytes", memoryview(self.content)[start : self.position]))
+
+    def push_old_string(self, length: int) -> None:
+        if length > _LONG:
+            self.push_bytes(length)
+        elif length < 0:
+            raise IndexError
+        else:
+            self.stack.append(str(self.take(length), "latin-1"))
 
     def push_global(self, module: Any, name: Any) -> None:
         if isinstance(module, str) and isinstance(name, str):
@@ -240,7 +286,7 @@ class _Machine:
         if type(function) is not Global:
             self.push_new(Unknown("a call"))
         elif function.name not in _CALLS:
-            self.push_new(Unknown(function.name))
+            self.push_new(Unknown(function.name, arguments=arguments))
         elif type(arguments) is tuple:
             self.push_new(_CALLS[function.name](self, *arguments))
         else:
@@ -333,7 +379,15 @@ def _dictionary(machine: _Machine, pairs: Any = ()) -> StateDict:
     return made
 
 
+def _encode(machine: _Machine, text: Any, encoding: Any = "utf-8") -> Unknown:
+    """`_codecs.encode`, by which protocols 0 to 2 write bytes."""
+    if type(text) is not str or encoding not in ("latin1", "latin-1"):
+        return Unknown("_codecs.encode")
+    return Unknown("bytes", text.encode("latin-1"))
+
+
 _CALLS: dict[str, Callable[..., Any]] = {
+    "_codecs.encode": _encode,
     "collections.Counter": _dictionary,
     "collections.OrderedDict": _dictionary,
     "torch._utils._rebuild_parameter": _parameter,
@@ -361,6 +415,11 @@ _STEPS: dict[int, Callable[[_Machine], Any]] = {
     0x8A: lambda m: m.stack.append(int.from_bytes(m.take(m.byte()), "little", signed=True)),
     ord("G"): lambda m: m.stack.append(m.number(_DOUBLE)),
     ord("X"): lambda m: m.push_string(m.number(_FOUR)),
+    ord("B"): lambda m: m.push_bytes(m.number(_FOUR)),
+    ord("C"): lambda m: m.push_bytes(m.byte()),
+    ord("T"): lambda m: m.push_old_string(m.number(_SIGNED)),
+    0x8E: lambda m: m.push_bytes(m.number(_EIGHT)),
+    0x96: lambda m: m.push_bytes(m.number(_EIGHT)),  # BYTEARRAY8
     0x8C: lambda m: m.push_string(m.byte()),
     0x8D: lambda m: m.push_string(m.number(_EIGHT)),
     0x85: lambda m: m.push_last(1),
