@@ -32,9 +32,10 @@ SECONDS = 5.0
 MEGABYTES = 200
 # Share of all files.
 KINDS = {
-    "safetensors": 0.2,
+    "safetensors": 0.15,
     "npz": 0.15,
-    "pt": 0.2,
+    "pt": 0.15,
+    "pickle": 0.1,
     "hdf5": 0.1,
     "msgpack": 0.05,
     "config": 0.1,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import random
 import struct
 import tempfile
@@ -53,6 +54,10 @@ def base_files() -> dict[str, list[tuple[str, bytes]]]:
         (".msgpack", bytes(msgpack.packb({"params": arrays}, default=_as_flax) or b""))
     ]
     files["hdf5"] = _keras_files(arrays)
+    files["pickle"] = [
+        (".pkl", pickle.dumps({"model": arrays, "__author__": "a"}, 4)),
+        (".pdparams", pickle.dumps({n: (n, array) for n, array in arrays.items()}, 2)),
+    ]
     return files
 
 
