@@ -32,7 +32,7 @@ from tests.torch_or_none import torch, torch_resnet
 HASHES = {
     ".safetensors": "1114a4e85c97f6860d209a7aaf5f2edd269e2a03eac113b4605bdf4fff0be91b",
     ".pt": "d63af82cf0a9d7b005d26711754b5bf181e9ec0f478257bbf771bf69c9a3f998",
-    ".npz": "560926dcdb55143961fbd87b312c635574d9e61fea54f2b55bf6114dd314b783",
+    ".npz": "28a5fbb95d6b270d25ec04c8e1fa1c1c6f32512885bffa47d330c190f012b1eb",
 }
 # Of every file in a folder of the package.
 FOLDER_HASHES = {

@@ -35,8 +35,12 @@ def write(
         for name, array in {_METADATA: np.array(text), **arrays}.items():
             laid_out = in_order(array)
             plain = laid_out.view("V2") if array.dtype == BFLOAT16 else laid_out
-            with archive.open(name + _SUFFIX, "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, plain, allow_pickle=False)
+            member = zipfile.ZipInfo(name + _SUFFIX)
+            # Above 2 GB a member is written as Zip64, and no other: Python before 3.11.4 gives
+            # Zip64 other bytes.
+            member.file_size = plain.nbytes
+            with archive.open(member, "w") as file:
+                np.lib.format.write_array(file, plain, allow_pickle=False)
             if name != _METADATA:
                 checksums[name] = checksum(laid_out)
     return checksums
