@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,13 +30,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     mode = 0o666 & ~_umask()
     target = path.resolve() if path.is_symlink() else path
-    temporary: Path | None = None
+    # Its name is known before it is there: a signal that ends the program at once finds it.
+    temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
     try:
-        handle, name = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix
-        )
-        os.close(handle)
-        temporary = Path(name)
+        temporary.touch(0o600, exist_ok=False)
         yield temporary
         temporary.chmod(mode)
         with temporary.open("rb") as written:
@@ -45,12 +42,12 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_folder(target.parent)
     except OSError as error:
         # The system's error names no file or the temporary one: the user knows only `path`.
-        is_foreign = error.filename not in (None, str(temporary)) and temporary is not None
+        is_foreign = error.filename not in (None, str(temporary))
         if error.errno is None or is_foreign:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        if temporary is not None:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 

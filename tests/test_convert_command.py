@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 import convert
 import torch_resnet
 from convert.__main__ import main
+from convert.atomic import replacing
 from convert.layouts import LAYOUTS
 from tests.commands import LONGEST, Process, assert_refused, run, run_here, run_unread
 from tests.torch_or_none import import_torchvision
@@ -64,6 +66,23 @@ def test_sigterm_leaves_nothing_half_written(output, tmp_path):
         _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, error
     assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_signal_at_once_after_the_temporary_file_is_made_leaves_nothing(tmp_path, monkeypatch):
+    open_file = os.open
+
+    def open_and_stop(path: Any, flags: int, *mode: int) -> int:
+        handle = open_file(path, flags, *mode)
+        if flags & os.O_CREAT:
+            os.close(handle)
+            raise SystemExit(128 + signal.SIGTERM)
+        return handle
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", open_and_stop)
+        with pytest.raises(SystemExit), replacing(tmp_path / "m.npz"):
+            pytest.fail("the signal came before")
+    assert not list(tmp_path.iterdir())
 
 
 def test_layouts_are_listed(tmp_path):
