@@ -127,9 +127,12 @@ def _read(path: Path, visit: Visitor, suffix: str | None = None, entry: str = ""
     form = contents.form_of(first) or _form(path, {**FORMS, **READ_ONLY_FORMS}, suffix)
     if not entry:
         return form.read(path, visit)
-    if form in (pytorch, numpy_pickle):
-        return (pytorch if form is pytorch else numpy_pickle).read(path, visit, entry)
-    raise ConversionError(f"--entry is for what torch.save wrote, and {path} is another file")
+    for pickled in (pytorch, numpy_pickle):
+        if form is pickled:
+            return pickled.read(path, visit, entry)
+    raise ConversionError(
+        f"--entry is for what torch.save wrote or pickles of arrays, and {path} is another file"
+    )
 
 
 def _form(path: Path, forms: Mapping[str, AnyForm], suffix: str | None = None) -> AnyForm:
