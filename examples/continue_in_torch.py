@@ -6,11 +6,15 @@
 What torch trains here is what JAX would have trained: in float64 the two agree to rounding. Only
 dropout and stochastic depth differ, whose masks each framework draws by itself. bf16 runs go on in
 float32. Runs with batches that this script does not make (mixup, streamed images) are refused.
+Ctrl-C and SIGTERM end it after the step in progress, and what is trained so far is written.
 """
 
 import argparse
 import copy
+import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +71,45 @@ def check_batches(config: Config) -> None:
         raise ConversionError("this script does not make the batches of this run:", problems)
 
 
-def train_in_torch(state: dict[str, Any], steps: int, batches: Batches) -> dict[str, Any]:
-    """The state of a run, as `convert.run_to_torch` returns it, after more steps in torch."""
+class Progress:
+    """A line a minute: the step, the loss and images a second. Says whether a signal came."""
+
+    def __init__(self, state: dict[str, Any], steps: int):
+        self.step, self.last = state["step"], state["step"] + steps
+        self.batch_size = state["config"]["global_batch_size"]
+        self.time, self.steps = time.monotonic(), 0
+        self.is_stopped = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, *_: Any) -> None:
+        self.is_stopped = True
+
+    def __call__(self, loss: torch.Tensor) -> bool:
+        self.step, self.steps = self.step + 1, self.steps + 1
+        seconds = time.monotonic() - self.time
+        if seconds >= 60:
+            speed = self.steps / seconds
+            left = (self.last - self.step) / speed / 60
+            print(
+                f"step {self.step} of {self.last}, loss {loss.item():.3f}, "
+                f"{speed * self.batch_size:.0f} images/s, {left:.0f} min left",
+                flush=True,
+            )
+            self.time, self.steps = time.monotonic(), 0
+        return not self.is_stopped
+
+
+def train_in_torch(
+    state: dict[str, Any],
+    steps: int,
+    batches: Batches,
+    goes_on: Callable[[torch.Tensor], bool] = lambda loss: True,
+) -> dict[str, Any]:
+    """The state of a run, as `convert.run_to_torch` returns it, after more steps in torch.
+
+    `goes_on` is given the loss of each step, and may end the training early.
+    """
     model = build_twin(state)
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     rest = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
@@ -95,6 +136,9 @@ def train_in_torch(state: dict[str, Any], steps: int, batches: Batches) -> dict[
         scheduler.step()
         if ema is not None:
             average(ema, model.state_dict(), state["config"]["ema_decay"])
+        if not goes_on(loss.detach()):
+            last = step + 1
+            break
     return {
         **state,
         "model": model.state_dict(),
@@ -141,7 +185,8 @@ def main() -> None:
                 f"the run trains on {state['rng']['train_images']} images, and there are "
                 f"{len(batches.dataset.train)}: the order of images would be another"
             )
-        state = train_in_torch(state, options.steps, batches)
+        progress = Progress(state, options.steps)
+        state = train_in_torch(state, options.steps, batches, progress)
         convert.run_from_torch(state, options.output)
     except (ConversionError, UserError, OSError) as error:
         print(f"continue_in_torch: {error}", file=sys.stderr)

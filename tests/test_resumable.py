@@ -25,7 +25,7 @@ from train.run.run_folder import (
     saved_mode,
     seeds_locked,
 )
-from train.run.starts import STARTED_BY, find_changes, rounds_otherwise
+from train.run.starts import STARTED_BY, find_changes, find_devices, rounds_otherwise
 
 CONFIG = Config(run_dir=Path("a"), resume=True)
 
@@ -177,6 +177,22 @@ def test_what_changed_between_two_steps_that_a_run_is_made_of_is_told(began):
     assert go_on(2, epochs=70, max_steps=5) == []  # the same steps, more of them
     content = json.loads(path.read_text())
     assert content["starts"][3]["changed"] == {"weight_decay": [0.0001, 0.5]}
+
+
+def test_what_computed_the_steps_of_a_run_is_told_in_their_order():
+    def told(*starts: tuple[int | None, str | None]) -> list[str]:
+        return find_devices([{"step": step, "devices": devices} for step, devices in starts])
+
+    assert told() == told((0, None)) == []
+    assert told((None, "torch"), (5, "1 cpu device")) == ["torch", "1 cpu device"]
+    assert told((0, "8 tpu devices"), (4, "1 cpu device"), (6, "8 tpu devices")) == [
+        "8 tpu devices",
+        "1 cpu device",
+    ]
+    assert told((0, "8 tpu devices"), (4, "1 cpu device"), (3, "2 gpu devices")) == [
+        "8 tpu devices",
+        "2 gpu devices",  # which repeated the steps of the CPU
+    ]
 
 
 def test_a_folder_keeps_the_starts_of_its_run_oldest_first(began):

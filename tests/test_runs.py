@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
@@ -27,6 +28,7 @@ from train.config import Config
 from train.config.fields import Precision
 from train.config.recipes import RECIPES
 from train.errors import UserError
+from train.results.collect import find_runs
 from train.run.checkpoints import Checkpoints
 from train.run.run_folder import begin_folder
 from train.run.saved_state import named_state
@@ -90,6 +92,18 @@ def test_ten_steps_in_torch_and_ten_in_jax_are_twenty_in_either(made, tmp_path):
     in_torch = train_in_torch(half, 10, made.batches)
     assert_same_run(in_torch, made.states[20])
     assert_same_run(made.resume(tmp_path / "b"), in_torch)
+
+
+def test_a_training_in_torch_that_is_ended_early_can_go_on(made):
+    losses = list[float]()
+
+    def goes_on(loss: torch.Tensor) -> bool:
+        losses.append(float(loss))
+        return len(losses) < 4
+
+    early = train_in_torch(made.states[0], 10, made.batches, goes_on)
+    assert early["step"] == len(losses) == 4
+    assert_same_run(train_in_torch(early, 6, made.batches), made.states[10])
 
 
 @pytest.mark.slow
@@ -367,9 +381,13 @@ def test_the_script_takes_a_run_over_and_the_trainer_takes_it_back(tmp_path):
     assert_refused(run(*script, "--steps", "4", cwd=tmp_path), "ends at step 9", "not 4")
     result = run(*script, "--steps", "2", cwd=tmp_path)
     assert "step 8" in result.stdout, result.stderr
+    ((begun,), _) = find_runs([tmp_path / "b"])
+    assert begun.devices == "torch"
     half = convert.run_to_torch(tmp_path / "b")
     result = run("train", "--resume", "--run-dir", "b", cwd=tmp_path)
     assert "resumed at 8" in result.stdout, result.stderr
+    ((resumed,), _) = find_runs([tmp_path / "b"])
+    assert re.fullmatch(r"torch, then \d+ cpu devices?", resumed.devices)  # a table says so
     state = convert.run_to_torch(tmp_path / "b")
     assert state["step"] == int(state["model"]["stem.bn.num_batches_tracked"]) == 9
     assert state["model"]["head.bias"].dtype == torch.float32

@@ -16,7 +16,7 @@ from train.results.published import DATA
 from train.run.json_files import read_json, read_own_json
 from train.run.metrics import FILE as METRICS
 from train.run.metrics import read_metrics
-from train.run.starts import find_changes
+from train.run.starts import find_changes, find_devices
 
 _CONFIG, _RESULT = "config.json", "result.json"
 _NOT_RUNS = ("checkpoints", "tensorboard", "wandb", "profile")  # inside a run's folder
@@ -52,6 +52,7 @@ class RecordedRun:
 
     Attributes:
         test_images: how many it was tested on; None if no file says.
+        devices: what computed its steps; `torch, then 1 cpu device` if it came from torch.
         step: the last step in its metrics. total_steps: the step at which it ends.
         metrics: the lines of `metrics.jsonl`.
         outcome: None until the run is finished.
@@ -157,7 +158,7 @@ def _read_run(folder: Path) -> RecordedRun:
             train_images=train_images,
             test_name=_text(content.get("test_name", test_name)),
             test_images=_optional(_count, content.get("test_images")),
-            devices=str(content["devices"]),
+            devices=", then ".join(find_devices(starts) or [str(content["devices"])]),
             total_steps=_count(content["total_steps"]),
             recipe=_optional(_text, content.get("recipe")),
             asked=_optional(read_asked, content.get("asked")),

@@ -100,18 +100,33 @@ def find_changes(starts: Sequence[dict[str, Any]], now: Config) -> list[str]:
     for start in reversed(known[1:]):
         before = {name: pair[0] for name, pair in start.get("changed", {}).items()}
         fields.insert(0, {**fields[0], **before})
-    parts: list[tuple[int, dict[str, Any]]] = []
-    for start, value in zip(known, fields, strict=True) if known else ():
-        step = int(start.get("step", 0))
-        while parts and parts[-1][0] >= step:
-            parts.pop()
-        parts.append((step, value))
+    parts = [(_step(known[place]), fields[place]) for place in _lasting(known)]
     return [
         f"{name} {before[name]} to {after[name]} at step {step}"
         for (_, before), (step, after) in itertools.pairwise(parts)
         for name in after
         if before[name] != after[name] and not _is_length(name, before, after)
     ]
+
+
+def find_devices(starts: Sequence[dict[str, Any]]) -> list[str]:
+    """What computed the steps of a run, in their order; `torch` for those that came from torch."""
+    found = [starts[place].get("devices") for place in _lasting(starts)]
+    return list(dict.fromkeys(str(devices) for devices in found if devices is not None))
+
+
+def _lasting(starts: Sequence[dict[str, Any]]) -> list[int]:
+    """The places of those starts whose steps were not all repeated by a later one."""
+    places: list[int] = []
+    for place, start in enumerate(starts):
+        while places and _step(starts[places[-1]]) >= _step(start):
+            places.pop()
+        places.append(place)
+    return places
+
+
+def _step(start: dict[str, Any]) -> int:
+    return int(start.get("step") or 0)
 
 
 def _is_length(name: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
