@@ -30,11 +30,13 @@ from convert import ConversionError
 from convert.runs import rng_at, schedule_of
 from resnet_spec import ClassifierSpec
 from train.config import Config
-from train.data.dataset import batch_indices
+from train.data.dataset import Dataset, batch_indices, normalise
 from train.data.load import load_dataset
 from train.errors import UserError
+from train.run.metrics import FILE, MetricsLog, read_metrics
 from train.step.augment import Augment, draw_keys
 
+TEST_BATCH = 500
 IN_MEMORY = ("digits", "cifar10", "cifar100")
 
 
@@ -71,44 +73,88 @@ def check_batches(config: Config) -> None:
         raise ConversionError("this script does not make the batches of this run:", problems)
 
 
-class Progress:
-    """A line a minute: the step, the loss and images a second. Says whether a signal came."""
+class Report:
+    """What the trainer logs of a run: a train line each 100 steps, a test line each epoch.
 
-    def __init__(self, state: dict[str, Any], steps: int):
-        self.step, self.last = state["step"], state["step"] + steps
-        self.batch_size = state["config"]["global_batch_size"]
-        self.time, self.steps = time.monotonic(), 0
+    Prints a line a minute. A signal ends the training after the step in progress.
+    """
+
+    def __init__(self, run: Path, state: dict[str, Any], steps: int, batches: Batches):
+        self.config, self.first, self.last = batches.config, state["step"], state["step"] + steps
+        self.dataset, self.train_images = batches.dataset, len(batches.dataset.train)
+        self.lines = [line for line in read_metrics(run / FILE) if line["step"] <= self.first]
+        self.losses = list[float]()
+        self.started = self.printed = time.monotonic()
         self.is_stopped = False
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
+            signal.signal(number, self.stop)
 
-    def _stop(self, *_: Any) -> None:
+    def stop(self, *_: Any) -> None:
         self.is_stopped = True
 
-    def __call__(self, loss: torch.Tensor) -> bool:
-        self.step, self.steps = self.step + 1, self.steps + 1
-        seconds = time.monotonic() - self.time
-        if seconds >= 60:
-            speed = self.steps / seconds
-            left = (self.last - self.step) / speed / 60
+    def __call__(self, step: int, loss: float, model: torch.nn.Module, ema: Any) -> bool:
+        """Takes note of a step that is done; False to end the training."""
+        self.losses.append(loss)
+        speed = (step - self.first) / (
+            time.monotonic() - self.started
+        )  # steps a second, with tests
+        size = self.config.global_batch_size
+        if step % self.config.log_every_steps == 0:
+            values = {"loss": float(np.mean(self.losses)), "images_per_second": speed * size}
+            self.lines.append({"step": step, "kind": "train", **values})
+            self.losses.clear()
+        if step * size // self.train_images > (step - 1) * size // self.train_images:
+            values = measure(model, model.state_dict(), self.dataset)
+            if ema is not None:
+                averaged = measure(model, ema, self.dataset)
+                values |= {f"ema_{name}": value for name, value in averaged.items()}
+            self.lines.append({"step": step, "kind": "test", **values})
+            print(f"step {step}: test error {values['error']:.2%}", flush=True)
+        if time.monotonic() - self.printed >= 60:
+            left = (self.last - step) / speed / 60
+            rate = f"{speed * size:.0f} images/s"
             print(
-                f"step {self.step} of {self.last}, loss {loss.item():.3f}, "
-                f"{speed * self.batch_size:.0f} images/s, {left:.0f} min left",
+                f"step {step} of {self.last}, loss {loss:.3f}, {rate}, {left:.0f} min left",
                 flush=True,
             )
-            self.time, self.steps = time.monotonic(), 0
+            self.printed = time.monotonic()
         return not self.is_stopped
+
+    def write(self, run: Path) -> None:
+        """Writes the lines into the folder of a run."""
+        with MetricsLog(run, start_step=0) as log:
+            for line in self.lines:
+                values = {k: v for k, v in line.items() if k not in ("step", "kind")}
+                log.write(line["step"], line["kind"], values)
+
+
+@torch.no_grad()
+def measure(model: torch.nn.Module, weights: Any, dataset: Dataset) -> dict[str, float]:
+    """Loss and error of a network with these weights on the test images."""
+    model.eval()
+    total = errors = 0.0
+    for start in range(0, len(dataset.test), TEST_BATCH):
+        part = slice(start, start + TEST_BATCH)
+        images = normalise(dataset.test.images[part], dataset)
+        labels = torch.from_numpy(dataset.test.labels[part].astype(np.int64))
+        inputs = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(weights["head.weight"].dtype)
+        logits = torch.func.functional_call(model, dict(weights), inputs)
+        total += float(cross_entropy(logits, labels, reduction="sum"))
+        errors += int((logits.argmax(1) != labels).sum())
+    model.train()
+    return {"loss": total / len(dataset.test), "error": errors / len(dataset.test)}
 
 
 def train_in_torch(
     state: dict[str, Any],
     steps: int,
     batches: Batches,
-    goes_on: Callable[[torch.Tensor], bool] = lambda loss: True,
+    goes_on: Callable[[int, float, torch.nn.Module, Any], bool] = lambda *_: True,
 ) -> dict[str, Any]:
     """The state of a run, as `convert.run_to_torch` returns it, after more steps in torch.
 
-    `goes_on` is given the loss of each step, and may end the training early.
+    `goes_on` is told each step that is done, with its loss, the network and the average of its
+    weights, and may end the training early.
     """
     model = build_twin(state)
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -136,7 +182,7 @@ def train_in_torch(
         scheduler.step()
         if ema is not None:
             average(ema, model.state_dict(), state["config"]["ema_decay"])
-        if not goes_on(loss.detach()):
+        if not goes_on(step + 1, loss.item(), model, ema):
             last = step + 1
             break
     return {
@@ -185,9 +231,11 @@ def main() -> None:
                 f"the run trains on {state['rng']['train_images']} images, and there are "
                 f"{len(batches.dataset.train)}: the order of images would be another"
             )
-        progress = Progress(state, options.steps)
-        state = train_in_torch(state, options.steps, batches, progress)
+        report = Report(options.run, state, options.steps, batches)
+        state = train_in_torch(state, options.steps, batches, report)
+        state["seconds"] += time.monotonic() - report.started
         convert.run_from_torch(state, options.output)
+        report.write(options.output)
     except (ConversionError, UserError, OSError) as error:
         print(f"continue_in_torch: {error}", file=sys.stderr)
         raise SystemExit(2) from None

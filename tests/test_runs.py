@@ -97,8 +97,8 @@ def test_ten_steps_in_torch_and_ten_in_jax_are_twenty_in_either(made, tmp_path):
 def test_a_training_in_torch_that_is_ended_early_can_go_on(made):
     losses = list[float]()
 
-    def goes_on(loss: torch.Tensor) -> bool:
-        losses.append(float(loss))
+    def goes_on(step: int, loss: float, *_: Any) -> bool:
+        losses.append(loss)
         return len(losses) < 4
 
     early = train_in_torch(made.states[0], 10, made.batches, goes_on)
@@ -139,8 +139,13 @@ def test_the_steps_changed_all_that_is_compared(made):
 def test_a_run_goes_to_torch_into_a_file_and_back_bit_for_bit(made, tmp_path):
     torch.save(made.states[10], tmp_path / "run.pt")
     state = torch.load(tmp_path / "run.pt", weights_only=True)
+    state["seconds"] = 90.5
     convert.run_from_torch(state, tmp_path / "b")
     back = convert.run_to_torch(tmp_path / "b")
+    assert back["seconds"] == 90.5
+    del state["seconds"]  # as in a file of an older version
+    convert.run_from_torch(state, tmp_path / "older")
+    assert convert.run_to_torch(tmp_path / "older")["seconds"] == 0
     for part in (lambda s: s["model"], lambda s: s["ema"], momenta):
         assert_same_state(part(back), part(made.states[10]))
     config = {**back["config"], "run_dir": None}
@@ -160,6 +165,7 @@ def test_every_problem_of_a_state_is_named_and_nothing_written(made, tmp_path):
     state = copy.deepcopy(made.states[10])
     state["model"]["stem.conv.weight"] = state["model"]["stem.conv.weight"].float()
     del state["ema"]["head.bias"]
+    state["seconds"] = float("nan")
     state["optimizer"]["state"][1]["momentum_buffer"] = torch.zeros(3, dtype=torch.float64)
     del state["optimizer"]["state"][2]
     state["optimizer"]["param_groups"][1]["weight_decay"] = 0.01
@@ -178,6 +184,7 @@ def test_every_problem_of_a_state_is_named_and_nothing_written(made, tmp_path):
         "group 0: lr should be 0.01",
         "last_epoch should be 10, is 9",
         "'seed': 111",
+        "seconds: no time is nan",
     ):
         assert part in message, message
     del state["scheduler"]
@@ -388,6 +395,8 @@ def test_the_script_takes_a_run_over_and_the_trainer_takes_it_back(tmp_path):
     assert "resumed at 8" in result.stdout, result.stderr
     ((resumed,), _) = find_runs([tmp_path / "b"])
     assert re.fullmatch(r"torch, then \d+ cpu devices?", resumed.devices)  # a table says so
+    assert [m["step"] for m in resumed.metrics if m["kind"] == "test"] == [3, 6, 9]
+    assert resumed.outcome.seconds > half["seconds"] > 0
     state = convert.run_to_torch(tmp_path / "b")
     assert state["step"] == int(state["model"]["stem.bn.num_batches_tracked"]) == 9
     assert state["model"]["head.bias"].dtype == torch.float32

@@ -72,11 +72,17 @@ def save_arguments(items: Items, description: Mapping[str, Any], sealed: Mapping
     )
 
 
-def write_step(folder: Path, step: int, items: Items, description: Mapping[str, Any]) -> None:
+def write_step(
+    folder: Path,
+    step: int,
+    items: Items,
+    description: Mapping[str, Any],
+    progress: Mapping[str, Any],
+) -> None:
     """Writes one checkpoint into a folder of checkpoints, and waits until it is on disk."""
     import orbax.checkpoint as ocp
 
-    arguments = save_arguments(items, description, seal({}, description, items))
+    arguments = save_arguments(items, description, seal(progress, description, items))
     log_no_tracebacks()
     with (
         patient_loops(),

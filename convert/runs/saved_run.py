@@ -41,12 +41,18 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One step of a run; `items` are arrays with Flax's names and axes."""
+    """One step of a run.
+
+    Attributes:
+        items: arrays with Flax's names and axes.
+        seconds: wall time of the training so far.
+    """
 
     step: int
     classifier: ClassifierSpec
     items: Mapping[str, Arrays]
     preprocessing: Preprocessing | None = None
+    seconds: float = 0.0
 
 
 def read_run(
@@ -135,7 +141,8 @@ def read_checkpoint(folder: Path, items: tuple[str, ...]) -> Checkpoint:
         if preprocessing is not None:
             preprocessing = Preprocessing.from_json(preprocessing)
             preprocessing.check(classifier)
-        return Checkpoint(int(folder.name), classifier, found, preprocessing)
+        seconds = float(documents.progress.get("seconds", 0.0))
+        return Checkpoint(int(folder.name), classifier, found, preprocessing, seconds)
 
 
 def write_run(run: Path, weights: Weights, *, allow_nonfinite: bool = False) -> None:
@@ -194,7 +201,8 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     description = checkpoint.classifier.to_json()
     if checkpoint.preprocessing is not None:
         description[PREPROCESSING] = checkpoint.preprocessing.to_json()
-    write_step(run / CHECKPOINTS, checkpoint.step, checkpoint.items, description)
+    progress = {"seconds": checkpoint.seconds} if checkpoint.seconds else {}
+    write_step(run / CHECKPOINTS, checkpoint.step, checkpoint.items, description, progress)
     folder = find_checkpoint(run, checkpoint.step)
     found = read_checkpoint(folder, tuple(checkpoint.items))
     wrong = [

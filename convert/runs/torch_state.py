@@ -1,6 +1,7 @@
 """The whole state of a training run for stock torch: weights, optimizer, position; and back."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _KEYS = (
     *("classifier", "preprocessing", "config", "total_steps", "step", "rng"),
     *("model", "ema", "optimizer", "scheduler"),
 )
+_SECONDS = "seconds"  # which states of older versions lack
 _NOT_A_RUN = "this is not the state of a run as run_to_torch returns it:"
 _PRECISIONS = ("bf16", "f32", "f64")
 _CONFIG_FIELDS = (
@@ -48,6 +50,7 @@ def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
     - `preprocessing`: the JSON of the `Preprocessing` of its images, or None.
     - `config`, `total_steps`: the run's configuration and its length.
     - `step`: how many steps are done.
+    - `seconds`: wall time of the training so far. A state without it counts from zero.
     - `rng`: the seed and the position in the data, see `rng_at`. The images of a step and their
       augmentation are functions of seed and step; each framework draws dropout and stochastic depth
       by itself.
@@ -93,6 +96,7 @@ def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
         "config": config,
         "total_steps": content["total_steps"],
         "step": step,
+        _SECONDS: checkpoint.seconds,
         "rng": rng_at(config, content["train_images"], step),
         "model": states[MODEL],
         "ema": states.get(EMA),
@@ -112,7 +116,7 @@ def run_from_torch(state: Mapping[str, Any], run: str | Path) -> None:
     """
     run = Path(run)
     problems = [f"missing: {key}" for key in _KEYS if key not in state]
-    problems += [f"left over: {key}" for key in state if key not in _KEYS]
+    problems += [f"left over: {key}" for key in state if key not in (*_KEYS, _SECONDS)]
     if isinstance(fields := state.get("config"), Mapping):
         problems += [f"missing: config: {name}" for name in _CONFIG_FIELDS if name not in fields]
     if problems:
@@ -225,6 +229,8 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     buffers, problems = sgd.buffers_of_state(state["optimizer"], zeros, config, step)
     problems += _check_network(config, classifier.network)
     problems += _check_position(state)
+    if not 0 <= (seconds := float(state.get(_SECONDS, 0))) < math.inf:
+        problems.append(f"{_SECONDS}: no time is {seconds}")
     problems += sgd.compare_stock(state["optimizer"], state["scheduler"], stock)
     for key, arrays in weights.items():
         found = _check_weights(classifier, describe_state(state[key]), arrays, dtype)
@@ -235,7 +241,7 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     items[OPTIMIZER] = sgd.item_of_buffers(buffers, step)
     fields = state["preprocessing"]
     preprocessing = None if fields is None else Preprocessing.from_json(fields)
-    return Checkpoint(step, classifier, items, preprocessing)
+    return Checkpoint(step, classifier, items, preprocessing, seconds)
 
 
 def _check_network(config: Mapping[str, Any], spec: ResNetSpec) -> list[str]:
