@@ -83,7 +83,6 @@ class Report:
         self.config, self.first, self.last = batches.config, state["step"], state["step"] + steps
         self.dataset, self.train_images = batches.dataset, len(batches.dataset.train)
         self.lines = [line for line in read_metrics(run / FILE) if line["step"] <= self.first]
-        self.losses = list[float]()
         self.started = self.printed = time.monotonic()
         self.is_stopped = False
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -92,29 +91,29 @@ class Report:
     def stop(self, *_: Any) -> None:
         self.is_stopped = True
 
-    def __call__(self, step: int, loss: float, model: torch.nn.Module, ema: Any) -> bool:
+    def __call__(
+        self, step: int, values: dict[str, float], model: torch.nn.Module, ema: Any
+    ) -> bool:
         """Takes note of a step that is done; False to end the training."""
-        self.losses.append(loss)
         speed = (step - self.first) / (
             time.monotonic() - self.started
         )  # steps a second, with tests
         size = self.config.global_batch_size
+        rate = {"images_per_second": speed * size}
         if step % self.config.log_every_steps == 0:
-            values = {"loss": float(np.mean(self.losses)), "images_per_second": speed * size}
-            self.lines.append({"step": step, "kind": "train", **values})
-            self.losses.clear()
+            self.lines.append({"step": step, "kind": "train", **values, **rate})
         if step * size // self.train_images > (step - 1) * size // self.train_images:
-            values = measure(model, model.state_dict(), self.dataset)
+            tested = measure(model, model.state_dict(), self.dataset)
             if ema is not None:
                 averaged = measure(model, ema, self.dataset)
-                values |= {f"ema_{name}": value for name, value in averaged.items()}
-            self.lines.append({"step": step, "kind": "test", **values})
-            print(f"step {step}: test error {values['error']:.2%}", flush=True)
+                tested |= {f"ema_{name}": value for name, value in averaged.items()}
+            self.lines.append({"step": step, "kind": "test", **tested})
+            print(f"step {step}: test error {tested['error']:.2%}", flush=True)
         if time.monotonic() - self.printed >= 60:
             left = (self.last - step) / speed / 60
-            rate = f"{speed * size:.0f} images/s"
             print(
-                f"step {step} of {self.last}, loss {loss:.3f}, {rate}, {left:.0f} min left",
+                f"step {step} of {self.last}, loss {values['loss']:.3f}, "
+                f"{speed * size:.0f} images/s, {left:.0f} min left",
                 flush=True,
             )
             self.printed = time.monotonic()
@@ -149,12 +148,12 @@ def train_in_torch(
     state: dict[str, Any],
     steps: int,
     batches: Batches,
-    goes_on: Callable[[int, float, torch.nn.Module, Any], bool] = lambda *_: True,
+    goes_on: Callable[[int, dict[str, float], torch.nn.Module, Any], bool] = lambda *_: True,
 ) -> dict[str, Any]:
     """The state of a run, as `convert.run_to_torch` returns it, after more steps in torch.
 
-    `goes_on` is told each step that is done, with its loss, the network and the average of its
-    weights, and may end the training early.
+    `goes_on` is told each step that is done, what the trainer logs of one, the network and the
+    average of its weights, and may end the training early.
     """
     model = build_twin(state)
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -175,14 +174,20 @@ def train_in_torch(
     smoothing = state["config"].get("label_smoothing", 0.0)
     for step in range(state["step"], last):
         images, labels = batches[step]
-        loss = cross_entropy(model(images), labels, label_smoothing=smoothing)
+        logits = model(images)
+        loss = cross_entropy(logits, labels, label_smoothing=smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        values = {
+            "loss": loss.item(),
+            "error": (logits.argmax(1) != labels).float().mean().item(),
+            "learning_rate": optimizer.param_groups[0]["lr"],
+        }
         scheduler.step()
         if ema is not None:
             average(ema, model.state_dict(), state["config"]["ema_decay"])
-        if not goes_on(step + 1, loss.item(), model, ema):
+        if not goes_on(step + 1, values, model, ema):
             last = step + 1
             break
     return {

@@ -97,8 +97,8 @@ def test_ten_steps_in_torch_and_ten_in_jax_are_twenty_in_either(made, tmp_path):
 def test_a_training_in_torch_that_is_ended_early_can_go_on(made):
     losses = list[float]()
 
-    def goes_on(step: int, loss: float, *_: Any) -> bool:
-        losses.append(loss)
+    def goes_on(step: int, values: dict[str, float], *_: Any) -> bool:
+        losses.append(values["loss"])
         return len(losses) < 4
 
     early = train_in_torch(made.states[0], 10, made.batches, goes_on)
@@ -382,7 +382,8 @@ def test_the_position_in_the_data_counts_images():
 @pytest.mark.slow
 def test_the_script_takes_a_run_over_and_the_trainer_takes_it_back(tmp_path):
     fields = ("--model", "WideResNet16-1-0.0", "--ema-decay", "0.9", "--global-batch-size", "479")
-    result = run("train", "digits", *fields, "--epochs", "3", "--run-dir", "a", cwd=tmp_path)
+    length = ("--epochs", "3", "--log-every-steps", "1")
+    result = run("train", "digits", *fields, *length, "--run-dir", "a", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     script = ("examples.continue_in_torch", "a", "--step", "6", "-o", "b")
     assert_refused(run(*script, "--steps", "4", cwd=tmp_path), "ends at step 9", "not 4")
@@ -390,6 +391,14 @@ def test_the_script_takes_a_run_over_and_the_trainer_takes_it_back(tmp_path):
     assert "step 8" in result.stdout, result.stderr
     ((begun,), _) = find_runs([tmp_path / "b"])
     assert begun.devices == "torch"
+    ((in_jax,), _) = find_runs([tmp_path / "a"])
+    expected = [line for line in in_jax.metrics if line["step"] <= 8]
+    assert [(m["step"], m["kind"]) for m in begun.metrics] == [
+        (m["step"], m["kind"]) for m in expected
+    ]
+    for line, other in zip(begun.metrics, expected, strict=True):
+        for name in other.keys() - {"kind", "images_per_second"}:
+            assert line[name] == pytest.approx(other[name], rel=1e-4), (line["step"], name)
     half = convert.run_to_torch(tmp_path / "b")
     result = run("train", "--resume", "--run-dir", "b", cwd=tmp_path)
     assert "resumed at 8" in result.stdout, result.stderr
