@@ -105,17 +105,13 @@ _CIFAR = {
             warmup_learning_rate=0.0,
             nesterov=True,
             weight_decay=5e-4,
-            label_smoothing=0.1,
-            cutout=8,
-            ema_decay=0.998,
         ),
         source="Page 2018, davidcpage/cifar10-fast (dawn.py): 24 epochs of a network of 9 layers",
-        reason="0.1 for each 128 images, from zero in the first five epochs, Nesterov momentum, "
-        "weight decay 5e-4 and Cutout of 8 pixels are Page's; it departs: 53 epochs, a third of "
-        "the passes of cifar10, in batches of 256; half a cosine instead of a line to zero; label "
-        "smoothing 0.1 (Szegedy et al. 2016) and an average over about 500 steps of weights and "
-        "statistics are added; no number was tried out on our networks",
-        published="none for exactly these numbers, and none measured here yet",
+        reason="0.1 for each 128 images, from zero in the first five epochs, Nesterov momentum and "
+        "weight decay 5e-4 are Page's; it departs: 53 epochs, a third of the passes of cifar10, in "
+        "batches of 256; half a cosine instead of a line to zero; without Cutout, which made a "
+        "ResNet20 of 10 epochs worse on held-out images (docs/training.md)",
+        published="none for exactly these numbers",
     ),
     "cifar10-he2015": Recipe(
         _HE,
