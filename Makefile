@@ -78,7 +78,7 @@ clean:
 # torch first and by itself: another package's looser wish for it would take another build.
 # Not compiled: most of what these packages bring is never imported.
 .venv/installed: pyproject.toml requirements.lock
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
+	$(PYTHON) -c 'import sys; sys.version_info[:2] == (3, 11) or sys.exit("requirements.lock is for Python 3.11: make PYTHON=python3.11; for a newer one see Install in README.md")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile $$(grep "^torch==" requirements.lock)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock --editable '.[dev]'

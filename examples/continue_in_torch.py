@@ -236,6 +236,8 @@ def main() -> None:
                 f"the run trains on {state['rng']['train_images']} images, and there are "
                 f"{len(batches.dataset.train)}: the order of images would be another"
             )
+        if options.output.is_dir() and any(options.output.iterdir()):  # not after hours of training
+            raise ConversionError(f"{options.output} is not empty: give a new folder")
         report = Report(options.run, state, options.steps, batches)
         state = train_in_torch(state, options.steps, batches, report)
         state["seconds"] += time.monotonic() - report.started

@@ -387,6 +387,8 @@ def test_the_script_takes_a_run_over_and_the_trainer_takes_it_back(tmp_path):
     assert result.returncode == 0, result.stderr
     script = ("examples.continue_in_torch", "a", "--step", "6", "-o", "b")
     assert_refused(run(*script, "--steps", "4", cwd=tmp_path), "ends at step 9", "not 4")
+    full = ("examples.continue_in_torch", "a", "--step", "6", "-o", "a")
+    assert_refused(run(*full, "--steps", "2", cwd=tmp_path), "a is not empty: give a new folder")
     result = run(*script, "--steps", "2", cwd=tmp_path)
     assert "step 8" in result.stdout, result.stderr
     ((begun,), _) = find_runs([tmp_path / "b"])
