@@ -1,7 +1,9 @@
 """`compare` for modules of any shape: tied weights, outputs of all kinds, and what is refused."""
 
+import copy
 import re
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +70,17 @@ def test_weights_that_are_tied_in_one_alone_have_other_gradients():
     assert differing == ["words.weight", "out.weight"]
 
 
+class Heads(NamedTuple):
+    logits: Any
+    value: Any
+
+
 RETURNS: dict[str, Any] = {
+    "two heads": lambda y: Heads(y, 2 * y),
+    "one wrong head": lambda y: Heads(y, 3 * y),
+    "column": lambda y: y[:, :1],
+    "row": lambda y: y[:, 0],
+    "logits": lambda y: SimpleNamespace(logits=y, boxes=2 * y, loss=None),
     "array": lambda y: y,
     "pair": lambda y: (y, 2 * y),
     "dict": lambda y: {"b": y, "a": 2 * y},
@@ -126,6 +138,27 @@ def test_outputs_without_a_partner_are_a_difference(in_torch, in_flax):
     assert first is not None
     assert first.startswith("output")
     assert any(f"only A has {first}" in reason for reason in report.verdict.reasons)
+
+
+def test_every_entry_of_a_named_tuple_is_compared_also_beside_logits():
+    assert compare_returned("two heads", "two heads").verdict.same
+    report = compare_returned("two heads", "one wrong head")
+    assert report.first_difference == "output.1"
+
+
+@pytest.mark.parametrize(("in_torch", "in_flax"), [("column", "row"), ("row", "column")])
+def test_an_output_of_another_shape_is_a_difference(in_torch, in_flax):
+    """(n, 1) - (n,) has n times n differences: a loss of the two is not the same."""
+    report = compare_returned(in_torch, in_flax)
+    assert report.first_difference == "output"
+    assert "shape (5" in report.first_in("eval").note  # pyright: ignore
+    assert compare_returned(in_torch, in_torch).verdict.same
+
+
+def test_what_is_returned_beside_logits_is_said_to_be_left_out():
+    report = compare_returned("logits", "array")
+    assert report.verdict.same
+    assert "not compared: A also returns boxes, beside logits" in report.verdict.lines
 
 
 def test_values_that_are_not_finite_have_no_hint():
@@ -216,6 +249,85 @@ def test_attention_of_nnx_is_compared_in_float64(heads):
     modules = TorchAttention(), NNXAttention(heads)
     report = compare(*modules, images, copy_weights="torch", precision="f64")
     assert report.verdict.same == (heads == 2), report.table()
+
+
+class TorchTwice(nn.Module):
+    """One ReLU, called twice, around a norm; a parameter called `scale`, and dropout."""
+
+    def __init__(self, epsilon: float = 1e-5):
+        super().__init__()
+        self.fc1, self.fc2, self.relu = nn.Linear(4, 8), nn.Linear(8, 8), nn.ReLU()
+        self.norm = nn.LayerNorm(8, eps=epsilon)
+        self.scale = nn.Parameter(torch.full((8,), 0.7))
+        self.output = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.relu(self.fc1(x))
+        y = nn.functional.dropout(y, 0.5, self.training)
+        y = self.norm(self.fc2(y)) * self.scale
+        return self.output(self.relu(y + x.sum(1, keepdim=True)))
+
+
+class NNXTwice(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.fc1 = nnx.Linear(4, 8, rngs=rngs)
+        self.fc2 = nnx.Linear(8, 8, rngs=rngs)
+        self.norm = nnx.LayerNorm(8, epsilon=1e-5, rngs=rngs)
+        self.scale = nnx.Param(jnp.ones(8))
+        last = nnx.Linear(6, 2, rngs=rngs)
+        self.output = nnx.Sequential(nnx.Linear(8, 6, rngs=rngs), nnx.relu, last)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nnx.relu(self.fc1(x))
+        y = self.norm(jax.checkpoint(self.fc2)(y)) * self.scale
+        return self.output(nnx.relu(y + x.sum(1, keepdims=True)))
+
+
+@pytest.mark.parametrize("names", ["path", "order"])
+def test_the_networks_own_words_for_layers_and_weights_are_theirs(names):
+    """A parameter `scale`, a layer `output`, dropout by a function, a checkpoint of JAX."""
+    torch.manual_seed(0)
+    modules = TorchTwice(), NNXTwice()
+    report = compare(*modules, BATCH, copy_weights="torch", precision="f64", names=names, steps=2)
+    assert report.verdict.same, report.table()
+    assert "scale" in {row.name for row in report.sections["gradients"]}
+    modules[0].scale.data[3] = 0.6
+    own = compare(*modules, BATCH, precision="f64", names=names)
+    assert "scale" in {row.name for row in own.sections["weights"] if row.differs}
+
+
+def test_a_layer_that_is_called_twice_does_not_hide_what_is_wrong_between_its_calls():
+    torch.manual_seed(0)
+    one = TorchTwice()
+    other = copy.deepcopy(one)
+    other.norm.eps = 1e-3
+    report = compare(one, other, BATCH, precision="f64")
+    assert report.first_difference == "norm"
+    (hint,) = report.hints
+    assert (hint.layer, hint.cause) == ("norm", "epsilon")
+    other.norm.eps = 1e-5
+    other.get_parameter("output.2.weight").data.mul_(2)
+    assert compare(one, other, BATCH, precision="f64").first_difference == "output.2"
+
+
+class TorchShuffled(nn.Module):
+    """Its first convolution takes more channels than the images have, and `spec` is its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.spec = nn.PixelUnshuffle(2)
+        self.conv = nn.Conv2d(12, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.spec(x))
+
+
+def test_images_need_not_have_the_channels_of_the_first_convolution():
+    one = TorchShuffled()
+    images = random_images(2, 8)
+    for given in (images, torch.from_numpy(images.transpose(0, 3, 1, 2).copy())):
+        assert compare(one, copy.deepcopy(one), given, precision="f64").verdict.same
 
 
 class TwoInputs(nn.Module):

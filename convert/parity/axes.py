@@ -6,12 +6,16 @@ from typing import Any
 import numpy as np
 
 from convert.parity.comparison import measure
-from convert.parity.probe import Sections
+from convert.parity.probe import OUTPUT, Sections
+from resnet_spec import ResNetSpec
 
 
 def image_channels(model: Any) -> int | None:
-    """Channels of the images that a network takes, where it or its first convolution says so."""
-    if spec := getattr(model, "spec", None):
+    """Channels of the images that a network takes, where it or its first convolution says so.
+
+    The first one that a module registers need not be the first one that it calls.
+    """
+    if isinstance(spec := getattr(model, "spec", None), ResNetSpec):
         return spec.in_planes
     if hasattr(model, "state_dict"):
         for module in model.modules():
@@ -25,29 +29,42 @@ def channels_last(images: np.ndarray, models: Sequence[Any], *, is_torch: bool) 
     if images.ndim != 4:
         return images
     expected = {count for model in models if (count := image_channels(model)) is not None}
-    expected = expected or {min(images.shape[1], images.shape[3])}
+    if not expected & {images.shape[1], images.shape[3]}:
+        expected = {min(images.shape[1], images.shape[3])}
     fits_first, fits_last = (images.shape[axis] in expected for axis in (1, 3))
     if fits_first and (is_torch or not fits_last):
         return np.moveaxis(images, 1, -1)
     return images
 
 
-def nearest(array: np.ndarray, other: np.ndarray) -> np.ndarray:
+def nearest(
+    array: np.ndarray, other: np.ndarray, *, is_output: bool = False
+) -> tuple[np.ndarray, bool]:
     """A torch array with the axes of Flax's: as it is, or channels last, and maybe squeezed.
 
-    Returns `array` itself if it is taken as it is.
+    Axes of one, which a pool may keep, count for nothing. In what a network returns they do, but
+    for maps: a loss of (n, 1) and (n,) is another one, as the two are broadcast to (n, n).
+
+    Returns:
+        The array, and whether its channels were moved.
     """
-    layouts = [array] if array.ndim < 3 else [array, np.moveaxis(array, 1, -1)]
-    if equal := [layout for layout in layouts if layout.shape == other.shape]:
+    layouts = [(array, False)]
+    if array.ndim > 2:
+        layouts.append((np.moveaxis(array, 1, -1), True))
+    if equal := [each for each in layouts if each[0].shape == other.shape]:
         layouts = equal
-    elif array.size == other.size:  # a pool may keep axes of one
+    elif array.size == other.size and not (is_output and array.ndim < 3):
         squeezed = other.squeeze().shape
-        layouts = [a.reshape(other.shape) for a in layouts if a.squeeze().shape == squeezed]
+        layouts = [
+            (layout.reshape(other.shape), is_moved)
+            for layout, is_moved in layouts
+            if layout.squeeze().shape == squeezed
+        ]
     else:
         layouts = []
-    if len(layouts) < 2:
-        return layouts[0] if layouts else array
-    return min(layouts, key=lambda layout: measure(layout, other).relative)
+    if not layouts:
+        return array, False
+    return min(layouts, key=lambda each: measure(each[0], other).relative)
 
 
 def turn(
@@ -66,12 +83,12 @@ def turn(
     for name, other in others.items():
         if name not in own:
             continue
-        array = own[name]
-        turned = own[name] = nearest(array, other)
-        if turned is array:
-            continue
-        moved.add(name)
+        is_output = name.partition(".")[0] == OUTPUT
+        own[name], is_moved = nearest(own[name], other, is_output=is_output)
+        if is_moved:
+            moved.add(name)
         for pair in reduced:
             less = pair[side][section]
-            less[name] = np.moveaxis(less[name], 1, -1).reshape(turned.shape)
+            array = np.moveaxis(less[name], 1, -1) if is_moved else less[name]
+            less[name] = array.reshape(own[name].shape)
     return moved

@@ -132,6 +132,7 @@ def compare(
         flags=() if precision == "tf32" else tuple(reduced_flags(frameworks, device)),
         only=only,
         unpaired=pairing.unpaired,
+        beside_logits=(networks.exact[0].beside_logits, networks.exact[1].beside_logits),
         described=_compare_descriptions(model_a, model_b, ResNetSpec.differences),
         described_training=_compare_descriptions(model_a, model_b, ResNetSpec.training_differences),
         sections={**sections, "weights": _in_order(weights, sections["eval"])},
@@ -157,7 +158,10 @@ class _Networks:
         self.evaluated: list[list[Sections]] = []
         for each in self.precisions:
             with self._flags(each):
-                probes = [make_probe(model, each, device) for model in models]
+                probes: list[Any] = [make_probe(model, each, device) for model in models]
+                if set(frameworks) == {"torch", "flax"}:
+                    side = frameworks.index("flax")
+                    probes[side].partners = frozenset(probes[1 - side].weights())
                 self.evaluated.append([probe.evaluate(images) for probe in probes])
             self.probes.append(probes)
 
@@ -179,8 +183,8 @@ class _Networks:
 
     def only_outputs(self, side: int) -> tuple[str, ...]:
         """Names of arrays that one network returns and the other does not."""
-        one, other = (self.evaluated[0][i]["eval"] for i in (side, 1 - side))
-        return tuple(n for n in one if n.partition(".")[0] == OUTPUT and n not in other)
+        others = self.exact[1 - side].outputs
+        return tuple(name for name in self.exact[side].outputs if name not in others)
 
     def take_evaluated(self) -> list[list[Sections]]:
         """What both computed in eval mode, which is not kept here."""
@@ -361,10 +365,10 @@ def _check_images(images: np.ndarray, *models: Any) -> list[str]:
         return [f"images are real numbers, not {images.dtype}"]
     if not np.all(np.isfinite(images)):
         return ["images are finite, but these contain NaN or infinity"]
-    specs = [spec for model in models if (spec := getattr(model, "spec", None)) is not None]
-    if specs and images.ndim != 4:
+    described = [m for m in models if isinstance(getattr(m, "spec", None), ResNetSpec)]
+    if described and images.ndim != 4:
         return [f"images are (n, h, w, c), not {images.shape}"]
-    expected = {count for model in models if (count := image_channels(model)) is not None}
+    expected = {count for model in described if (count := image_channels(model)) is not None}
     if images.ndim == 4 and expected - {images.shape[-1]}:
         channels = " and ".join(map(str, sorted(expected)))
         return [f"images have {images.shape[-1]} channels, but the models take {channels}"]

@@ -189,6 +189,7 @@ class Findings:
         flags: the settings that reduced the precision.
         only: names of tensors that only one of the two has, and of what only one returns.
         unpaired: layers of the two that have no partner, and are not compared.
+        beside_logits: what models of transformers return beside their logits; it is not compared.
         described: fields in which their descriptions compute something else.
         described_training: fields in which their descriptions train differently.
         sections: rows by a key of `SECTIONS`; activations in the order of the forward pass.
@@ -203,6 +204,7 @@ class Findings:
     flags: tuple[str, ...]
     only: tuple[tuple[str, ...], tuple[str, ...]]
     unpaired: tuple[tuple[str, ...], tuple[str, ...]]
+    beside_logits: tuple[tuple[str, ...], tuple[str, ...]]
     described: tuple[str, ...]
     described_training: tuple[str, ...]
     sections: dict[str, tuple[Row, ...]]

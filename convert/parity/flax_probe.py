@@ -17,6 +17,8 @@ from convert.parity.probe import (
     Layer,
     Loss,
     Sections,
+    beside_logits,
+    end_with,
     flatten_output,
     layers_of,
 )
@@ -59,9 +61,12 @@ class FlaxProbe:
         else:
             from convert.parity.nnx_network import NNXNetwork as Kind
         self._network: Network = Kind(model, self._dtype, self._device)
+        self.outputs, self.beside_logits = (), ()
+        self.partners: frozenset[str] = frozenset()  # names of weights in the other network
 
     def layers(self) -> list[Layer]:
-        return layers_of(self._network.kinds, self.weights())
+        kinds = self._network.kinds
+        return layers_of({n: k for n, k in kinds.items() if n not in self.outputs}, self.weights())
 
     def weights(self) -> Arrays:
         network = self._network
@@ -84,8 +89,10 @@ class FlaxProbe:
             output, activations, _ = network.run(
                 network.params, network.statistics, self._input(images), train=False
             )
-        activations |= flatten_output(output)
-        return {"eval": {name: np.asarray(array) for name, array in activations.items()}}
+        outputs = flatten_output(output)
+        self.outputs, self.beside_logits = tuple(outputs), beside_logits(output)
+        ended = end_with(activations, outputs)
+        return {"eval": {name: np.asarray(array) for name, array in ended.items()}}
 
     def train(self, images: np.ndarray, loss: Loss) -> Sections:
         network = self._network
@@ -96,7 +103,7 @@ class FlaxProbe:
                 params, network.statistics, self._input(images), train=True
             )
             outputs = flatten_output(output)
-            activations |= outputs
+            activations = end_with(activations, outputs)
             layers[:] = activations  # `jax.grad` returns dicts sorted by name
             return _value(loss, outputs), (list(activations.values()), statistics)
 
@@ -136,11 +143,20 @@ class FlaxProbe:
     def _named(self, values: Values) -> Arrays:
         """Arrays with torch's names and axes."""
         return {
-            _torch_name(name): self._to_torch(name, np.asarray(value))
+            self._torch_name(name): self._to_torch(name, np.asarray(value))
             for name, value in values.items()
         }
 
+    def _torch_name(self, name: str) -> str:
+        return name if self._is_own(name) else _torch_name(name)
+
+    def _is_own(self, name: str) -> bool:
+        """Whether it is a parameter of a module's own, which torch has under the same name."""
+        return name in self.partners and _torch_name(name) not in self.partners
+
     def _to_torch(self, name: str, array: np.ndarray) -> np.ndarray:
+        if self._is_own(name):
+            return array
         layer, _, leaf = name.rpartition(".")
         kind = self._network.kinds.get(layer)
         if kind == "linear" and leaf == "kernel":
@@ -159,10 +175,12 @@ class FlaxProbe:
         loaded = dict(values)
         for name, value in values.items():
             layer, _, leaf = name.rpartition(".")
-            array = weights.get(_torch_name(name))
+            array = weights.get(self._torch_name(name))
             if array is None:
                 continue
-            if self._network.kinds.get(layer) == "transposed convolution" and leaf == "kernel":
+            if self._is_own(name):
+                pass
+            elif self._network.kinds.get(layer) == "transposed convolution" and leaf == "kernel":
                 array = array.transpose(*range(2, array.ndim), 0, 1)
                 array = np.flip(array, tuple(range(array.ndim - 2)))
             else:

@@ -168,4 +168,5 @@ def _noting(called: set[str]) -> Callable[..., Any]:
 def _agrees(array: np.ndarray | None, expected: np.ndarray, row: Row) -> bool:
     if array is None or not (np.isfinite(array).all() and np.isfinite(expected).all()):
         return False
-    return measure(nearest(array, expected), expected).relative <= row.tolerance
+    turned, _ = nearest(array, expected)
+    return measure(turned, expected).relative <= row.tolerance

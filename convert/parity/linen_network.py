@@ -5,11 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen, traverse_util
+from jax.core import Tracer
 
 from convert.parity.nnx_network import mode_arguments
-from convert.parity.probe import first_array, kind_of
+from convert.parity.probe import DROPS_BRANCHES, first_array, kind_of
 
 _PARAMS, _STATISTICS = "params", "batch_stats"
+_DRAWS = ("dropout", "drop_path", "stochastic_depth")  # usual names of streams, whose rates are 0
 Values = dict[str, jax.Array]
 
 
@@ -56,10 +58,13 @@ class LinenNetwork:
             module: Any = context.module
             self._run_plainly(module)
             output = call(*args, **kwargs)
-            array = first_array(output)
+            array, name = first_array(output), _name(module.path)
             is_identity = len(args) > 0 and output is args[0]
-            if module.path and isinstance(array, jax.Array) and not is_identity:
-                name = _name(module.path)
+            if not name or is_identity or not isinstance(array, jax.Array):
+                return output
+            # what `remat` or `scan` traces exists only inside of it
+            if name in self.kinds if train else not isinstance(array, Tracer):
+                activations.pop(name, None)  # its place is that of the last call
                 activations[name] = array
                 self.kinds.setdefault(name, kind_of(type(module)))
             return output
@@ -70,7 +75,7 @@ class LinenNetwork:
                 images,
                 **{name: train == trains for name, trains in self._mode.items()},
                 mutable=[name for name in variables if name != _PARAMS],
-                rngs={"dropout": jax.random.key(0)},
+                rngs=dict.fromkeys(_DRAWS, jax.random.key(0)),
             )
         flat = traverse_util.flatten_dict(_plain_dict(moved.get(_STATISTICS, {})))
         after: Values = {_name(path): jnp.asarray(value) for path, value in flat.items()}
@@ -78,7 +83,9 @@ class LinenNetwork:
 
     def _run_plainly(self, module: Any) -> None:
         """Removes random draws and mapped axes, and computes in one precision."""
-        plain = self._plain | ({"rate": 0.0} if isinstance(module, linen.Dropout) else {})
+        rates = DROPS_BRANCHES.get(type(module).__name__, ())
+        rates = ("rate",) if isinstance(module, linen.Dropout) else rates
+        plain = self._plain | dict.fromkeys(rates, 0.0)
         for name, value in plain.items():
             if getattr(module, name, None) is not None:
                 object.__setattr__(module, name, value)  # a bound copy, which linen freezes

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
-from convert.parity.probe import TESTS, TRAINS, first_array, kind_of
+from convert.parity.probe import DROPS_BRANCHES, TESTS, TRAINS, first_array, kind_of
 from flax_resnet import BatchNorm, StochasticDepth
 
 _NORMS = (BatchNorm, nnx.BatchNorm)
@@ -58,7 +59,7 @@ class NNXNetwork:
             model.train()
         else:
             model.eval()
-        with self._recording(model) as activations:
+        with self._recording(model, train) as activations:
             output = model(images, **{n: train == trains for n, trains in self._mode.items()})
         return output, activations, self._values(nnx.state(model, nnx.BatchStat))
 
@@ -69,11 +70,12 @@ class NNXNetwork:
         return _name(path, self._sequentials)
 
     @contextlib.contextmanager
-    def _recording(self, model: nnx.Module) -> Iterator[dict[str, jax.Array]]:
+    def _recording(self, model: nnx.Module, train: bool) -> Iterator[dict[str, jax.Array]]:
         """Fills a dict with each layer's output; of a layer called twice, the last.
 
-        Dropout and layers that return their input are left out. The classes of the layers are
-        wrapped, not the objects: Python looks up a call in the class.
+        Dropout and layers that return their input are left out. So are layers inside a
+        transformation of JAX, such as a checkpoint: their outputs exist while it is traced. The
+        classes of the layers are wrapped, not the objects: Python looks up a call in the class.
         """
         modules = [(p, m) for p, m in nnx.iter_modules(model) if not isinstance(m, nnx.Dropout)]
         names = {id(module): self._name(path) for path, module in modules if path}
@@ -86,7 +88,10 @@ class NNXNetwork:
                 output = call(module, *args, **kwargs)
                 is_identity = len(args) > 0 and output is args[0]
                 array, name = first_array(output), names.get(id(module))
-                if name is not None and isinstance(array, jax.Array) and not is_identity:
+                if name is None or is_identity or not isinstance(array, jax.Array):
+                    return output
+                if name in self.kinds if train else not isinstance(array, Tracer):
+                    activations.pop(name, None)  # its place is that of the last call
                     activations[name] = array
                     self.kinds.setdefault(name, kind_of(type(module)))
                 return output
@@ -156,8 +161,10 @@ def _run_plainly(module: Any, dtype: Any) -> None:
     """Removes random draws, scans and mapped axes, and computes in one precision."""
     if dtype == np.float64 and getattr(module, "attention_fn", None) is nnx.dot_product_attention:
         module.attention_fn = _attention_in_float64
-    if isinstance(module, nnx.Dropout | StochasticDepth):
-        module.rate = 0.0
+    rates = DROPS_BRANCHES.get(type(module).__name__, ())
+    for name in ("rate",) if isinstance(module, nnx.Dropout | StochasticDepth) else rates:
+        if hasattr(module, name):
+            setattr(module, name, 0.0)
     plain = {
         "scan_blocks": False,
         "remat": False,

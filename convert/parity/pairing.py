@@ -24,9 +24,10 @@ class Pairing:
 
     def name(self, layer: str) -> str | None:
         """The first network's name of a layer of the second; None without a partner."""
-        if self.layers is None or layer.partition(".")[0] == OUTPUT:
+        if self.layers is None:
             return layer
-        return self.layers.get(layer)
+        is_output = layer.partition(".")[0] == OUTPUT  # or a layer that is called so
+        return self.layers.get(layer, layer if is_output else None)
 
     def tensor(self, name: str) -> str:
         """The first network's name of a tensor of the second, or of one that it does not have."""

@@ -19,6 +19,9 @@ TRAINS = ("train", "training", "is_training", "is_train")
 TESTS = ("deterministic", "use_running_average", "inference", "eval", "is_eval")
 MODES = f"its call takes one of {', '.join((*TRAINS, *TESTS))}"
 
+# Rates of layers that drop branches at random, by the usual names of their classes.
+DROPS_BRANCHES = {"StochasticDepth": ("rate", "p"), "DropPath": ("drop_prob", "rate")}
+
 # The field's words for layers, by the classes of torch, Flax NNX, linen and the twins.
 _KINDS = {
     **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d", "Conv"), "convolution"),
@@ -70,9 +73,17 @@ def layers_of(kinds: Mapping[str, str], weights: Arrays) -> list[Layer]:
 class Probe(Protocol):
     """A copy of a network in one precision on one device, that draws nothing at random.
 
-    Names are the network's own. Activations are by layer, in the order of the forward pass, and
-    end with what the network returned, as `OUTPUT`. Other arrays have torch's leaves and axes.
+    Names are the network's own. Activations are by layer, in the order in which the layers ended
+    (of one that is called twice, the last time), and end with what the network returned, as
+    `OUTPUT`. Other arrays have torch's leaves and axes.
+
+    Attributes:
+        outputs: names of what the network returned.
+        beside_logits: names of what it returned, too, but that is not compared.
     """
+
+    outputs: tuple[str, ...]
+    beside_logits: tuple[str, ...]
 
     def layers(self) -> list[Layer]:
         """The modules that ran in `evaluate`, by when they ended."""
@@ -146,14 +157,15 @@ class Loss:
 def flatten_output(output: Any) -> dict[str, Any]:
     """The arrays of what a network returns: of models of transformers the logits.
 
-    A single one is `OUTPUT`, in whatever it is returned; of several the names begin so.
+    A single one is `OUTPUT`, in whatever it is returned; of several the names begin so. A tuple
+    with names, of which one may be `logits`, is a tuple.
     """
     found = _flatten(output, OUTPUT)
     return found if len(found) > 1 else dict(zip((OUTPUT,), found.values(), strict=False))
 
 
 def _flatten(output: Any, name: str) -> dict[str, Any]:
-    output = getattr(output, "logits", output)
+    output = output.logits if _has_logits(output) else output
     if isinstance(output, Mapping):
         entries = sorted(((str(k), v) for k, v in output.items()), key=lambda entry: entry[0])
     elif isinstance(output, tuple | list):
@@ -164,6 +176,23 @@ def _flatten(output: Any, name: str) -> dict[str, Any]:
     for key, value in entries:
         found |= _flatten(value, f"{name}.{key}")
     return found
+
+
+def end_with(activations: dict[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
+    """Activations that end with what a network returned, also if a layer has the same name."""
+    return {n: array for n, array in activations.items() if n not in outputs} | outputs
+
+
+def _has_logits(output: Any) -> bool:
+    return hasattr(output, "logits") and not isinstance(output, tuple)
+
+
+def beside_logits(output: Any) -> tuple[str, ...]:
+    """Names of the arrays that a model of transformers returns beside its logits."""
+    if not _has_logits(output):
+        return ()
+    entries = output if isinstance(output, Mapping) else vars(output)
+    return tuple(n for n, v in entries.items() if n != "logits" and hasattr(v, "shape"))
 
 
 def first_array(output: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from convert.arrays import is_counter, is_floating, to_numpy
 from convert.errors import ConversionError
 from convert.parity.precision import DTYPES, Device, Precision
 from convert.parity.probe import (
+    DROPS_BRANCHES,
     LEARNING_RATE,
     MOMENTUM,
     WEIGHT_DECAY,
@@ -21,6 +23,8 @@ from convert.parity.probe import (
     Layer,
     Loss,
     Sections,
+    beside_logits,
+    end_with,
     first_array,
     flatten_output,
     kind_of,
@@ -32,7 +36,9 @@ Change = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 _DROPOUTS = nn.modules.dropout._DropoutNd
-_DROPS_BRANCHES = {"StochasticDepth": ("rate", "p"), "DropPath": ("drop_prob",)}
+# Functions that draw at random; attention has a rate among its arguments.
+_DRAWS = re.compile(r"(feature_)?(alpha_)?dropout[123]?d?_?")
+_ATTENDS = "scaled_dot_product_attention"
 # One tensor of torch's attention is three of Flax's.
 _ATTENTION = {"in_proj_weight": "weight", "in_proj_bias": "bias"}
 _PARTS = ("query", "key", "value")
@@ -53,14 +59,16 @@ class TorchProbe:
                 module.float()  # as in the Flax twin: statistics are at least float32
             elif isinstance(module, _DROPOUTS):
                 module.p = 0.0
-            elif isinstance(module, nn.MultiheadAttention):
+            elif isinstance(module, nn.MultiheadAttention | nn.RNNBase):
                 module.dropout = 0.0
-            for name in _DROPS_BRANCHES.get(type(module).__name__, ()):
+            for name in DROPS_BRANCHES.get(type(module).__name__, ()):
                 if hasattr(module, name):
                     setattr(module, name, 0.0)
         self._model.zero_grad(set_to_none=True)
         self._model.requires_grad_(True)
         self._ran: list[str] = []
+        self._calls: dict[str, int] = {}  # of each layer, in eval mode
+        self.outputs, self.beside_logits = (), ()
         self._given = model.state_dict()
 
     def layers(self) -> list[Layer]:
@@ -95,23 +103,26 @@ class TorchProbe:
 
     def evaluate(self, images: np.ndarray) -> Sections:
         self._model.eval()
-        with torch.no_grad(), self._recording() as activations:
-            output = self._model(self._input(images))
-            activations |= {n: _copied(t) for n, t in flatten_output(output).items()}
-        self._ran = list(activations)
-        return {"eval": activations}
+        self._calls = {}
+        with torch.no_grad(), self._recording(calls=self._calls) as activations:
+            output = self._call(images)
+            outputs = {n: _copied(t) for n, t in flatten_output(output).items()}
+        self.outputs, self.beside_logits = tuple(outputs), beside_logits(output)
+        self._ran = [name for name in activations if name not in outputs]
+        return {"eval": end_with(activations, outputs)}
 
     def train(self, images: np.ndarray, loss: Loss) -> Sections:
         with self._restoring(), self._recording() as activations:
             outputs = self._forward_and_backward(images, loss)
-            activations |= {name: _copied(tensor) for name, tensor in outputs.items()}
+            returned = {name: _copied(tensor) for name, tensor in outputs.items()}
             gradients = self._named(
                 (name, torch.zeros_like(p) if p.grad is None else p.grad)
                 for name, p in self._parameters()
             )
             statistics = self._statistics()
         self._model.zero_grad(set_to_none=True)
-        return {"train": activations, "gradients": gradients, "statistics": statistics}
+        trained = end_with(activations, returned)
+        return {"train": trained, "gradients": gradients, "statistics": statistics}
 
     def steps(self, images: np.ndarray, loss: Loss, count: int) -> Sections:
         optimizer = torch.optim.SGD(
@@ -140,18 +151,22 @@ class TorchProbe:
         """
         self._model.train(train)
         activations: Arrays
-        with self._restoring(), torch.no_grad(), self._recording(until) as activations:
-            mode = _Changed(change, lambda: after is None or after in activations)
+        calls: dict[str, int] = {}
+        with self._restoring(), torch.no_grad(), self._recording(until, calls) as activations:
+
+            def is_on() -> bool:
+                return after is None or calls.get(after, 0) >= self._calls.get(after, 1)
+
             refused = _EndedError, RuntimeError, ValueError  # of shapes or values that do not fit
-            with mode, contextlib.suppress(*refused):
-                output = self._model(self._input(images))
+            with contextlib.suppress(*refused):
+                output = self._call(images, _Changed(change, is_on))
                 activations |= {n: _copied(t) for n, t in flatten_output(output).items()}
             return activations.get(until), self._statistics()
 
     def _forward_and_backward(self, images: np.ndarray, loss: Loss) -> dict[str, torch.Tensor]:
         self._model.train()
         try:
-            outputs = flatten_output(self._model(self._input(images)))
+            outputs = flatten_output(self._call(images))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -161,6 +176,11 @@ class TorchProbe:
             ) from error
         _value(loss, outputs).backward()
         return outputs
+
+    def _call(self, images: np.ndarray, changed: "_Changed | None" = None) -> Any:
+        """What the network returns, without random draws."""
+        with _Undropped(), changed or contextlib.nullcontext():
+            return self._model(self._input(images))
 
     def _input(self, images: np.ndarray) -> torch.Tensor:
         if images.ndim == 4:
@@ -201,16 +221,19 @@ class TorchProbe:
                     tensor.copy_(value)
 
     @contextlib.contextmanager
-    def _recording(self, until: str = "") -> Iterator[Arrays]:
+    def _recording(self, until: str = "", calls: dict[str, int] | None = None) -> Iterator[Arrays]:
         """Fills a dict with each layer's output; of a layer called twice, the last.
 
-        Dropout and layers that return their input are left out. The layer `until` ends the run.
+        Dropout and layers that return their input are left out. The last call of the layer `until`
+        ends the run. `calls` counts those of each layer.
         """
         activations: Arrays = {}
+        calls = {} if calls is None else calls
+        last = self._calls.get(until, 1)
         with contextlib.ExitStack() as stack:
             for name, module in self._model.named_modules():
                 if name and not isinstance(module, _DROPOUTS):
-                    hook = _recorder(activations, name, until)
+                    hook = _recorder(activations, calls, name, last if name == until else None)
                     stack.callback(module.register_forward_hook(hook).remove)
             yield activations
 
@@ -241,13 +264,36 @@ class _Changed(TorchFunctionMode):
         return func(*args, **kwargs) if changed is None else changed
 
 
-def _recorder(activations: Arrays, name: str, until: str) -> Any:
+class _Undropped(TorchFunctionMode):
+    """Dropout by a function, not by a layer, returns its input; attention drops nothing."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if _DRAWS.fullmatch(name):
+            return args[0] if args else kwargs["input"]
+        if name == _ATTENDS:
+            args, kwargs = args[:4], kwargs | _attention_options(args) | {"dropout_p": 0.0}
+        return func(*args, **kwargs)
+
+
+def _attention_options(args: tuple[Any, ...]) -> dict[str, Any]:
+    """Arguments of attention that are given by their place, after query, key, value and mask."""
+    return dict(zip(("dropout_p", "is_causal"), args[4:], strict=False))
+
+
+def _recorder(activations: Arrays, calls: dict[str, int], name: str, last: int | None) -> Any:
+    """Records each call of a layer; that of number `last` ends the run."""
+
     def record(module: nn.Module, inputs: Any, output: Any) -> None:
+        calls[name] = calls.get(name, 0) + 1
         is_identity = len(inputs) > 0 and output is inputs[0]
         output = first_array(output)
         if isinstance(output, torch.Tensor) and not is_identity:
+            activations.pop(name, None)  # its place is that of the last call
             activations[name] = _copied(output)
-        if name == until:
+        if calls[name] == last:
             raise _EndedError
 
     return record

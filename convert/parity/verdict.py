@@ -148,6 +148,9 @@ def _summarise(findings: Findings, same_function: bool) -> list[str]:
     for title, names in zip(findings.titles, findings.unpaired, strict=True):
         if names:
             lines.append(f"not compared: only {title} has the layers {_enumerate(names)}")
+    for title, names in zip(findings.titles, findings.beside_logits, strict=True):
+        if names:
+            lines.append(f"not compared: {title} also returns {_enumerate(names)}, beside logits")
     weights = found["weights"]
     same_bits = sum(row.note == "same bits" for row in weights)
     lines.append(f"weights: {same_bits} of {len(weights)} arrays have the same bits")
