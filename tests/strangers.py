@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flax import nnx
+from flax import linen, nnx
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -341,6 +341,23 @@ class FlaxStranger(nnx.Module):
         y = norm(2, self.c5(self.activation(norm(1, self.c4(x)))))
         x = nnx.relu(norm(0, self.side(x)) + y)
         return {"logits": self.out(x.mean((1, 2)))}
+
+
+class LinenStranger(linen.Module):
+    """linen, with the momentum that it has by default, and dropout before the head."""
+
+    @linen.compact
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        def norm(x: Any) -> Any:
+            return linen.BatchNorm(not train, epsilon=1e-5)(x)
+
+        def conv(planes: int, x: Any) -> Any:
+            return linen.Conv(planes, (3, 3), padding=1, use_bias=False)(x)
+
+        x = linen.relu(norm(conv(8, x)))
+        y = linen.relu(norm(conv(8, x)))
+        x = linen.relu(norm(conv(8, y)) + x)
+        return linen.Dense(5)(linen.Dropout(0.3, deterministic=not train)(x.mean((1, 2))))
 
 
 def keras_model(keras: Any, activation: str = "relu") -> Any:

@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import convert
+import flax_resnet
+import torch_resnet
 from convert.arrays import same_bits, to_numpy
 from convert.errors import ConversionError
 from tests import strangers
@@ -304,6 +306,28 @@ def test_a_module_of_nnx_is_read_by_its_layers_calls():
         convert.adopt(linen.Dense(1), images)
     with pytest.raises(ConversionError, match=r"(?s)c2, here stages.0.0.conv1.*computes silu"):
         convert.adopt(strangers.FlaxStranger(nnx.Rngs(0), activation=nnx.silu), images)
+
+
+def test_what_linens_layers_do_in_training_is_told_too():
+    module, images = strangers.LinenStranger(), IMAGES.numpy().transpose(0, 2, 3, 1)
+    variables = jax.tree.map(
+        lambda leaf: leaf + 0.1 * np.arange(leaf.size).reshape(leaf.shape) / leaf.size,
+        module.init(jax.random.key(0), images),
+    )
+    notes = str(check((module, variables), images, running_variance="biased").notes)
+    assert "drop_rate=0.3" in notes
+    assert "the momentum of its BatchNorm (0.01); a new batch counts 0.1" in notes
+
+
+@pytest.mark.parametrize("variance", ["biased", "unbiased"])
+@pytest.mark.parametrize("package", [flax_resnet, torch_resnet])
+def test_our_own_norms_keep_the_variance_that_they_were_made_with(package, variance):
+    rngs = {"rngs": nnx.Rngs(0)} if package is flax_resnet else {}
+    model = package.create("WideResNet16-1-0.0", num_classes=5, running_variance=variance, **rngs)
+    images = random_images(2, 16)
+    given = images if rngs else torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    adopted = convert.adopt(model, given)
+    assert adopted.spec.running_variance == variance
 
 
 REFUSED = {

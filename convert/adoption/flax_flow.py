@@ -20,6 +20,7 @@ from convert.parity.nnx_network import NNXNetwork
 from convert.parity.precision import float64
 from convert.parity.probe import flatten_output
 from flax_resnet import BatchNorm
+from resnet_spec import RunningVariance
 
 _KINDS = {
     "conv": (nnx.Conv, linen.Conv),
@@ -44,18 +45,16 @@ class FlaxNetwork:
     See `TorchNetwork`.
     """
 
-    running_variance = "biased"
-
     def __init__(self, model: Any, dtype: str):
         self._dtype, self._title = jnp.dtype(dtype), _title(model)
         kind: Any = LinenNetwork if is_linen(model) else NNXNetwork
         kind = KerasNetwork if is_keras(model) else kind
         with float64(("flax",)):
             self._network: Any = kind(model, self._dtype, jax.devices("cpu")[0])
+        self.running_variance = _running_variance(model)
+        self._rates, self._momenta = _dropout_rates(model), _momenta(model)
         if is_keras(model):
             self._rates, self._momenta = self._network.rates, self._network.momenta
-        else:
-            self._rates, self._momenta = _dropout_rates(model), _momenta(model)
         self.given = {n: _as_torch(n, np.asarray(a)) for n, a in self._network.given.items()}
 
     def run(self, images: np.ndarray, *, keep_values: bool = False) -> Flow:
@@ -111,12 +110,17 @@ class FlaxNetwork:
                     values[name] = jnp.asarray(array, values[name].dtype)
 
     def draws(self, images: np.ndarray) -> tuple[list[float], set[str]]:
-        """See `TorchNetwork`; only layers of dropout are found."""
+        """See `TorchNetwork`; only layers of dropout are found, of linen those of a run before."""
         del images
-        return self._rates, set()
+        network = self._network
+        rates = network.rates.values() if isinstance(network, LinenNetwork) else self._rates
+        return [rate for rate in rates if rate], set()
 
     def momenta(self) -> set[float | None]:
-        """In torch's sense; none of linen, which makes its layers as it runs."""
+        """In torch's sense; of linen those of a run before."""
+        network = self._network
+        if isinstance(network, LinenNetwork):
+            return {_torch_momentum(momentum) for momentum in network.momenta.values()}
         return self._momenta
 
     def _weights(self) -> dict[str, Any]:
@@ -136,19 +140,33 @@ def _title(model: Any) -> str:
     return type(model[0] if isinstance(model, tuple) else model).__name__
 
 
+def _torch_momentum(momentum: Any) -> float | None:
+    """What a new batch counts, of what the old average counts."""
+    return round(1 - float(momentum), 12)
+
+
 def _dropout_rates(model: Any) -> list[float]:
     """None of linen, which makes its layers as it runs."""
     if not isinstance(model, nnx.Module):
         return []
     found = (m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.Dropout))
-    return [float(module.rate) for module in found if module.rate]
+    return [float(module.rate) for module in found]
 
 
 def _momenta(model: Any) -> set[float | None]:
     if not isinstance(model, nnx.Module):
         return set()
-    found = (m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.BatchNorm))
-    return {round(1 - float(module.momentum), 12) for module in found}
+    modules = [module for _, module in nnx.iter_modules(model)]
+    flaxs = {_torch_momentum(m.momentum) for m in modules if isinstance(m, nnx.BatchNorm)}
+    return flaxs | {float(m.momentum) for m in modules if isinstance(m, BatchNorm)}
+
+
+def _running_variance(model: Any) -> RunningVariance:
+    """What a batch adds: in Flax's own BatchNorm the biased one, in that of our twins either."""
+    if not isinstance(model, nnx.Module):
+        return "biased"
+    ours = [m.running_variance for _, m in nnx.iter_modules(model) if isinstance(m, BatchNorm)]
+    return "unbiased" if "unbiased" in ours else "biased"
 
 
 def _as_torch(name: str, array: np.ndarray) -> np.ndarray:

@@ -16,6 +16,8 @@ from convert.adoption.flow import PADS, Flow, Layer, Node, finish
 from convert.arrays import is_floating, to_numpy
 from convert.errors import ConversionError
 from convert.parity.probe import flatten_output
+from resnet_spec import RunningVariance
+from torch_resnet.dialect import BiasedBatchNorm2d
 
 # Operations by torch's names for them.
 _CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable")
@@ -43,9 +45,8 @@ class TorchNetwork:
 
     Attributes:
         given: all weights and statistics of the module itself, by name.
+        running_variance: what a batch adds to it: torch's own layers the unbiased one.
     """
-
-    running_variance = "unbiased"
 
     def __init__(self, module: nn.Module, dtype: str):
         """Raises a ConversionError if the module cannot be copied."""
@@ -58,6 +59,8 @@ class TorchNetwork:
                 f"that the module stays as it is: {error}"
             ) from error
         self._state = _state(self._module)
+        biased = any(isinstance(m, BiasedBatchNorm2d) for m in self._module.modules())
+        self.running_variance: RunningVariance = "biased" if biased else "unbiased"
         self.given = {n: np.array(to_numpy(tensor)) for n, tensor in _state(module).items()}
 
     def run(self, images: np.ndarray, *, keep_values: bool = False) -> Flow:

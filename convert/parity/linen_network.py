@@ -25,6 +25,8 @@ class LinenNetwork:
         self._mode = mode_arguments(type(self._module).__call__)
         self.kinds: dict[str, str] = {}
         self.input_axes: dict[str, int] = {}
+        self.rates: dict[str, float] = {}  # of dropout, and momenta: linen makes layers as it runs
+        self.momenta: dict[str, float] = {}
 
         def convert(path: Any, value: Any) -> jax.Array:
             value = jnp.asarray(getattr(value, "value", value))  # of a box that shards it
@@ -83,6 +85,10 @@ class LinenNetwork:
 
     def _run_plainly(self, module: Any) -> None:
         """Removes random draws and mapped axes, and computes in one precision."""
+        if isinstance(module, linen.Dropout):
+            self.rates[_name(module.path)] = float(module.rate)
+        elif isinstance(module, linen.BatchNorm):
+            self.momenta[_name(module.path)] = float(module.momentum)
         rates = DROPS_BRANCHES.get(type(module).__name__, ())
         rates = ("rate",) if isinstance(module, linen.Dropout) else rates
         plain = self._plain | dict.fromkeys(rates, 0.0)
