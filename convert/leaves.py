@@ -13,6 +13,7 @@ _TORCH_LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
+OF_NORMS = ("scale", "mean", "var")
 
 
 def torch_name(name: str) -> str:

@@ -110,9 +110,13 @@ def _variables(model: "nnx.Module") -> "dict[str, tuple[str, nnx.Variable[Any]]]
     for name, module in modules.items():
         if isinstance(module, nnx.ConvTranspose):  # torch's has other axes, and is mirrored
             raise ConversionError(f"{name} is a transposed convolution, which is not converted")
+    containers = {name.rpartition(".")[0] for name in modules if name}
     named: dict[str, tuple[str, nnx.Variable[Any]]] = {}
     for flax_name, variable in variables.items():
-        name = leaves.torch_name(flax_name)
+        layer, _, leaf = flax_name.rpartition(".")
+        # a block's own `scale` is not that of a normalisation
+        is_own = layer in containers and leaf in leaves.OF_NORMS
+        name = flax_name if is_own else leaves.torch_name(flax_name)
         if name in named:
             raise ConversionError(f"{flax_name} and {named[name][0]} are both {name} in torch")
         named[name] = (flax_name, variable)

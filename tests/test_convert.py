@@ -292,6 +292,30 @@ def test_named_parts_are_all_modules_and_variables_that_nnx_finds(build):
     assert list(variables) == in_sequence
 
 
+class FlaxScaled(nnx.Module):
+    """A block with a `scale` of its own, as of Fixup and SkipInit, beside that of a norm."""
+
+    def __init__(self):
+        self.norm, self.scale = flax_resnet.BatchNorm(3), nnx.Param(np.full(1, 0.3, np.float32))
+
+
+class TorchScaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.scale = torch.nn.BatchNorm2d(3), torch.nn.Parameter(torch.ones(1))
+
+
+def test_a_blocks_own_scale_has_one_name_in_both_twins():
+    ours, theirs = FlaxScaled(), TorchScaled()
+    theirs.load_state_dict(convert.flax_to_torch(ours))
+    assert theirs.scale.item() == pytest.approx(0.3)
+    theirs.scale.data.fill_(0.7)
+    theirs.norm.weight.data.fill_(2)
+    convert.torch_to_flax(theirs.state_dict(), ours)
+    assert float(ours.scale.get_value()[0]) == pytest.approx(0.7)
+    assert float(ours.norm.scale.get_value()[0]) == 2
+
+
 def test_named_variables_leave_out_random_streams():
     model = flax_resnet.create("WideResNet16-1", 10, rngs=nnx.Rngs(0))
     assert find_spec("WideResNet16-1").drop_rate > 0
