@@ -143,6 +143,11 @@ def test_a_run_goes_to_torch_into_a_file_and_back_bit_for_bit(made, tmp_path):
     convert.run_from_torch(state, tmp_path / "b")
     back = convert.run_to_torch(tmp_path / "b")
     assert back["seconds"] == 90.5
+    assert back["origin"]["starts"][-1] == {"devices": "torch", "step": 10}
+    for damaged in ("text", {"recipe": {1, 2}}):
+        with pytest.raises(convert.ConversionError, match="not the state of a run"):
+            convert.run_from_torch({**state, "origin": damaged}, tmp_path / "damaged")
+    del state["origin"]
     del state["seconds"]  # as in a file of an older version
     convert.run_from_torch(state, tmp_path / "older")
     assert convert.run_to_torch(tmp_path / "older")["seconds"] == 0
@@ -392,7 +397,8 @@ def test_the_script_takes_a_run_over_and_the_trainer_takes_it_back(tmp_path):
     result = run(*script, "--steps", "2", cwd=tmp_path)
     assert "step 8" in result.stdout, result.stderr
     ((begun,), _) = find_runs([tmp_path / "b"])
-    assert begun.devices == "torch"
+    assert (begun.recipe, begun.protocol) == ("digits", "full")  # a table finds it unfinished
+    assert re.fullmatch(r"\d+ cpu devices?, then torch", begun.devices)
     ((in_jax,), _) = find_runs([tmp_path / "a"])
     expected = [line for line in in_jax.metrics if line["step"] <= 8]
     assert [(m["step"], m["kind"]) for m in begun.metrics] == [
@@ -405,7 +411,7 @@ def test_the_script_takes_a_run_over_and_the_trainer_takes_it_back(tmp_path):
     result = run("train", "--resume", "--run-dir", "b", cwd=tmp_path)
     assert "resumed at 8" in result.stdout, result.stderr
     ((resumed,), _) = find_runs([tmp_path / "b"])
-    assert re.fullmatch(r"torch, then \d+ cpu devices?", resumed.devices)  # a table says so
+    assert (resumed.recipe, resumed.devices) == (begun.recipe, begun.devices)
     assert [m["step"] for m in resumed.metrics if m["kind"] == "test"] == [3, 6, 9]
     assert resumed.outcome.seconds > half["seconds"] > 0
     state = convert.run_to_torch(tmp_path / "b")

@@ -31,7 +31,9 @@ _KEYS = (
     *("classifier", "preprocessing", "config", "total_steps", "step", "rng"),
     *("model", "ema", "optimizer", "scheduler"),
 )
-_SECONDS = "seconds"  # which states of older versions lack
+_SECONDS, _ORIGIN = "seconds", "origin"  # which states of older versions lack
+# What `config.json` says of where a run comes from, beside its configuration.
+_OF_ORIGIN = ("recipe", "asked", "test_name", "test_images", "starts")
 _NOT_A_RUN = "this is not the state of a run as run_to_torch returns it:"
 _PRECISIONS = ("bf16", "f32", "f64")
 _CONFIG_FIELDS = (
@@ -51,6 +53,8 @@ def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
     - `config`, `total_steps`: the run's configuration and its length.
     - `step`: how many steps are done.
     - `seconds`: wall time of the training so far. A state without it counts from zero.
+    - `origin`: the run's recipe, the size of its test set, and what computed its steps so far;
+      from here on it says torch. A state without it is that of a run of no recipe.
     - `rng`: the seed and the position in the data, see `rng_at`. The images of a step and their
       augmentation are functions of seed and step; each framework draws dropout and stochastic depth
       by itself.
@@ -97,6 +101,7 @@ def run_to_torch(run: str | Path, step: int | None = None) -> dict[str, Any]:
         "total_steps": content["total_steps"],
         "step": step,
         _SECONDS: checkpoint.seconds,
+        _ORIGIN: _origin(content, step),
         "rng": rng_at(config, content["train_images"], step),
         "model": states[MODEL],
         "ema": states.get(EMA),
@@ -116,7 +121,7 @@ def run_from_torch(state: Mapping[str, Any], run: str | Path) -> None:
     """
     run = Path(run)
     problems = [f"missing: {key}" for key in _KEYS if key not in state]
-    problems += [f"left over: {key}" for key in state if key not in (*_KEYS, _SECONDS)]
+    problems += [f"left over: {key}" for key in state if key not in (*_KEYS, _SECONDS, _ORIGIN)]
     if isinstance(fields := state.get("config"), Mapping):
         problems += [f"missing: config: {name}" for name in _CONFIG_FIELDS if name not in fields]
     if problems:
@@ -129,6 +134,7 @@ def run_from_torch(state: Mapping[str, Any], run: str | Path) -> None:
         raise ConversionError(_NOT_A_RUN, [repr(error)]) from error
     content = {
         **_content_of(state),
+        **{name: value for name, value in state.get(_ORIGIN, {}).items() if name in _OF_ORIGIN},
         "config": {**state["config"], "run_dir": str(run)},
         "versions": {"flax-resnet": __version__},
         "devices": "torch",
@@ -137,6 +143,13 @@ def run_from_torch(state: Mapping[str, Any], run: str | Path) -> None:
     with new_run(run) as folder:
         (folder / CONFIG).write_text(text)
         write_checkpoint(folder, checkpoint)
+
+
+def _origin(content: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Entries of `config.json` that go with a run, and a start in torch from this step on."""
+    starts = content["starts"] if isinstance(content.get("starts"), list) else []
+    starts = [*starts, {"devices": "torch", "step": step}]
+    return {n: content[n] for n in _OF_ORIGIN if n in content} | {"starts": starts}
 
 
 def schedule_of(state: Mapping[str, Any]) -> Callable[[int], float]:
@@ -231,6 +244,7 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     problems += _check_position(state)
     if not 0 <= (seconds := float(state.get(_SECONDS, 0))) < math.inf:
         problems.append(f"{_SECONDS}: no time is {seconds}")
+    json.dumps(dict(state.get(_ORIGIN, {})))  # a TypeError if it is not what was given
     problems += sgd.compare_stock(state["optimizer"], state["scheduler"], stock)
     for key, arrays in weights.items():
         found = _check_weights(classifier, describe_state(state[key]), arrays, dtype)

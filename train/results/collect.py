@@ -52,7 +52,7 @@ class RecordedRun:
 
     Attributes:
         test_images: how many it was tested on; None if no file says.
-        devices: what computed its steps; `torch, then 1 cpu device` if it came from torch.
+        devices: what computed its steps, such as `1 cpu device, then torch`.
         step: the last step in its metrics. total_steps: the step at which it ends.
         metrics: the lines of `metrics.jsonl`.
         outcome: None until the run is finished.
