@@ -49,6 +49,8 @@ _EXPLAINED = {
     ("epochs", " of "): "epochs, `n of m`: the run is shorter or longer than the recipe's m "
     "epochs, with warm-up and drops of the learning rate scaled in proportion: no match for a "
     "published figure.",
+    ("epochs", ", "): "epochs, with a name: by that recipe. Published figures are those of the "
+    "papers' own recipes.",
     ("error %", _ABOVE): f"{_ABOVE}: more than two published standard deviations above the "
     "published mean, after the whole schedule.",
 }
@@ -227,6 +229,8 @@ def _table_cells(group: Group) -> Row:
     epochs = f"{group.epochs:.4g}"
     if group.is_scaled:
         epochs += f" of {group.recipe_epochs:.4g}"
+    if group.asked and group.asked.recipe:
+        epochs += f", {group.asked.recipe}"
     if error is None:
         shown = f"unfinished, step {run.step:,} of {run.total_steps:,}"
     else:
