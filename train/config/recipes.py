@@ -111,7 +111,7 @@ _CIFAR = {
         "weight decay 5e-4 are Page's; it departs: 53 epochs, a third of the passes of cifar10, in "
         "batches of 256; half a cosine instead of a line to zero; without Cutout, which made a "
         "ResNet20 of 10 epochs worse on held-out images (docs/training.md)",
-        published="none for exactly these numbers; here ResNet20 8.54 (one seed, docs/training.md)",
+        published="none for exactly these numbers; docs/training.md says what was reached here",
     ),
     "cifar10-he2015": Recipe(
         _HE,
