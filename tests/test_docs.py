@@ -26,7 +26,7 @@ IN_ORDER = {
         *("caffe50.safetensors", "resnet20.safetensors", "runs/b/result.json"),
     ),
     "training.md": (
-        *("config.json", "runs/tuned/result.json", "runs/seeds/curves.png", "results/digits.md"),
+        *("runs/tuned/result.json", "runs/seeds/curves.png", "results/digits.md"),
         *("runs/seeds/results.html", "first.svg"),
     ),
     "tpu.md": ("slice.pt",),
