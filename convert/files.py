@@ -1,14 +1,15 @@
 """Files of weights: written whole or not at all, read strictly, and loaded as either twin."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from convert import collector
 from convert.arrays import checksum, value_problems
 from convert.atomic import naming, replacing
+from convert.description import described_parts, only_description
 from convert.errors import ConversionError
 from convert.folding import without_masks
 from convert.formats import FORMS, READ_ONLY_FORMS, contents, numpy_pickle, pytorch
@@ -16,7 +17,7 @@ from convert.formats.form import Contents, Reader, Visitor
 from convert.layouts.timm import architecture_problems
 from convert.models import judge
 from convert.weights import Weights, decode_description, encode_description
-from convert.wrappers import take_prefix, unwrap
+from convert.wrappers import common_prefix, take_prefix, unwrap
 
 AnyForm = TypeVar("AnyForm", bound=Reader)
 SUFFIXES = tuple(FORMS)  # written and read
@@ -91,13 +92,13 @@ def read_file(
     """
     arrays: dict[str, np.ndarray] = {}
     read = _read(path, arrays.__setitem__, suffix, entry)
-    description = decode_description(path, read.metadata, len(arrays))
     faults = (*read.problems, *architecture_problems(read.architectures))
     try:  # the file's name of each array, by its name without prefixes
         names = {name: name for name in arrays}
         names, notes = take_prefix(names, prefix) if prefix else unwrap(names)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
+    description = _describe(path, read, arrays, common_prefix(names))
     arrays, names, more = without_masks({n: arrays[theirs] for n, theirs in names.items()}, names)
     if any(name != theirs for name, theirs in names.items()):
         description = {"names": names, **description}
@@ -113,6 +114,20 @@ def read_weights(path: Path, *, allow_nonfinite: bool = False) -> Weights:
     weights = read_file(path)
     judge(path, weights, as_described=False, allow_nonfinite=allow_nonfinite)
     return weights
+
+
+def _describe(path: Path, read: Contents, names: Collection[str], part: str) -> dict[str, Any]:
+    """What a file says of the tensors whose names begin with `part`, as fields of `Weights`."""
+    if read.modules is None:
+        return decode_description(path, read.metadata, len(names))
+    found = described_parts(read.modules, names, part)
+    only = only_description(found)
+    if found and only is None:
+        raise ConversionError(
+            f"{path} holds networks that are described differently: say which one to take",
+            [f"--prefix {prefix}" for prefix in found],
+        )
+    return decode_description(path, only or {}, len(names))
 
 
 def _read(path: Path, visit: Visitor, suffix: str | None = None, entry: str = "") -> Contents:
