@@ -15,7 +15,7 @@ from convert.errors import ConversionError
 from convert.guess import Guess, guess, guess_exactly, name_of
 from convert.layouts import OURS, keras, wide_resnet
 from convert.leaves import to_flax, to_torch
-from convert.parts import Part, find_part
+from convert.parts import Part, find_part, is_statistic
 from convert.sources import Source
 from convert.structure import Found, Recognition, is_flax_kernel, nearest, recognise
 from convert.weights import Weights
@@ -163,7 +163,8 @@ def _views(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, str], t
 
     All of a file, first; then what remains of it without the mean and deviation of images; then
     what is in one container, as a module in a Lightning module, with but vectors and numbers beside
-    it: the weights of a loss, the counts of a metric.
+    it: the weights of a loss, the counts of a metric. A BatchNorm there may be a layer of the
+    network, in front of it or behind it.
     """
     yield {name: name for name in arrays}, ()
     of_images = [n for n, a in arrays.items() if a.size in (1, 3) and _of_images(n)]
@@ -173,7 +174,7 @@ def _views(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, str], t
     containers = Counter(name.partition(".")[0] for name in arrays if "." in name)
     for prefix in (f"{name}." for name, count in containers.items() if 2 * count > len(arrays)):
         beside = {name: a for name, a in arrays.items() if not name.startswith(prefix)}
-        if beside and all(array.ndim < 2 for array in beside.values()):
+        if beside and all(a.ndim < 2 and not is_statistic(n) for n, a in beside.items()):
             inner = {n.removeprefix(prefix): n for n in arrays if n not in beside}
             yield unwrap(inner)[0], tuple(beside)
 

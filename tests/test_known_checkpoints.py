@@ -224,7 +224,31 @@ def test_mmcvs_moving_average_is_left_out_and_the_head_kept(tmp_path):
     assert_is(tmp_path / "ours.pt", model)
 
 
+def norm(prefix: str, channels: int) -> State:
+    """A trained BatchNorm."""
+    leaves = ("weight", "bias", "running_mean", "running_var")
+    generator = torch.Generator().manual_seed(0)
+    return {f"{prefix}.{leaf}": torch.rand(channels, generator=generator) + 0.5 for leaf in leaves}
+
+
 NOT_ALONE = {
+    "a BatchNorm of the images": (
+        lambda state: {**norm("bn_in", 3), **behind("backbone.", state)},
+        "bn_in.running_mean, bn_in.running_var are of a BatchNorm in front of the network or "
+        "behind it: --prefix backbone. takes the rest",
+    ),
+    "a BatchNorm of the features": (
+        lambda state: {**behind("backbone.", state), **norm("neck1d", PLANES)},
+        "--prefix backbone. takes the rest",
+    ),
+    "a BatchNorm of the features and a head": (
+        lambda state: {
+            **behind("base.", state),
+            **norm("bottleneck", PLANES),
+            "classifier.weight": torch.rand(4, PLANES),
+        },
+        "bottleneck.running_mean, bottleneck.running_var are of a BatchNorm",
+    ),
     "a head of two layers": (lambda state: {**state, **mlp("fc.")}, "--head drop takes the rest"),
     "fast.ai": (
         lambda state: {**behind("0.", state), **mlp("1.")},
@@ -260,6 +284,17 @@ def test_what_may_belong_to_a_network_is_not_left_out_unasked(what, tmp_path):
     assert_refused(result, "theirs.pth holds more than a network of ours", said)
     looked = run_here("convert", "inspect", "theirs.pth", cwd=tmp_path)
     assert said in looked.stdout
+
+
+def test_a_batch_norm_beside_a_network_is_left_out_where_the_user_says_so(tmp_path):
+    """Dropping the head does not say so: the layer may be in front of the network."""
+    model = make_network()
+    state = {**norm("bn_in", 3), **behind("base.", torchvisions(model))}
+    torch.save({**state, "classifier.weight": torch.rand(4, PLANES)}, tmp_path / "theirs.pth")
+    command = ("convert", "import", "theirs.pth", "-o", "x.pt", "--head", "drop")
+    assert_refused(run_here(*command, cwd=tmp_path), "--prefix base. takes the rest")
+    assert "bn_in.weight" in take(tmp_path, "theirs.pth", "--prefix", "base.")
+    assert_is(tmp_path / "ours.pt", model)
 
 
 def without_statistics(model: Any) -> Any:
