@@ -132,7 +132,13 @@ def test_weights_load_by_their_address_and_the_cache_is_honoured(hub, monkeypatc
     expected = serve_cifar(hub, "resnet20")
     images = random_images(2, 16, "float32")
     for _ in range(2):
-        model = convert.load("hf://someone/resnet20", "torch")
+        with pytest.warns(UserWarning, match="tensors do not show") as warned:
+            model = convert.load("hf://someone/resnet20", "torch")
+        (warning,) = warned  # one, of all notes, at the caller's line
+        assert warning.filename == __file__
+        text = str(warning.message)
+        for part in (f"resnet20, model.safetensors, at commit {COMMIT}:", "taken with --layout"):
+            assert part in text
         np.testing.assert_array_equal(run_torch(model, images), run_torch(expected, images))
     assert hub.fetched.count("model.safetensors") == 1
     hub.close()
@@ -164,7 +170,8 @@ def test_a_model_folder_of_the_hub_is_imported_with_its_preprocessing(hub, tmp_p
 def test_weights_in_several_files_come_in_by_their_index(hub, tmp_path, capsys):
     expected = serve_cifar(hub, "sharded", num_files=2)
     images = random_images(2, 16, "float32")
-    model = convert.load("hf://someone/sharded", "torch")
+    with pytest.warns(UserWarning, match="from 2 files, as model.safetensors.index.json"):
+        model = convert.load("hf://someone/sharded", "torch")
     np.testing.assert_array_equal(run_torch(model, images), run_torch(expected, images))
 
     folder, output = hub.root / "someone" / "sharded", tmp_path / "m.safetensors"
