@@ -66,7 +66,7 @@ def _as_torch_orders(weights: Weights) -> Mapping[str, np.ndarray]:
 def read_description(path: Path) -> Weights:
     """What a file says of its model and its preprocessing, without the arrays."""
     names: list[str] = []
-    read = _read(path, lambda name, _: names.append(name))
+    read = read_contents(path, lambda name, _: names.append(name))
     return Weights({}, **decode_description(path, read.metadata, len(names)))
 
 
@@ -91,7 +91,25 @@ def read_file(
         OSError: the file cannot be read.
     """
     arrays: dict[str, np.ndarray] = {}
-    read = _read(path, arrays.__setitem__, suffix, entry)
+    read = read_contents(path, arrays.__setitem__, suffix, entry)
+    return as_weights(path, arrays, read, prefix)
+
+
+def as_weights(
+    path: Path, arrays: Mapping[str, np.ndarray], read: Contents, prefix: str = ""
+) -> Weights:
+    """The arrays that were read, by their names without prefixes, and what was said of them.
+
+    Args:
+        path: of the file, or of the index of several files, for messages.
+        arrays: by their names there.
+        read: what else it holds.
+        prefix: as for `read_file`.
+
+    Raises:
+        ConversionError: no name begins with the prefix, there is no array, or the description is
+            damaged.
+    """
     faults = (*read.problems, *architecture_problems(read.architectures))
     try:  # the file's name of each array, by its name without prefixes
         names = {name: name for name in arrays}
@@ -130,7 +148,10 @@ def _describe(path: Path, read: Contents, names: Collection[str], part: str) -> 
     return decode_description(path, only or {}, len(names))
 
 
-def _read(path: Path, visit: Visitor, suffix: str | None = None, entry: str = "") -> Contents:
+def read_contents(
+    path: Path, visit: Visitor, suffix: str | None = None, entry: str = ""
+) -> Contents:
+    """Visits every array of a file, whatever its form; the arguments are those of `read_file`."""
     with path.open("rb") as file:  # a clear FileNotFoundError or PermissionError before any parser
         first = file.read(_LOOKED_AT)
         file.seek(max(file.seek(0, 2) - _LOOKED_AT, 0))
