@@ -248,7 +248,8 @@ def under_original_names(weights: Weights) -> tuple[dict[str, np.ndarray], list[
     """The arrays as a file had them whose author had other names, and notes on what it had more.
 
     Raises:
-        ConversionError: the weights do not say what an author called them.
+        ConversionError: the weights do not say what an author called them, or say it of other
+            tensors.
     """
     if not weights.names or weights.classifier is None:
         raise ConversionError(
@@ -257,19 +258,25 @@ def under_original_names(weights: Weights) -> tuple[dict[str, np.ndarray], list[
         )
     convolutions = dict(weights.classifier.network.convolutions())
     theirs: dict[str, np.ndarray] = {}
-    folded, absent = [], []
+    folded, absent = list[str](), dict[str, str]()
     for ours, name in weights.names.items():
         array = weights.arrays.get(ours)
         if array is None and (conv := convolutions.get(ours.removesuffix(".bias"))):
             array = np.zeros(conv.out_planes, weights.arrays["stem.conv.weight"].dtype)
             folded.append(name)
         if array is None:
-            absent.append(name)
+            absent[name] = ours
             continue
         if ours == "head.weight" and weights.has_conv_head:
             array = array[:, :, None, None]
         theirs[name] = to_flax("kernel", array) if is_flax_kernel(name) else array
-    notes = [f"left out: {name_some(absent)}, which were not imported"] if absent else []
+    if lost := [name for name, ours in absent.items() if not ours.startswith("head.")]:
+        raise ConversionError(
+            "these weights do not have all tensors that they say an author's file has: import that "
+            "file again",
+            [f"absent: {name_some(lost)}"],
+        )
+    notes = [f"left out: {name_some([*absent])}, which were not imported"] if absent else []
     if folded:
         notes.append(f"zeros, because running means have them: {name_some(folded)}")
     return theirs, notes

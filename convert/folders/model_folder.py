@@ -131,8 +131,20 @@ def read_folder(folder: Path, *, reset_counters: bool = False, file: Path | None
             f"weights have one of {with_head.num_classes}"
         )
     reset = counters_reset(arrays, weights.arrays) if reset_counters else []
+    names, head = {}, None
+    if weights.names:  # of the file's tensors by the layout's names
+        whole = layout.whole_names({name: name for name in weights.arrays})
+        ours_of = {whole[n]: ours for ours, n in layout.tensors(with_head).items() if n in whole}
+        names = {ours_of[n]: weights.names.get(n, n) for n in weights.arrays if n in ours_of}
+        theirs_of = {ours: n for n, ours in ours_of.items()}
+        head = weights.arrays.get(theirs_of.get("head.weight", ""))
     return dataclasses.replace(
-        said, arrays=arrays, classifier=with_head, notes=(*said.notes, *reset)
+        said,
+        arrays=arrays,
+        classifier=with_head,
+        notes=(*said.notes, *reset),
+        names=names,
+        has_conv_head=head is not None and head.ndim == 4,
     )
 
 
