@@ -13,7 +13,7 @@ from convert import collector
 from convert.arrays import is_counter, is_floating
 from convert.errors import ConversionError
 from convert.guess import Guess, guess, guess_exactly, name_of
-from convert.layouts import OURS, keras, wide_resnet
+from convert.layouts import OURS, cifar, keras, wide_resnet
 from convert.leaves import to_flax, to_torch
 from convert.parts import Part, find_part, is_statistic
 from convert.sources import Source
@@ -117,6 +117,11 @@ def other_network(arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Why names say that a file has another network than its shapes do, a sentence each."""
     shapes = {name: array.shape for name, array in arrays.items()}
     return [*keras.signs(shapes), *wide_resnet.signs(shapes)]
+
+
+def probably_other_network(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """As `other_network`, where the author of another file may have chosen the same names."""
+    return list(cifar.raw_shortcuts({name: array.shape for name, array in arrays.items()}))
 
 
 def by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None = None) -> Found:
@@ -310,6 +315,9 @@ def determine(
     """
     if others := other_network(arrays):
         raise ConversionError(f"{path} holds a network that the table does not have:", others)
+    if model is None and told is None and (others := probably_other_network(arrays)):
+        lines = [*others, "if it is of a network of ours all the same, --model or --names says so"]
+        raise ConversionError(f"{path} holds a network that the table does not have:", lines)
     ways = list(_exactly(arrays)) if told is None else []
     if ways:
         sentence = f"taken {ways[0][1]}: every name and shape fits"

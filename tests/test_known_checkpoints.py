@@ -16,7 +16,15 @@ from convert.files import read_weights
 from resnet_spec import ResNetSpec
 from tests.commands import assert_refused, run_here
 from tests.payloads import PAYLOADS
-from tests.test_any_names import State, assert_is, take, torchvisions
+from tests.test_any_names import (
+    State,
+    assert_is,
+    numbered_scheme,
+    take,
+    theirs_of,
+    torchvisions,
+)
+from tests.test_structure import OUTSIDE, numbered, scheme
 from tests.twins import make_twins, randomise
 
 SPEC = ResNetSpec("bottleneck", (1, 2, 1, 1), (8, 16, 32, 64), 8)
@@ -414,6 +422,34 @@ def test_the_port_of_wide_resnets_that_strides_elsewhere_is_refused(tmp_path):
     torch.save({"net": state, "acc": 95.0}, tmp_path / "wide-resnet-16x4.t7")
     result = run_here("convert", "import", "wide-resnet-16x4.t7", "-o", "x.pt", cwd=tmp_path)
     assert_refused(result, "meliketoy/wide-resnet.pytorch", "stride in the second convolution")
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_pre_activation_networks_whose_shortcuts_take_the_raw_input_are_refused(block, tmp_path):
+    """Bearpaw's preresnet; the same names may also be those of a network of the table."""
+    spec = ResNetSpec(block, (1, 2, 1), (8, 16, 32), 8, preact=True, small_images=True)
+    model = torch_resnet.from_spec(spec, 5)
+    randomise(model)
+    layers = numbered("{k}{n}")
+    names = scheme("layer{S}.{b}.", layers, {"conv": "downsample.0"}, OUTSIDE[0])
+    state, _ = theirs_of(model, names)
+    torch.save({"state_dict": behind("module.", state)}, tmp_path / "theirs.pth.tar")
+    command = ("convert", "import", "theirs.pth.tar", "-o", "x.pt")
+    result = run_here(*command, cwd=tmp_path)
+    assert_refused(result, "preresnet", "takes the input of its block", "--model")
+    assert "preresnet" in run_here("convert", "inspect", "theirs.pth.tar", cwd=tmp_path).stdout
+    (tmp_path / "stem.json").write_text('{"stem.conv": "conv1"}')
+    said = take(tmp_path, "theirs.pth.tar", "--names", "stem.json")
+    assert "shortcuts that begin behind the first BatchNorm and ReLU" in said
+    assert_is(tmp_path / "ours.pt", model)
+
+
+@pytest.mark.parametrize(("name", "is_open"), [("PreActResNet20", True), ("ResNet20", False)])
+def test_where_a_shortcut_of_pre_activation_begins_is_said_to_be_assumed(name, is_open, tmp_path):
+    _, model = make_twins(name, dtype="float32", shortcut="projection")
+    torch.save(theirs_of(model, numbered_scheme(3))[0], tmp_path / "theirs.pt")
+    said = take(tmp_path, "theirs.pt")
+    assert ("shortcuts that begin behind the first BatchNorm and ReLU" in said) == is_open
 
 
 @pytest.mark.parametrize(
