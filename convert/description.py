@@ -120,7 +120,9 @@ def described_parts(
 
 def only_description(parts: Mapping[str, Mapping[Any, Any]]) -> Mapping[Any, Any] | None:
     """The entry of `described_parts`; None where there is none, or two are of other networks."""
-    first, *others = parts.values() or [None]
+    if not parts:
+        return None
+    first, *others = parts.values()
     is_only = all(other[DESCRIPTION_KEY] == first[DESCRIPTION_KEY] for other in others)
     return first if is_only else None
 

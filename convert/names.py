@@ -24,6 +24,11 @@ from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec, UnknownNameE
 
 RESIDUAL = "residual connections around all blocks"
 """What no tensor shows: a plain network of He et al. 2015 has the tensors of option A."""
+_PADDING = (
+    "its kernels have the axes of Flax and Keras, whose networks usually pad as TensorFlow does, "
+    "and not as torch does: --padding same says so, and --stem-padding same where the first "
+    "convolution does it, too"
+)
 _IMAGES = ("mean", "std", "mu", "sigma")  # what authors call the mean and deviation of images
 _CLOSE = 0.9  # share of a layout's names from which on it says best what does not fit
 _OTHERS = {  # what a part of a name says of networks that people often have
@@ -319,6 +324,7 @@ def determine(
         lines = [*others, "if it is of a network of ours all the same, --model or --names says so"]
         raise ConversionError(f"{path} holds a network that the table does not have:", lines)
     ways = list(_exactly(arrays)) if told is None else []
+    is_of_layout = bool(ways)  # which knows the padding of its package
     if ways:
         sentence = f"taken {ways[0][1]}: every name and shape fits"
     else:
@@ -331,7 +337,7 @@ def determine(
             one, sentence = determine(path, inner, model=model, fields=fields) or (None, "")
             if one is not None:
                 one = _in_file(one, part.names, part.beside)
-                return dataclasses.replace(one, notes=part.notes), sentence
+                return dataclasses.replace(one, notes=(*part.notes, *one.notes)), sentence
         if not found.networks and model is None:
             raise _nothing(path, arrays, found, () if part is None else part.problems)
         ways = [(one, name_of(one.classifier.network)) for one in found.networks]
@@ -352,6 +358,9 @@ def determine(
     others = [o for o, _ in fitting if network.differences(o.classifier.network)]
     if others or first.open:
         raise _ambiguous(path, fitting)
+    is_flax = any(map(is_flax_kernel, first.names.values()))
+    if is_flax and not is_of_layout and "padding" not in (fields or {}):
+        first = dataclasses.replace(first, notes=(*first.notes, _PADDING))
     return first, sentence.format(name=name_of(network))
 
 
