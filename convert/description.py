@@ -2,7 +2,7 @@
 
 import collections
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,21 +77,65 @@ def as_state_dict(
 
 
 def own_metadata(metadata: Any) -> Mapping[Any, Any]:
-    """The entry of a state dict's `_metadata` that describes our network, else the module's own.
-
-    Inside another module (`DataParallel`, a Lightning module) the entry has a name.
-    """
+    """The entry of a state dict's `_metadata` that describes our network, else the module's own."""
     entries = metadata if isinstance(metadata, Mapping) else {}
-    found = [e for e in entries.values() if isinstance(e, Mapping) and DESCRIPTION_KEY in e]
-    own = found[0] if len(found) == 1 else entries.get("")
+    own = only_description(described_parts(entries)) or entries.get("")
     return own if isinstance(own, Mapping) else {}
 
 
-def describe_state(state: Mapping[str, Any]) -> ClassifierSpec | None:
-    """The model that a state dict says it is of; None where it says nothing."""
-    text = own_metadata(getattr(state, "_metadata", None)).get(DESCRIPTION_KEY)
-    if text is None:
+def described_parts(
+    metadata: Any, names: Collection[str] = (), part: str = ""
+) -> dict[str, Mapping[Any, Any]]:
+    """The entries of a state dict's `_metadata` that describe networks in a part of it.
+
+    Inside another module (`DataParallel`, a Lightning module, a student beside its teacher) each
+    network has an entry with its path.
+
+    Args:
+        metadata: may be anything, in a hostile file.
+        names: of the state dict's tensors.
+        part: what the names of the part begin with, `encoder_q.`.
+
+    Returns:
+        The entries, by what the names of their networks begin with. Only that of the part itself,
+        where there is one. A description of tensors that are not in the part is left out.
+    """
+    entries = metadata.items() if isinstance(metadata, Mapping) else ()
+    found = {
+        f"{path}." if path else "": entry
+        for path, entry in entries
+        if isinstance(path, str) and isinstance(entry, Mapping) and DESCRIPTION_KEY in entry
+    }
+    if part in found:
+        return {part: found[part]}
+    inside = {prefix: entry for prefix, entry in found.items() if prefix.startswith(part)}
+    if inside:
+        return inside
+    return {  # the author has changed the names since
+        prefix: entry
+        for prefix, entry in found.items()
+        if not prefix or not any(name.startswith(prefix) for name in names)
+    }
+
+
+def only_description(parts: Mapping[str, Mapping[Any, Any]]) -> Mapping[Any, Any] | None:
+    """The entry of `described_parts`; None where there is none, or two are of other networks."""
+    if not parts:
         return None
+    first, *others = parts.values()
+    is_only = all(other[DESCRIPTION_KEY] == first[DESCRIPTION_KEY] for other in others)
+    return first if is_only else None
+
+
+def describe_state(state: Mapping[str, Any], part: str = "") -> ClassifierSpec | None:
+    """The model that a state dict says it is of; None where it says nothing.
+
+    `part` is what the names of the tensors in question begin with.
+    """
+    found = only_description(described_parts(getattr(state, "_metadata", None), state, part))
+    if found is None:
+        return None
+    text = found[DESCRIPTION_KEY]
     try:
         fields = decode(text)["model"]
         return None if fields is None else parse_description(fields, len(state))

@@ -1,14 +1,15 @@
 """Files of weights: written whole or not at all, read strictly, and loaded as either twin."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from convert import collector
 from convert.arrays import checksum, value_problems
 from convert.atomic import naming, replacing
+from convert.description import described_parts, only_description
 from convert.errors import ConversionError
 from convert.folding import without_masks
 from convert.formats import FORMS, READ_ONLY_FORMS, contents, numpy_pickle, pytorch
@@ -16,7 +17,7 @@ from convert.formats.form import Contents, Reader, Visitor
 from convert.layouts.timm import architecture_problems
 from convert.models import judge
 from convert.weights import Weights, decode_description, encode_description
-from convert.wrappers import take_prefix, unwrap
+from convert.wrappers import common_prefix, take_prefix, unwrap
 
 AnyForm = TypeVar("AnyForm", bound=Reader)
 SUFFIXES = tuple(FORMS)  # written and read
@@ -65,7 +66,7 @@ def _as_torch_orders(weights: Weights) -> Mapping[str, np.ndarray]:
 def read_description(path: Path) -> Weights:
     """What a file says of its model and its preprocessing, without the arrays."""
     names: list[str] = []
-    read = _read(path, lambda name, _: names.append(name))
+    read = read_contents(path, lambda name, _: names.append(name))
     return Weights({}, **decode_description(path, read.metadata, len(names)))
 
 
@@ -90,14 +91,32 @@ def read_file(
         OSError: the file cannot be read.
     """
     arrays: dict[str, np.ndarray] = {}
-    read = _read(path, arrays.__setitem__, suffix, entry)
-    description = decode_description(path, read.metadata, len(arrays))
+    read = read_contents(path, arrays.__setitem__, suffix, entry)
+    return as_weights(path, arrays, read, prefix)
+
+
+def as_weights(
+    path: Path, arrays: Mapping[str, np.ndarray], read: Contents, prefix: str = ""
+) -> Weights:
+    """The arrays that were read, by their names without prefixes, and what was said of them.
+
+    Args:
+        path: of the file, or of the index of several files, for messages.
+        arrays: by their names there.
+        read: what else it holds.
+        prefix: as for `read_file`.
+
+    Raises:
+        ConversionError: no name begins with the prefix, there is no array, or the description is
+            damaged.
+    """
     faults = (*read.problems, *architecture_problems(read.architectures))
     try:  # the file's name of each array, by its name without prefixes
         names = {name: name for name in arrays}
         names, notes = take_prefix(names, prefix) if prefix else unwrap(names)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
+    description = _describe(path, read, arrays, common_prefix(names))
     arrays, names, more = without_masks({n: arrays[theirs] for n, theirs in names.items()}, names)
     if any(name != theirs for name, theirs in names.items()):
         description = {"names": names, **description}
@@ -115,7 +134,24 @@ def read_weights(path: Path, *, allow_nonfinite: bool = False) -> Weights:
     return weights
 
 
-def _read(path: Path, visit: Visitor, suffix: str | None = None, entry: str = "") -> Contents:
+def _describe(path: Path, read: Contents, names: Collection[str], part: str) -> dict[str, Any]:
+    """What a file says of the tensors whose names begin with `part`, as fields of `Weights`."""
+    if read.modules is None:
+        return decode_description(path, read.metadata, len(names))
+    found = described_parts(read.modules, names, part)
+    only = only_description(found)
+    if found and only is None:
+        raise ConversionError(
+            f"{path} holds networks that are described differently: say which one to take",
+            [f"--prefix {prefix}" for prefix in found],
+        )
+    return decode_description(path, only or {}, len(names))
+
+
+def read_contents(
+    path: Path, visit: Visitor, suffix: str | None = None, entry: str = ""
+) -> Contents:
+    """Visits every array of a file, whatever its form; the arguments are those of `read_file`."""
     with path.open("rb") as file:  # a clear FileNotFoundError or PermissionError before any parser
         first = file.read(_LOOKED_AT)
         file.seek(max(file.seek(0, 2) - _LOOKED_AT, 0))

@@ -60,6 +60,7 @@ _AS_IN_THE_PAPERS = (
     "no dilation (another output stride)",
     "average pooling before the head",
 )
+_PREACT_SHORTCUTS = "shortcuts that begin behind the first BatchNorm and ReLU of their block"
 _EPSILON = "BatchNorm's epsilon 1e-5"
 _FIRST = "stages.0.0.conv1"  # a layer that every network has, whatever its stem
 _FIRSTS = ("stem.conv", _FIRST)
@@ -70,14 +71,16 @@ _MOST_WIDTHS = 12  # tried for one file
 
 def undecided(spec: ResNetSpec, stated: Collection[str] = ()) -> list[str]:
     """What tensors of this network cannot show, except fields, or `epsilon`, that are `stated`."""
+    is_identity = spec.shortcut in ("identity", "centred_identity")
     names = [name for name in DIALECT if spec.block != "basic" or name != "bottleneck_stride"]
-    if spec.shortcut in ("identity", "centred_identity"):
+    if is_identity:
         names.append("shortcut")
     names += [name for name in RATES if getattr(spec, name) > 0]
     fields = [f"{name}={getattr(spec, name)!r}" for name in names if name not in stated]
     small = ["no max pooling after the first convolution"] if spec.small_images else []
     epsilon = [] if "epsilon" in stated else [_EPSILON]
-    return [*fields, *_AS_IN_THE_PAPERS, *epsilon, *small]
+    shortcuts = [_PREACT_SHORTCUTS] if spec.preact and not is_identity else []
+    return [*fields, *shortcuts, *_AS_IN_THE_PAPERS, *epsilon, *small]
 
 
 def name_of(spec: ResNetSpec) -> str:

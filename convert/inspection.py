@@ -22,6 +22,7 @@ from convert.names import (
     of_part,
     open_layers,
     other_network,
+    probably_other_network,
     under_our_names,
     with_names,
     within,
@@ -86,7 +87,7 @@ def inspect(
             recognised = (by_layout(arrays, found[0]),)
         else:
             structure = by_structure(arrays)
-            notes += other_network(arrays)
+            notes += [*other_network(arrays), *probably_other_network(arrays)]
             recognised = structure.networks
             if not recognised and (part := within(arrays)) is not None:
                 notes += [*part.problems, *part.notes]

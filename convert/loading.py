@@ -1,6 +1,7 @@
 """Either twin of weights that say which model they are."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,9 @@ def load(
 
     Args:
         path: the file, or an address such as `hf://timm/resnet50.a1_in1k`: whatever is there is
-            imported as `resnet-convert import` does it without options, its head kept.
+            imported as `resnet-convert import` does it without options, its head kept. What that
+            command notes (what no tensor shows and is assumed, what is left out or folded) is one
+            UserWarning.
         backend: which twin.
         entry: which state dict to take, where `torch.save` wrote those of several twins.
         allow_nonfinite: accept NaN, infinite values and negative variances.
@@ -51,7 +54,12 @@ def _read(path: str | os.PathLike[str], entry: str, allow_nonfinite: bool) -> We
     """Weights that say which model they are."""
     if is_address(path):
         source = read_source(path, entry=entry).accepted(keeps_preprocessing=False)
-        return as_ours(source, Statement(allow_nonfinite=allow_nonfinite))
+        weights = as_ours(source, Statement(allow_nonfinite=allow_nonfinite))
+        where_from, *notes = weights.notes
+        if notes:  # who calls `load` sees them nowhere else
+            text = "\n  ".join([f"{where_from}:", *notes])
+            warnings.warn(text, stacklevel=3)  # at the call of `load`
+        return weights
     path = Path(path)
     if path.is_dir():
         raise ConversionError(

@@ -13,9 +13,9 @@ from convert import collector
 from convert.arrays import is_counter, is_floating
 from convert.errors import ConversionError
 from convert.guess import Guess, guess, guess_exactly, name_of
-from convert.layouts import OURS, keras, wide_resnet
+from convert.layouts import OURS, cifar, keras, wide_resnet
 from convert.leaves import to_flax, to_torch
-from convert.parts import Part, find_part
+from convert.parts import Part, find_part, is_statistic
 from convert.sources import Source
 from convert.structure import Found, Recognition, is_flax_kernel, nearest, recognise
 from convert.weights import Weights
@@ -24,6 +24,11 @@ from resnet_spec import DIALECT, RATES, ClassifierSpec, ResNetSpec, UnknownNameE
 
 RESIDUAL = "residual connections around all blocks"
 """What no tensor shows: a plain network of He et al. 2015 has the tensors of option A."""
+_PADDING = (
+    "its kernels have the axes of Flax and Keras, whose networks usually pad as TensorFlow does, "
+    "and not as torch does: --padding same says so, and --stem-padding same where the first "
+    "convolution does it, too"
+)
 _IMAGES = ("mean", "std", "mu", "sigma")  # what authors call the mean and deviation of images
 _CLOSE = 0.9  # share of a layout's names from which on it says best what does not fit
 _OTHERS = {  # what a part of a name says of networks that people often have
@@ -119,6 +124,11 @@ def other_network(arrays: Mapping[str, np.ndarray]) -> list[str]:
     return [*keras.signs(shapes), *wide_resnet.signs(shapes)]
 
 
+def probably_other_network(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """As `other_network`, where the author of another file may have chosen the same names."""
+    return list(cifar.raw_shortcuts({name: array.shape for name, array in arrays.items()}))
+
+
 def by_structure(arrays: Mapping[str, np.ndarray], told: Mapping[str, str] | None = None) -> Found:
     """The networks that a file's arrays can be, with what lies beside them in the file.
 
@@ -163,7 +173,8 @@ def _views(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, str], t
 
     All of a file, first; then what remains of it without the mean and deviation of images; then
     what is in one container, as a module in a Lightning module, with but vectors and numbers beside
-    it: the weights of a loss, the counts of a metric.
+    it: the weights of a loss, the counts of a metric. A BatchNorm there may be a layer of the
+    network, in front of it or behind it.
     """
     yield {name: name for name in arrays}, ()
     of_images = [n for n, a in arrays.items() if a.size in (1, 3) and _of_images(n)]
@@ -173,7 +184,7 @@ def _views(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, str], t
     containers = Counter(name.partition(".")[0] for name in arrays if "." in name)
     for prefix in (f"{name}." for name, count in containers.items() if 2 * count > len(arrays)):
         beside = {name: a for name, a in arrays.items() if not name.startswith(prefix)}
-        if beside and all(array.ndim < 2 for array in beside.values()):
+        if beside and all(a.ndim < 2 and not is_statistic(n) for n, a in beside.items()):
             inner = {n.removeprefix(prefix): n for n in arrays if n not in beside}
             yield unwrap(inner)[0], tuple(beside)
 
@@ -247,7 +258,8 @@ def under_original_names(weights: Weights) -> tuple[dict[str, np.ndarray], list[
     """The arrays as a file had them whose author had other names, and notes on what it had more.
 
     Raises:
-        ConversionError: the weights do not say what an author called them.
+        ConversionError: the weights do not say what an author called them, or say it of other
+            tensors.
     """
     if not weights.names or weights.classifier is None:
         raise ConversionError(
@@ -256,19 +268,25 @@ def under_original_names(weights: Weights) -> tuple[dict[str, np.ndarray], list[
         )
     convolutions = dict(weights.classifier.network.convolutions())
     theirs: dict[str, np.ndarray] = {}
-    folded, absent = [], []
+    folded, absent = list[str](), dict[str, str]()
     for ours, name in weights.names.items():
         array = weights.arrays.get(ours)
         if array is None and (conv := convolutions.get(ours.removesuffix(".bias"))):
             array = np.zeros(conv.out_planes, weights.arrays["stem.conv.weight"].dtype)
             folded.append(name)
         if array is None:
-            absent.append(name)
+            absent[name] = ours
             continue
         if ours == "head.weight" and weights.has_conv_head:
             array = array[:, :, None, None]
         theirs[name] = to_flax("kernel", array) if is_flax_kernel(name) else array
-    notes = [f"left out: {name_some(absent)}, which were not imported"] if absent else []
+    if lost := [name for name, ours in absent.items() if not ours.startswith("head.")]:
+        raise ConversionError(
+            "these weights do not have all tensors that they say an author's file has: import that "
+            "file again",
+            [f"absent: {name_some(lost)}"],
+        )
+    notes = [f"left out: {name_some([*absent])}, which were not imported"] if absent else []
     if folded:
         notes.append(f"zeros, because running means have them: {name_some(folded)}")
     return theirs, notes
@@ -302,7 +320,11 @@ def determine(
     """
     if others := other_network(arrays):
         raise ConversionError(f"{path} holds a network that the table does not have:", others)
+    if model is None and told is None and (others := probably_other_network(arrays)):
+        lines = [*others, "if it is of a network of ours all the same, --model or --names says so"]
+        raise ConversionError(f"{path} holds a network that the table does not have:", lines)
     ways = list(_exactly(arrays)) if told is None else []
+    is_of_layout = bool(ways)  # which knows the padding of its package
     if ways:
         sentence = f"taken {ways[0][1]}: every name and shape fits"
     else:
@@ -315,7 +337,7 @@ def determine(
             one, sentence = determine(path, inner, model=model, fields=fields) or (None, "")
             if one is not None:
                 one = _in_file(one, part.names, part.beside)
-                return dataclasses.replace(one, notes=part.notes), sentence
+                return dataclasses.replace(one, notes=(*part.notes, *one.notes)), sentence
         if not found.networks and model is None:
             raise _nothing(path, arrays, found, () if part is None else part.problems)
         ways = [(one, name_of(one.classifier.network)) for one in found.networks]
@@ -336,6 +358,9 @@ def determine(
     others = [o for o, _ in fitting if network.differences(o.classifier.network)]
     if others or first.open:
         raise _ambiguous(path, fitting)
+    is_flax = any(map(is_flax_kernel, first.names.values()))
+    if is_flax and not is_of_layout and "padding" not in (fields or {}):
+        first = dataclasses.replace(first, notes=(*first.notes, _PADDING))
     return first, sentence.format(name=name_of(network))
 
 

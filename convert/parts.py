@@ -13,6 +13,7 @@ from convert.arrays import same_bits
 from convert.wrappers import name_some
 
 Arrays = Mapping[str, np.ndarray]
+_STATISTICS = {"running_mean", "running_var"}
 _FEWEST = 20  # tensors of a network
 _DEEPEST = 6  # level of containers
 _CHANNELS = 4  # of images, which have a mean and a deviation
@@ -161,6 +162,7 @@ def _problems(
     known = {*linear} if has_projectors or not keeps_head else set[str]()
     known |= {n for n, words in layers.items() if words & (_PROJECTORS | _DETECTORS)}
     unknown = [name for name in layers if name not in known]
+    norms = [] if has_projectors else list(_norms(beside, linear, prefix))
     ask = f"--prefix {prefix} takes the rest"
     if any(_SEGMENTATION & layers[name] for name in unknown if name not in linear):
         yield (
@@ -175,3 +177,20 @@ def _problems(
         )
     elif unknown:
         yield f"{name_some(unknown)} may be a part of the network: {ask}"
+    if norms and {*unknown} <= {*linear}:
+        yield f"{name_some(norms)} are of a BatchNorm in front of the network or behind it: {ask}"
+
+
+def _norms(beside: Sequence[str], linear: Sequence[str], prefix: str) -> Iterator[str]:
+    """The statistics of BatchNorms that are not between the linear layers of a head."""
+    for name in filter(is_statistic, beside):
+        container = "".join(name.rpartition(".")[0].rpartition(".")[:2])  # `fc.` of `fc.1.weight`
+        is_in_head = any(n.startswith(container) for n in linear)
+        is_apart = not prefix.startswith(container)
+        if not (is_in_head and is_apart) and not _words(name) & (_PROJECTORS | _DETECTORS):
+            yield name
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is called as a running statistic of a BatchNorm is in torch."""
+    return name.rpartition(".")[2] in _STATISTICS

@@ -6,19 +6,24 @@ from pathlib import Path
 import numpy as np
 
 from convert.errors import ConversionError
-from convert.files import read_file
+from convert.files import as_weights, read_contents
+from convert.formats.form import Contents
 from convert.weights import Weights
 
 SUFFIX = ".index.json"
 _LARGEST_INDEX = 2**23  # bytes; 60,000 names fit
 
 
-def read_shards(index: Path) -> Weights:
+def read_shards(index: Path, prefix: str = "") -> Weights:
     """The tensors of all files that an index names, with their faults.
+
+    They are read as those of one file: a prefix is removed that all of them have, and not one that
+    all of one file have.
 
     Args:
         index: such as `model.safetensors.index.json` or `pytorch_model.bin.index.json`; the files
             are beside it.
+        prefix: take only the tensors whose names begin with it, and remove it.
 
     Raises:
         ConversionError: the index or a file is damaged, or a file is missing.
@@ -26,7 +31,7 @@ def read_shards(index: Path) -> Weights:
     """
     places = _read_index(index)
     arrays: dict[str, np.ndarray] = {}
-    faults: list[str] = []
+    faults, architectures = list[str](), list[str]()
     missing = [
         name for name in dict.fromkeys(places.values()) if not (index.parent / name).exists()
     ]
@@ -34,15 +39,18 @@ def read_shards(index: Path) -> Weights:
         raise ConversionError(f"{index} names files that are not beside it:", missing)
     for file in dict.fromkeys(places.values()):
         suffix = ".pt" if file.endswith(".bin") else None
-        weights = read_file(index.parent / file, suffix=suffix)
-        faults += weights.faults
-        for name, array in weights.arrays.items():
+        found: dict[str, np.ndarray] = {}
+        read = read_contents(index.parent / file, found.__setitem__, suffix)
+        faults += read.problems
+        architectures += read.architectures
+        for name in found:
             if places.get(name) != file:
                 faults.append(f"left over: {name} in {file}, where the index does not have it")
-            arrays[name] = array
+        arrays |= found
     faults += [f"missing: {name} in {file}" for name, file in places.items() if name not in arrays]
     note = f"from {len({*places.values()})} files, as {index.name} names them"
-    return Weights(arrays, None, notes=(note,), faults=tuple(faults))
+    read = Contents({}, tuple(faults), (note,), tuple(architectures))
+    return as_weights(index, arrays, read, prefix)
 
 
 def _read_index(index: Path) -> dict[str, str]:

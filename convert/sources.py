@@ -7,7 +7,13 @@ from typing import Literal
 
 from convert.errors import ConversionError
 from convert.files import READABLE, read_description, read_file
-from convert.folders import is_model_folder, layout_of, network_beside, read_folder
+from convert.folders import (
+    is_model_folder,
+    is_of_folder,
+    layout_of,
+    network_beside,
+    read_folder,
+)
 from convert.formats.contents import TENSORFLOW_ADVICE, TENSORFLOWS
 from convert.hub import fetch, is_address
 from convert.inference import is_program, read_program_description
@@ -97,8 +103,10 @@ def read_source(
     if is_address(path):
         found = fetch(path, READABLE)
         has_package = found.has_configuration and layout_of(found.file.parent) is not None
-        place = found.file.parent if has_package else found.file
-        source = read_source(place, entry=entry, prefix=prefix, reset_counters=reset_counters)
+        if has_package and is_of_folder(found.file) and not (entry or prefix):
+            source = _read_model_folder(found.file.parent, reset_counters, found.file)
+        else:
+            source = read_source(found.file, entry=entry, prefix=prefix)
         notes = (found.note, *source.weights.notes)
         return replace(source, weights=replace(source.weights, notes=notes))
     path = Path(path)
@@ -114,10 +122,7 @@ def read_source(
                 f"{option} is for a file of weights, and {path} is a folder: name the file in it"
             )
     if is_hugging_face:
-        weights = read_folder(path, reset_counters=reset_counters)
-        layout = layout_of(path)
-        name = "ours" if layout is None else layout.name
-        return Source(path, weights, f"model folder of {name}", layout)
+        return _read_model_folder(path, reset_counters)
     if tree is not None:
         return Source(path, read_tree(tree), "Orbax checkpoint of another program")
     if is_run and any(map(TENSORFLOWS.search, (inner.name for inner in path.iterdir()))):
@@ -126,7 +131,12 @@ def read_source(
         weights = read_run(path, step, average, allow_nonfinite=True)
         return Source(path, weights, "training run (Orbax)")
     if path.name.endswith(SUFFIX):
-        return Source(path, read_shards(path), "index of several files")
+        if entry:
+            raise ConversionError(
+                f"--entry is for one file of torch.save, and {path} is an index of several: leave "
+                "it out, or name the file"
+            )
+        return Source(path, read_shards(path, prefix), "index of several files")
     source = Source(path, read_file(path, entry=entry, prefix=prefix), f"{path.suffix} file")
     if source.weights.classifier is not None:
         return source
@@ -142,6 +152,14 @@ def read_source(
     )
     weights = replace(source.weights, notes=(*source.weights.notes, note))
     return replace(source, weights=weights, beside=beside)
+
+
+def _read_model_folder(folder: Path, reset_counters: bool, file: Path | None = None) -> Source:
+    """A folder of another package or ours, and the file in it that is named, if one is."""
+    weights = read_folder(folder, reset_counters=reset_counters, file=file)
+    layout = layout_of(folder)
+    name = "ours" if layout is None else layout.name
+    return Source(folder, weights, f"model folder of {name}", layout)
 
 
 def load_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:

@@ -66,6 +66,11 @@ def take_prefix(arrays: Mapping[str, Value], prefix: str) -> tuple[dict[str, Val
     return taken, [*notes, *more]
 
 
+def common_prefix(names: Mapping[str, str]) -> str:
+    """What `unwrap` or `take_prefix` removed: whole names of tensors, by the shorter ones."""
+    return next((whole.removesuffix(name) for name, whole in names.items()), "")
+
+
 def without_training_state(
     arrays: Mapping[str, Value], separator: str = "/"
 ) -> tuple[dict[str, Value], list[str]]:

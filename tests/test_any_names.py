@@ -155,6 +155,20 @@ def as_linens(state: State) -> dict[str, Any]:
     return arrays
 
 
+def test_networks_of_flax_come_in_with_the_advice_to_state_their_padding(tmp_path):
+    """No tensor shows it, and the usual one is not torch's."""
+    model = torch_resnet.create("ResNet20", 10, padding="same")
+    randomise(model)
+    state = theirs_of(model, numbered_scheme(4))[0]
+    torch.save(state, tmp_path / "theirs.pt")
+    np.savez(tmp_path / "theirs.npz", **as_linens(state))
+    advice = "Flax and Keras, whose networks usually pad as TensorFlow does"
+    assert advice in take(tmp_path, "theirs.npz")
+    assert advice not in take(tmp_path, "theirs.npz", "--padding", "same")
+    assert convert.load(tmp_path / "ours.pt", "torch").spec == model.spec
+    assert advice not in take(tmp_path, "theirs.pt")
+
+
 def test_kernels_of_flax_and_a_head_of_1x1_are_turned(tmp_path):
     """Linen's collections and leaves; and a head that is a convolution."""
     _, model = make_twins("ResNet20", dtype="float32")

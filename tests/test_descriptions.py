@@ -82,6 +82,55 @@ def test_a_state_dict_is_not_taken_for_another_network(dialect):
     assert torch.equal(convert.build(state, "torch")(images), dialect(images))
 
 
+class Two(nn.Module):
+    """Two networks, as contrastive training and distillation have them."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module):
+        super().__init__()
+        self.student, self.teacher = student, teacher
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_of_two_twins_in_a_module_each_is_read_as_it_says(
+    is_same, dialect, tmp_path, monkeypatch, capsys
+):
+    """Names and shapes do not show the padding, so what they say of it must not be lost."""
+    monkeypatch.chdir(tmp_path)
+    other = torch_resnet.create("ResNet20", 10, padding="same" if is_same else "even").eval()
+    randomise(other, seed=1)
+    state = Two(dialect, other).state_dict()
+    torch.save(state, "m.pt")
+    images = torch.randn(2, 3, 16, 16)
+    for prefix, model in (("student.", dialect), ("teacher.", other)):
+        assert main(["import", "m.pt", "--prefix", prefix, "-o", "o.pt"]) == 0
+        taken = convert.load("o.pt", backend="torch")
+        assert taken.spec == model.spec
+        assert torch.equal(taken(images), model(images))
+        stated = {"prefix": prefix, "padding": model.spec.padding}
+        ours = convert.from_layout(state, "ResNet20", "flax-resnet", **stated)
+        assert torch.equal(ours["stem.conv.weight"], model.state_dict()["stem.conv.weight"])
+    capsys.readouterr()
+    assert main(["import", "m.pt", "-o", "x.pt"]) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in ("--prefix student.", "teacher."))
+
+
+def test_what_a_twin_says_is_not_said_of_the_network_beside_it(dialect, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = torch_resnet.create("ResNet18-small", 10).eval()
+    randomise(plain, seed=1)
+    teacher = convert.to_layout(plain.state_dict(), "ResNet18-small", "cifar")
+    state = nn.ModuleDict({"student": dialect}).state_dict()
+    state.update({f"teacher.{name}": tensor for name, tensor in teacher.items()})
+    torch.save(state, "m.pt")
+    for more in ((), ("--layout", "cifar", "--model", "ResNet18-small")):
+        assert main(["import", "m.pt", "--prefix", "teacher.", *more, "-o", "o.pt"]) == 0
+        images = torch.randn(2, 3, 16, 16)
+        assert torch.equal(convert.load("o.pt", backend="torch")(images), plain(images))
+    ours = convert.from_layout(state, "ResNet18-small", "cifar", prefix="teacher.")
+    assert torch.equal(ours["head.bias"], plain.head.bias)
+
+
 @pytest.mark.parametrize(("field", "value"), [("padding", "even"), ("running_variance", "biased")])
 def test_what_replaces_what_a_file_says_is_said(
     dialect, field, value, tmp_path, monkeypatch, capsys

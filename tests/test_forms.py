@@ -188,6 +188,27 @@ def test_all_that_is_wrong_with_a_safetensors_file_is_said_at_once(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "begins_as",
+    [
+        *(bytes([0x80, protocol]) for protocol in (2, 3, 4, 5)),  # a pickle
+        b"\x81\xa1a",  # Flax's msgpack
+        b"\x1f\x8b",  # gzip
+    ],
+    ids=bytes.hex,
+)
+def test_a_safetensors_header_may_have_any_length(begins_as, tmp_path):
+    """Other forms begin with these bytes, here the low ones of the length of a padded header."""
+    arrays, path = random_arrays("float32"), tmp_path / "m.safetensors"
+    write_weights(path, Weights(arrays, None))
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    padded = int.from_bytes(begins_as, "little") + 2**16 * (len(begins_as) == 2)
+    header = content[8 : 8 + length].ljust(padded)
+    path.write_bytes(struct.pack("<Q", padded) + header + content[8 + length :])
+    assert_same(read_weights(path).arrays, arrays)
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")  # zipfile's own, as it writes them
 def test_all_that_is_wrong_with_an_npz_is_said_at_once(tmp_path):
     def packed(array: np.ndarray) -> bytes:

@@ -1,5 +1,6 @@
 """Files as other people leave them: wrapped, renamed, in parts, and asked for wrongly."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import convert
 import torch_resnet
@@ -85,6 +87,39 @@ def test_weights_in_several_files_are_not_taken_for_a_run(tmp_path, capsys):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     assert main(["import", str(tmp_path), "-o", str(tmp_path / "x.safetensors")]) == 2
     assert "it has no weight_map of names" in capsys.readouterr().err
+
+
+def write_in_two_files(folder: Path, state: dict[str, torch.Tensor]) -> Path:
+    """A state dict in two files, the first of which has only the first layers; their index."""
+    places = {n: f"{'a' if i < 30 else 'b'}.safetensors" for i, n in enumerate(state)}
+    for file in {*places.values()}:
+        save_file({n: t for n, t in state.items() if places[n] == file}, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("prefix", ["module.", "timm_model."])
+def test_a_prefix_of_all_names_in_several_files_is_removed(prefix, ours, theirs, tmp_path, capsys):
+    index, output = write_in_two_files(tmp_path, prefixed(prefix, theirs)), tmp_path / "o.pt"
+    assert main(["import", str(index), *IMPORT, "-o", str(output)]) == 0
+    assert f"every name began with {prefix!r}" in capsys.readouterr().out
+    read = convert.load(output, backend="torch").state_dict()
+    assert all(torch.equal(read[key], tensor) for key, tensor in ours.items())
+
+
+def test_a_part_of_several_files_is_taken_by_its_prefix(ours, theirs, tmp_path, capsys):
+    both = {**prefixed("one.", {n: t + 1 for n, t in theirs.items()}), **prefixed("two.", theirs)}
+    index, output = write_in_two_files(tmp_path, both), tmp_path / "o.pt"
+    assert main(["import", str(index), *IMPORT, "--prefix", "two.", "-o", str(output)]) == 0
+    assert "which do not begin with 'two.'" in capsys.readouterr().out
+    read = convert.load(output, backend="torch").state_dict()
+    assert all(torch.equal(read[key], tensor) for key, tensor in ours.items())
+    for option in (("--prefix", "three."), ("--entry", "state_dict")):
+        assert main(["import", str(index), *IMPORT, *option, "-o", str(tmp_path / "x.pt")]) == 2
+        assert (
+            "three." if "three." in option else "an index of several"
+        ) in capsys.readouterr().err
 
 
 def test_what_is_said_of_files_that_say_it_themselves_must_be_true(tmp_path, capsys):

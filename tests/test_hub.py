@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants, hf_api
 from safetensors.numpy import save_file
 
@@ -132,7 +133,13 @@ def test_weights_load_by_their_address_and_the_cache_is_honoured(hub, monkeypatc
     expected = serve_cifar(hub, "resnet20")
     images = random_images(2, 16, "float32")
     for _ in range(2):
-        model = convert.load("hf://someone/resnet20", "torch")
+        with pytest.warns(UserWarning, match="tensors do not show") as warned:
+            model = convert.load("hf://someone/resnet20", "torch")
+        (warning,) = warned  # one, of all notes, at the caller's line
+        assert warning.filename == __file__
+        text = str(warning.message)
+        for part in (f"resnet20, model.safetensors, at commit {COMMIT}:", "taken with --layout"):
+            assert part in text
         np.testing.assert_array_equal(run_torch(model, images), run_torch(expected, images))
     assert hub.fetched.count("model.safetensors") == 1
     hub.close()
@@ -164,7 +171,8 @@ def test_a_model_folder_of_the_hub_is_imported_with_its_preprocessing(hub, tmp_p
 def test_weights_in_several_files_come_in_by_their_index(hub, tmp_path, capsys):
     expected = serve_cifar(hub, "sharded", num_files=2)
     images = random_images(2, 16, "float32")
-    model = convert.load("hf://someone/sharded", "torch")
+    with pytest.warns(UserWarning, match="from 2 files, as model.safetensors.index.json"):
+        model = convert.load("hf://someone/sharded", "torch")
     np.testing.assert_array_equal(run_torch(model, images), run_torch(expected, images))
 
     folder, output = hub.root / "someone" / "sharded", tmp_path / "m.safetensors"
@@ -184,6 +192,23 @@ def test_weights_in_several_files_come_in_by_their_index(hub, tmp_path, capsys):
         index.write_text(json.dumps({"weight_map": wrong}))
         assert main(["import", str(index), "-o", str(output)]) == 2
         assert reason in capsys.readouterr().err
+
+
+def test_of_several_files_in_a_folder_the_one_in_the_address_is_read(hub, tmp_path):
+    """Also where the cache has the other one already."""
+    first = serve_timm(hub, "resnet18.tiny")
+    second = torch_resnet.create("ResNet18", 3).eval()
+    randomise(second, seed=1)
+    state = convert.to_layout(second.state_dict(), "ResNet18", "timm")
+    torch.save(dict(state), hub.root / "timm" / "resnet18.tiny" / "pytorch_model.bin")
+    images = random_images(2, 64, "float32")
+    for file, expected in (("model.safetensors", first), ("pytorch_model.bin", second)):
+        output = tmp_path / "m.pt"
+        address = f"hf://timm/resnet18.tiny/{file}"
+        assert main(["import", address, "-o", str(output)]) == 0
+        assert convert.load_preprocessing(output) is not None
+        model = convert.load(output, "torch")
+        np.testing.assert_array_equal(run_torch(model, images), run_torch(expected, images))
 
 
 def test_what_the_hub_does_not_have_is_refused_in_one_sentence(hub, tmp_path, capsys):

@@ -16,7 +16,15 @@ from convert.files import read_weights
 from resnet_spec import ResNetSpec
 from tests.commands import assert_refused, run_here
 from tests.payloads import PAYLOADS
-from tests.test_any_names import State, assert_is, take, torchvisions
+from tests.test_any_names import (
+    State,
+    assert_is,
+    numbered_scheme,
+    take,
+    theirs_of,
+    torchvisions,
+)
+from tests.test_structure import OUTSIDE, numbered, scheme
 from tests.twins import make_twins, randomise
 
 SPEC = ResNetSpec("bottleneck", (1, 2, 1, 1), (8, 16, 32, 64), 8)
@@ -224,7 +232,31 @@ def test_mmcvs_moving_average_is_left_out_and_the_head_kept(tmp_path):
     assert_is(tmp_path / "ours.pt", model)
 
 
+def norm(prefix: str, channels: int) -> State:
+    """A trained BatchNorm."""
+    leaves = ("weight", "bias", "running_mean", "running_var")
+    generator = torch.Generator().manual_seed(0)
+    return {f"{prefix}.{leaf}": torch.rand(channels, generator=generator) + 0.5 for leaf in leaves}
+
+
 NOT_ALONE = {
+    "a BatchNorm of the images": (
+        lambda state: {**norm("bn_in", 3), **behind("backbone.", state)},
+        "bn_in.running_mean, bn_in.running_var are of a BatchNorm in front of the network or "
+        "behind it: --prefix backbone. takes the rest",
+    ),
+    "a BatchNorm of the features": (
+        lambda state: {**behind("backbone.", state), **norm("neck1d", PLANES)},
+        "--prefix backbone. takes the rest",
+    ),
+    "a BatchNorm of the features and a head": (
+        lambda state: {
+            **behind("base.", state),
+            **norm("bottleneck", PLANES),
+            "classifier.weight": torch.rand(4, PLANES),
+        },
+        "bottleneck.running_mean, bottleneck.running_var are of a BatchNorm",
+    ),
     "a head of two layers": (lambda state: {**state, **mlp("fc.")}, "--head drop takes the rest"),
     "fast.ai": (
         lambda state: {**behind("0.", state), **mlp("1.")},
@@ -260,6 +292,17 @@ def test_what_may_belong_to_a_network_is_not_left_out_unasked(what, tmp_path):
     assert_refused(result, "theirs.pth holds more than a network of ours", said)
     looked = run_here("convert", "inspect", "theirs.pth", cwd=tmp_path)
     assert said in looked.stdout
+
+
+def test_a_batch_norm_beside_a_network_is_left_out_where_the_user_says_so(tmp_path):
+    """Dropping the head does not say so: the layer may be in front of the network."""
+    model = make_network()
+    state = {**norm("bn_in", 3), **behind("base.", torchvisions(model))}
+    torch.save({**state, "classifier.weight": torch.rand(4, PLANES)}, tmp_path / "theirs.pth")
+    command = ("convert", "import", "theirs.pth", "-o", "x.pt", "--head", "drop")
+    assert_refused(run_here(*command, cwd=tmp_path), "--prefix base. takes the rest")
+    assert "bn_in.weight" in take(tmp_path, "theirs.pth", "--prefix", "base.")
+    assert_is(tmp_path / "ours.pt", model)
 
 
 def without_statistics(model: Any) -> Any:
@@ -379,6 +422,34 @@ def test_the_port_of_wide_resnets_that_strides_elsewhere_is_refused(tmp_path):
     torch.save({"net": state, "acc": 95.0}, tmp_path / "wide-resnet-16x4.t7")
     result = run_here("convert", "import", "wide-resnet-16x4.t7", "-o", "x.pt", cwd=tmp_path)
     assert_refused(result, "meliketoy/wide-resnet.pytorch", "stride in the second convolution")
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_pre_activation_networks_whose_shortcuts_take_the_raw_input_are_refused(block, tmp_path):
+    """Bearpaw's preresnet; the same names may also be those of a network of the table."""
+    spec = ResNetSpec(block, (1, 2, 1), (8, 16, 32), 8, preact=True, small_images=True)
+    model = torch_resnet.from_spec(spec, 5)
+    randomise(model)
+    layers = numbered("{k}{n}")
+    names = scheme("layer{S}.{b}.", layers, {"conv": "downsample.0"}, OUTSIDE[0])
+    state, _ = theirs_of(model, names)
+    torch.save({"state_dict": behind("module.", state)}, tmp_path / "theirs.pth.tar")
+    command = ("convert", "import", "theirs.pth.tar", "-o", "x.pt")
+    result = run_here(*command, cwd=tmp_path)
+    assert_refused(result, "preresnet", "takes the input of its block", "--model")
+    assert "preresnet" in run_here("convert", "inspect", "theirs.pth.tar", cwd=tmp_path).stdout
+    (tmp_path / "stem.json").write_text('{"stem.conv": "conv1"}')
+    said = take(tmp_path, "theirs.pth.tar", "--names", "stem.json")
+    assert "shortcuts that begin behind the first BatchNorm and ReLU" in said
+    assert_is(tmp_path / "ours.pt", model)
+
+
+@pytest.mark.parametrize(("name", "is_open"), [("PreActResNet20", True), ("ResNet20", False)])
+def test_where_a_shortcut_of_pre_activation_begins_is_said_to_be_assumed(name, is_open, tmp_path):
+    _, model = make_twins(name, dtype="float32", shortcut="projection")
+    torch.save(theirs_of(model, numbered_scheme(3))[0], tmp_path / "theirs.pt")
+    said = take(tmp_path, "theirs.pt")
+    assert ("shortcuts that begin behind the first BatchNorm and ReLU" in said) == is_open
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import torch
 
 import convert
 import torch_resnet
+from convert.files import write_weights
+from convert.models import arrays_of, describe
 from convert.weights import Weights, decode_description, encode_description
 from resnet_spec import PREPROCESSINGS, ClassifierSpec, find_spec
 from tests.commands import assert_refused, run_here
@@ -64,6 +66,38 @@ def test_names_of_known_layouts_and_renamed_ones_come_back(layout, name, options
     take(tmp_path, "theirs.pt", *options, output="ours.safetensors")
     back(tmp_path)
     assert_same_file(tmp_path / "back.pt", state)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"), [("ResNet18", "resnet18"), ("PreActResNet18", "resnetv2_18")]
+)
+def test_names_in_a_folder_that_transformers_wrote_of_a_model_of_timms_come_back(
+    name, architecture, tmp_path
+):
+    model = torch_resnet.create(name, 10)
+    randomise(model)
+    state = dict(convert.to_layout(model.state_dict(), name, "timm"))
+    state = {f"timm_model.{n}": tensor for n, tensor in state.items()}
+    (tmp_path / "theirs").mkdir()
+    torch.save(state, tmp_path / "theirs" / "pytorch_model.bin")
+    config = {"model_type": "timm_wrapper", "architecture": architecture, "num_classes": 10}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    take(tmp_path, "theirs", output="ours.safetensors")
+    assert f"wrote {len(state)} tensors" in back(tmp_path)
+    assert_same_file(tmp_path / "back.pt", state)
+
+
+def test_a_part_of_the_authors_file_is_not_written(tmp_path):
+    """Files that were written by an earlier release may have names of other tensors."""
+    model = torch_resnet.create("ResNet20", 10)
+    randomise(model)
+    names = {"stem.conv.weight": "net.stem.conv.weight", "norm.weight": "net.norm.weight"}
+    weights = Weights(arrays_of(model), describe(model), names=names)
+    write_weights(tmp_path / "ours.pt", weights)
+    arguments = ("export", "ours.pt", "--names", "original", "-o", "back.pt")
+    result = run_here("convert", *arguments, cwd=tmp_path)
+    assert_refused(result, "import that file again", "absent: net.norm.weight")
+    assert not (tmp_path / "back.pt").exists()
 
 
 def test_kernels_of_flax_come_back_with_their_axes(tmp_path):

@@ -84,22 +84,31 @@ def write_folder(
             raise ConversionError(f"{folder} reads back as another model:", problems)
 
 
-def read_folder(folder: Path, *, reset_counters: bool = False) -> Weights:
+def is_of_folder(file: Path) -> bool:
+    """Whether a file is called as the weights of a model folder, or their index."""
+    return file.name in _WEIGHTS or file.name.endswith(SUFFIX)
+
+
+def read_folder(folder: Path, *, reset_counters: bool = False, file: Path | None = None) -> Weights:
     """The weights of a folder of timm, transformers or ours, under our names, with their faults.
+
+    `file` says which, where there are several: without it the first of `model.safetensors`,
+    `pytorch_model.bin` and an index.
 
     Raises:
         ConversionError: the table does not have the model (the differences are listed), its
             tensors are not there, or the folder is damaged.
         OSError: a file cannot be read.
     """
-    found = [name for name in _WEIGHTS if (folder / name).is_file()]
-    indexes = sorted(folder.glob(_INDEX))
-    if not found and not indexes:
+    indexes = sorted(folder.glob(_INDEX), key=lambda path: "safetensors" not in path.name)
+    found = [folder / name for name in _WEIGHTS if (folder / name).is_file()] + indexes
+    if not found:
         raise ConversionError(f"{folder} holds no {' or '.join(_WEIGHTS)}, and no {_INDEX}")
-    if found:
-        weights = read_file(folder / found[0], suffix=_WEIGHTS[found[0]])
+    file = file or found[0]
+    if file.name in _WEIGHTS:
+        weights = read_file(file, suffix=_WEIGHTS[file.name])
     else:
-        weights = read_shards(min(indexes, key=lambda path: "safetensors" not in path.name))
+        weights = read_shards(file)
     if weights.classifier is not None:  # ours: the file describes itself
         return weights
     said, layout = _read_description(folder, weights)
@@ -122,8 +131,20 @@ def read_folder(folder: Path, *, reset_counters: bool = False) -> Weights:
             f"weights have one of {with_head.num_classes}"
         )
     reset = counters_reset(arrays, weights.arrays) if reset_counters else []
+    names, head = {}, None
+    if weights.names:  # of the file's tensors by the layout's names
+        whole = layout.whole_names({name: name for name in weights.arrays})
+        ours_of = {whole[n]: ours for ours, n in layout.tensors(with_head).items() if n in whole}
+        names = {ours_of[n]: weights.names.get(n, n) for n in weights.arrays if n in ours_of}
+        theirs_of = {ours: n for n, ours in ours_of.items()}
+        head = weights.arrays.get(theirs_of.get("head.weight", ""))
     return dataclasses.replace(
-        said, arrays=arrays, classifier=with_head, notes=(*said.notes, *reset)
+        said,
+        arrays=arrays,
+        classifier=with_head,
+        notes=(*said.notes, *reset),
+        names=names,
+        has_conv_head=head is not None and head.ndim == 4,
     )
 
 

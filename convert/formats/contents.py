@@ -57,6 +57,8 @@ _MINDSPORE_ADVICE = (
 
 def form_of(first: bytes) -> Reader | None:
     """The form of a file that begins with these bytes; None where they do not show it."""
+    if first[5:9] == b"\0\0\0{":  # safetensors: eight bytes of its header's length, and the header
+        return safetensors  # before all others, because a length may begin as they do
     if first.startswith(_ZIP):
         length = int.from_bytes(first[_NAME - 4 : _NAME - 2], "little")
         name = first[_NAME : _NAME + length]
@@ -65,10 +67,7 @@ def form_of(first: bytes) -> Reader | None:
         return pytorch if _TORCHS.match(first) else numpy_pickle
     if first.startswith(hdf5.SIGNATURE):
         return hdf5
-    if _MSGPACK.match(first):
-        return flax_msgpack
-    has_length = first[5:9] == b"\0\0\0{"  # of a header, in eight bytes, and its beginning
-    return safetensors if has_length else None
+    return flax_msgpack if _MSGPACK.match(first) else None
 
 
 def no_weights(first: bytes, last: bytes = b"", name: str = "") -> str:
@@ -79,13 +78,13 @@ def no_weights(first: bytes, last: bytes = b"", name: str = "") -> str:
         last: its last ones.
         name: what it is called, which counts where no bytes show what it is.
     """
+    if form_of(first) is not None:
+        return ""
     for beginning, program in _COMPRESSED.items():
         if first.startswith(beginning):
             return f"is compressed: {program} < FILE > NEW makes a file to read"
     if first[_TAR] == b"ustar":
         return "is a tar archive: unpack it, and name the file in it"
-    if form_of(first) is not None:
-        return ""
     if first.startswith(_MXNET):
         return _MXNET_ADVICE
     if _MINDSPORE.match(first):

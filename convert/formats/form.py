@@ -19,12 +19,14 @@ class Contents:
         problems: faults that leave the rest readable, such as a name that is there twice.
         notes: wrappers that were removed, and entries that were left out.
         architectures: the names that a training script wrote beside the network's state dict.
+        modules: what a state dict's `_metadata` says of each module, by its path; likewise.
     """
 
     metadata: Mapping[Any, Any]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
+    modules: Mapping[Any, Any] | None = None
 
 
 class Reader(Protocol):

@@ -110,10 +110,12 @@ def read(path: Path, visit: Visitor, entry: str = "") -> Contents:
     except Exception as error:  # of a dozen kinds for damaged, hostile and unusual files
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConversionError(f"{path} is not a whole file of plain tensors: {reason}") from error
+    modules = getattr(state_dict, "metadata", None)
     return Contents(
-        own_metadata(getattr(state_dict, "metadata", None)),
+        own_metadata(modules),
         notes=notes,
         architectures=stated_architectures(content) if state_dict is not content else (),
+        modules=modules,
     )
 
 

@@ -2,11 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from convert.layouts.layout import TORCHS_DIALECT, Layout, walk
+from convert.layouts.layout import TORCHS_DIALECT, Layout, Shapes, walk
 from resnet_spec import ResNetSpec
 
 
@@ -24,6 +24,19 @@ def adapt(spec: ResNetSpec) -> ResNetSpec:
     if spec.stage_planes != (16, 32, 64):
         return spec
     return dataclasses.replace(spec, shortcut="centred_identity")
+
+
+def raw_shortcuts(shapes: Shapes) -> Iterator[str]:
+    """bearpaw/pytorch-classification's preresnet, which computes something else."""
+    names = {f"{path}.weight" for path in ("conv1", "bn", "fc", "layer1.0.bn1")}
+    has_shortcut = "layer2.0.downsample.0.weight" in shapes and (
+        "layer2.0.downsample.1.weight" not in shapes
+    )
+    if has_shortcut and names <= {*shapes} and shapes["conv1.weight"][2:] == (3, 3):
+        yield (
+            "these are names of bearpaw/pytorch-classification's preresnet: there a shortcut takes "
+            "the input of its block; here it begins behind the first BatchNorm and ReLU"
+        )
 
 
 LAYOUT = Layout(

@@ -32,6 +32,7 @@ from convert.layouts import (
 from convert.layouts.layout import OURS, Layout, Shapes
 from convert.wrappers import (
     TORCHS_PREFIXES,
+    common_prefix,
     only_state_dict,
     prefix_problems,
     state_dicts,
@@ -104,7 +105,7 @@ def from_layout(
             if problems := timm.architecture_problems(stated_architectures(tensors)):
                 raise ConversionError("these tensors are of another network:", problems)
             tensors = inner
-        _check_described(tensors, spec)
+        _check_described(tensors, spec, prefix)
     arrays = flatten(tensors, found)
     arrays, _ = take_prefix(arrays, prefix) if prefix else unwrap(arrays)
     if found.spelling.has_collections:
@@ -307,9 +308,10 @@ def nest(arrays: Mapping[str, Any], layout: Layout) -> dict[Any, Any]:
     return tree
 
 
-def _check_described(tensors: Mapping[str, Any], spec: ResNetSpec) -> None:
+def _check_described(tensors: Mapping[str, Any], spec: ResNetSpec, prefix: str = "") -> None:
     """Raises a ConversionError where a twin's state dict says that it is of another network."""
-    described = describe_state(tensors)
+    taken, _ = take_prefix({name: name for name in tensors}, prefix) if prefix else ({}, [])
+    described = describe_state(tensors, common_prefix(taken))
     if described is not None and (problems := spec.differences(described.network)):
         raise ConversionError("these tensors are of another network:", problems)
 
