@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import run_unread
+from tests.commands import run_here, run_unread
 from train.__main__ import COMMANDS, main, parse
 from train.config import Config, flag, unused_fields
 from train.config.recipes import RECIPES
@@ -40,6 +40,26 @@ def test_steps_and_epochs_of_one_thing_exclude_each_other():
     with pytest.raises(UserError, match=r"--drop-epochs exclude.*--warmup-epochs exclude"):
         parse([*both, "--warmup-steps", "5", "--warmup-epochs", "2.0"])
     assert parse([*both[:-1], "None"]).drop_steps == (5,)
+
+
+def test_epochs_on_the_command_line_take_the_place_of_a_recipes_steps(tmp_path: Path):
+    assert parse(["cifar10-he2015"]).max_steps == 64_000
+    longer = parse(["cifar10-he2015", "--epochs", "300"])
+    assert (longer.epochs, longer.max_steps) == (300, None)
+    assert parse(["cifar10-he2015", "--epochs=300", "--max-steps", "9"]).max_steps == 9
+    begin_folder(tmp_path, Config(max_steps=40, run_dir=tmp_path), train_images=9, total_steps=40)
+    resumed = parse(["--resume", "--run-dir", f"{tmp_path}", "--epochs", "60"])
+    assert (resumed.epochs, resumed.max_steps) == (60, None)
+
+
+def test_other_data_by_the_numbers_for_digits_is_told(tmp_path: Path):
+    """No mirrored images, crops of one pixel: a mistake that only shows as a worse error."""
+    other = ("--data", "cifar10", "--data-dir", f"{tmp_path}")
+    said = run_here("train", *other, cwd=tmp_path).stderr
+    assert "those of digits" in said
+    assert "for cifar10 there are cifar10, cifar10-45k, cifar10-fast" in said
+    for arguments in (("cifar10", *other), ("digits", *other), (*other, "--eval-only")):
+        assert "those of digits" not in run_here("train", *arguments, cwd=tmp_path).stderr
 
 
 def test_a_resumed_run_takes_steps_in_place_of_its_epochs(tmp_path: Path):

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from resnet_spec import PREPROCESSINGS
+from tests.commands import run
 from tests.pictures import encode, make_folder, make_pixels
 from train.config import Config
+from train.config.fields import DataFields
 from train.data.dataset import Dataset, Split
 from train.data.load import load_dataset
-from train.data.sources import open_folder
+from train.data.sources import TfdsSource, open_folder
+from train.data.stream import Stream
 from train.errors import UserError
 from train.run.trainer import Trainer
 
@@ -32,6 +35,50 @@ def folder_config(root: Path, **changes) -> Config:
 
 def labels_of(dataset: Dataset, split: str) -> list[int]:
     return getattr(dataset, split).head(10_000).labels.tolist()
+
+
+@needs_imagenet
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_file_of_records_that_cannot_be_read_ends_the_run(tmp_path, damage):
+    """Its images are not damaged one by one: they would be replaced by those of the next file."""
+    version = tmp_path / "imagenet2012" / "5.1.0"
+    version.mkdir(parents=True)
+    for path in (IMAGENET / "5.1.0").iterdir():
+        (version / path.name).symlink_to(path)
+    (shard,) = version.glob("*train*00001-of-00002")
+    content = shard.read_bytes()
+    shard.unlink()
+    if damage == "truncated":
+        shard.write_bytes(content[: len(content) // 2])
+    stream = Stream(TfdsSource("imagenet2012", "train", tmp_path), DataFields(image_size=32))
+    (batch,) = stream.test_batches([np.arange(2)])
+    assert batch.counts.all()
+    with pytest.raises(OSError, match="train cannot be read"):
+        list(stream.test_batches([np.array([len(stream) - 1])]))
+    assert not stream.skipped
+
+
+@pytest.mark.slow
+def test_a_test_that_fails_does_not_take_the_epoch_before_it(tmp_path):
+    root = make_folder(tmp_path / "d", {"train": {"a": 4, "b": 4}, "val": {"a": 2, "b": 2}})
+    for path in (root / "val").rglob("*.png"):
+        path.write_bytes(b"\xff\xd8\xff")
+    size = ("--image-size", "32", "--global-batch-size", "4", "--epochs", "2", "--no-flip")
+    model = ("--model", "WideResNet16-1-0.0", "--run-dir", "run")
+    result = run("train", "digits", "--data", f"folder:{root}", *size, *model, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "none of the 4 test images can be read" in result.stderr
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_sample_of_a_folder_has_images_of_all_classes(tmp_path):
+    root = make_folder(
+        tmp_path, {"train": {"a": 2, "b": 2, "c": 2}, "val": {"a": 4, "b": 4, "c": 4}}
+    )
+    test = load_dataset(folder_config(root)).test
+    assert test.sample(3).labels.tolist() == [0, 1, 2]
+    assert [label for _, _, label in test.pictures(3)] == [0, 1, 2]
+    assert test.sample(100).labels.tolist() == labels_of(load_dataset(folder_config(root)), "test")
 
 
 def test_a_folder_is_a_data_set(tmp_path):

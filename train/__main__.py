@@ -99,7 +99,10 @@ def _carry_out(arguments: list[str]) -> int:
         print(json.dumps(config.to_json(), indent=2))
     else:
         given = [name for name in RESIZING if flag(name) in _options(arguments)]
-        _run(parse(arguments), _recipe_name(arguments), given)
+        config = parse(arguments)
+        if note := _of_digits(config, arguments):
+            print(note, file=sys.stderr)
+        _run(config, _recipe_name(arguments), given)
     return 0
 
 
@@ -157,6 +160,18 @@ def _recipe_name(arguments: list[str]) -> str:
     return arguments[0] if arguments and not arguments[0].startswith("-") else DEFAULT
 
 
+def _of_digits(config: Config, arguments: list[str]) -> str:
+    """What is said of other data by the numbers for digits: a recipe was not named."""
+    has_recipe = arguments[:1] == [_recipe_name(arguments)]
+    others = [n for n, r in RECIPES.items() if _kind(r.config.data) == _kind(config.data)]
+    if has_recipe or config.resume or config.eval_only or DEFAULT in others:
+        return ""
+    return (
+        f"resnet-train: no recipe is named, so that all other numbers are those of {DEFAULT} "
+        f"(schedule, crops, no mirroring); for {_kind(config.data)} there are {', '.join(others)}"
+    )
+
+
 def _check_recipe(name: str, config: Config, saved: Config, recorded: str | None) -> None:
     """A recipe that is named for a resumed run must be the run's own."""
     if _kind(config.data) != _kind(saved.data):
@@ -191,13 +206,15 @@ def _options(arguments: list[str]) -> set[str]:
 
 
 def _parse_fields(name: str, default: Config, fields: list[str]) -> Config:
-    """Fields on top of a default; steps that are given replace the default's epochs."""
+    """Fields on top of a default; steps that are given replace its epochs, and epochs its steps."""
     import tyro
 
     options = _options(fields)
     in_steps = [kind for kind in ("drop", "warmup") if f"--{kind}-steps" in options]
-    no_epochs: dict[str, Any] = {f"{kind}_epochs": None for kind in in_steps}
-    values = vars(dataclasses.replace(default, **no_epochs))
+    replaced: dict[str, Any] = {f"{kind}_epochs": None for kind in in_steps}
+    if "--epochs" in options:
+        replaced["max_steps"] = None
+    values = vars(dataclasses.replace(default, **replaced))
     form = dataclasses.make_dataclass("Form", SECTIONS.items())  # a group of options for each
     usual = {
         title: section(**{field.name: values[field.name] for field in dataclasses.fields(section)})

@@ -1,6 +1,7 @@
 """Where encoded images come from: a prepared tensorflow-datasets folder, or folders of images."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,6 +54,15 @@ class Part:
         return self._source.name(int(self._indices[index]))
 
 
+# What is said of a file that cannot be opened or read, or that lacks its end. Of one record, which
+# is a damaged image, something else is said.
+_OF_FILES = (
+    "RiegeliPostscript",
+    *map(os.strerror, (errno.ENOENT, errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOTCONN)),
+    *map(os.strerror, (errno.EMFILE, errno.ENFILE)),
+)
+
+
 class TfdsSource:
     """A split of a prepared tensorflow-datasets folder; UserError if it cannot be read."""
 
@@ -70,7 +80,12 @@ class TfdsSource:
         return len(self._records)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        fields = self._fields(index)
+        try:
+            fields = self._fields(index)
+        except RuntimeError as error:  # array_record's, whatever happened
+            if not any(text in str(error) for text in _OF_FILES):
+                raise
+            raise OSError(f"{self._split} cannot be read: {error}") from error
         return fields["image"].bytes_list.value[0], fields["label"].int64_list.value[0]
 
     def name(self, index: int) -> str:

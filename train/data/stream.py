@@ -86,14 +86,24 @@ class Stream:
         return self._batches(indices, lambda _, part: [self._test_image(i) for i in part])
 
     def pictures(self, count: int) -> Iterator[tuple[bytes, np.ndarray, int]]:
-        """Content, test view and label of the readable ones of the first `count` images."""
-        for index in range(min(count, len(self))):
+        """Content, test view and label of the readable ones of `sample`."""
+        for index in self._spread(count):
             if (view := self._test_image(index)) is not None:
                 yield self._source.read(index)[0], *view
 
     def head(self, count: int) -> Split:
         """The readable ones of the first `count` images, as a test sees them."""
-        batch = next(self.test_batches([np.arange(min(count, len(self)))]))
+        return self._take(np.arange(min(count, len(self))))
+
+    def sample(self, count: int) -> Split:
+        """The readable ones of `count` images at equal distances: folders are sorted by class."""
+        return self._take(self._spread(count))
+
+    def _spread(self, count: int) -> np.ndarray:
+        return np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
+
+    def _take(self, indices: np.ndarray) -> Split:
+        batch = next(self.test_batches([indices]))
         return Split(batch.images[batch.counts], batch.labels[batch.counts])
 
     def _train_image(self, index: int, key: tuple[int, ...]) -> View:

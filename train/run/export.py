@@ -251,7 +251,7 @@ def check_parity(
 
 def _test_images(dataset: Dataset, dtype: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Normalised images (n, h, w, c) and labels (n,), batch by batch."""
-    test = dataset.test.head(MOST_STREAMED) if dataset.is_streamed else dataset.test
+    test = dataset.test.sample(MOST_STREAMED) if dataset.is_streamed else dataset.test
     for start in range(0, len(test), _BATCH):
         part = slice(start, start + _BATCH)
         yield normalise(test.images[part], dataset, dtype), test.labels[part]

@@ -317,7 +317,19 @@ class Milestones:
         if is_tested or self._watch.must_stop or (every is not None and step % every == 0):
             self._watch.settle()
             with self._progress.paused(step):
-                self._save(state, self._test(step, state) if is_tested else None)
+                self._save(state, self._test_or_save(step, state) if is_tested else None)
+
+    def _test_or_save(self, step: int, state: TrainState) -> list[float] | None:
+        """As `_test`; the steps before a test that fails are not lost, and the resumed run tests.
+
+        Of several processes, the others may wait for the one that failed.
+        """
+        try:
+            return self._test(step, state)
+        except Exception:
+            if processes.is_only_process():
+                self._save(state, None)
+            raise
 
     def _test(self, step: int, state: TrainState) -> list[float] | None:
         """Tests the newest weights and their average, if any; returns the errors that count."""

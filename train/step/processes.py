@@ -22,6 +22,7 @@ from train.errors import DivergedError, StoppedError, UserError, exit_code
 _FAILURE = "flax-resnet/failure"
 _POLL = 1.0  # seconds between two looks for a failure of another process
 _GRACE = 3.0  # seconds for all processes to see it, or to end by themselves
+_SHUTDOWN = 3600  # seconds that the others wait for the first process, which checks the export
 _GRACE_OF_FIRST = 30.0  # seconds for the first process, which may be writing a checkpoint
 
 
@@ -37,7 +38,12 @@ def joined(config: Config) -> Iterator[None]:
         yield
         return
     try:
-        jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            shutdown_timeout_seconds=_SHUTDOWN,
+        )
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"--distributed: the processes did not find each other ({error}): on a TPU pod, Slurm "
