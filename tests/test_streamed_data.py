@@ -71,6 +71,19 @@ def test_a_test_that_fails_does_not_take_the_epoch_before_it(tmp_path):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
 
 
+@needs_imagenet
+def test_a_process_may_open_the_files_of_imagenet():
+    """Of 1,024, of which the last would otherwise be taken for damaged images."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+        TfdsSource("imagenet2012", "train", None)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(before[1], 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_a_sample_of_a_folder_has_images_of_all_classes(tmp_path):
     root = make_folder(
         tmp_path, {"train": {"a": 2, "b": 2, "c": 2}, "val": {"a": 4, "b": 4, "c": 4}}

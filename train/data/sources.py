@@ -11,6 +11,12 @@ import numpy as np
 
 from train.errors import UserError
 
+try:
+    import resource
+except ModuleNotFoundError:  # not on Windows
+    resource = None
+
+_OPEN_FILES = 4096
 TESTS = ("test", "val", "validation")
 SUFFIXES = frozenset(
     (
@@ -75,6 +81,7 @@ class TfdsSource:
             self._records = open_tfds(name, split, data_dir, deserialize_method=raw)
             self.class_names = tuple(self._records.dataset_info.features["label"].names)
         self._split = split
+        _allow_open_files()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -100,6 +107,16 @@ class TfdsSource:
         # the class is made when the module is imported
         example = tf_example_pb2.Example.FromString(self._records[index])  # type: ignore[attr-defined]
         return example.features.feature
+
+
+def _allow_open_files() -> None:
+    """ImageNet has 1,024 files, which stay open; often a process may open no more than that."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def open_tfds(name: str, split: str | None, data_dir: Path | None, **options: Any) -> Any:
