@@ -11,6 +11,7 @@ Ctrl-C and SIGTERM end it after the step in progress, and what is trained so far
 
 import argparse
 import copy
+import math
 import signal
 import sys
 import time
@@ -124,6 +125,7 @@ class Report:
         with MetricsLog(run, start_step=0) as log:
             for line in self.lines:
                 values = {k: v for k, v in line.items() if k not in ("step", "kind")}
+                values = {k: math.nan if v is None else v for k, v in values.items()}
                 log.write(line["step"], line["kind"], values)
 
 
