@@ -413,6 +413,7 @@ def test_the_script_takes_a_run_over_and_the_trainer_takes_it_back(tmp_path):
     ((resumed,), _) = find_runs([tmp_path / "b"])
     assert (resumed.recipe, resumed.devices) == (begun.recipe, begun.devices)
     assert [m["step"] for m in resumed.metrics if m["kind"] == "test"] == [3, 6, 9]
+    assert resumed.outcome is not None
     assert resumed.outcome.seconds > half["seconds"] > 0
     state = convert.run_to_torch(tmp_path / "b")
     assert state["step"] == int(state["model"]["stem.bn.num_batches_tracked"]) == 9

@@ -150,6 +150,7 @@ def _read_run(folder: Path) -> RecordedRun:
         content = read_own_json(folder / _CONFIG)
         config = Config.from_json(content["config"])
         train_images, starts = _count(content["train_images"]), content.get("starts", [])
+        newest = {**(starts[-1] if starts else {}), "devices": content["devices"]}
         held_out = f"train[{train_images}:]"  # of versions that did not record the name
         test_name = "test" if config.validation_size is None else held_out
         run = RecordedRun(
@@ -158,7 +159,7 @@ def _read_run(folder: Path) -> RecordedRun:
             train_images=train_images,
             test_name=_text(content.get("test_name", test_name)),
             test_images=_optional(_count, content.get("test_images")),
-            devices=", then ".join(find_devices(starts) or [str(content["devices"])]),
+            devices=", then ".join(find_devices([*starts[:-1], newest])),
             total_steps=_count(content["total_steps"]),
             recipe=_optional(_text, content.get("recipe")),
             asked=_optional(read_asked, content.get("asked")),
