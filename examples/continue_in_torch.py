@@ -75,7 +75,7 @@ def check_batches(config: Config) -> None:
 
 
 class Report:
-    """What the trainer logs of a run: a train line each 100 steps, a test line each epoch.
+    """What the trainer logs of a run: a line of training each `log_every_steps`, a test each epoch.
 
     Prints a line a minute. A signal ends the training after the step in progress.
     """
@@ -96,9 +96,8 @@ class Report:
         self, step: int, values: dict[str, float], model: torch.nn.Module, ema: Any
     ) -> bool:
         """Takes note of a step that is done; False to end the training."""
-        speed = (step - self.first) / (
-            time.monotonic() - self.started
-        )  # steps a second, with tests
+        seconds = time.monotonic() - self.started  # the tests count, too
+        speed = (step - self.first) / seconds  # steps a second
         size = self.config.global_batch_size
         rate = {"images_per_second": speed * size}
         if step % self.config.log_every_steps == 0:

@@ -57,7 +57,7 @@ def test_other_data_by_the_numbers_for_digits_is_told(tmp_path: Path):
     other = ("--data", "cifar10", "--data-dir", f"{tmp_path}")
     said = run_here("train", *other, cwd=tmp_path).stderr
     assert "those of digits" in said
-    assert "for cifar10 there are cifar10, cifar10-45k, cifar10-fast" in said
+    assert "recipes for cifar10: cifar10, cifar10-45k, cifar10-fast" in said
     for arguments in (("cifar10", *other), ("digits", *other), (*other, "--eval-only")):
         assert "those of digits" not in run_here("train", *arguments, cwd=tmp_path).stderr
 

@@ -168,7 +168,8 @@ def _of_digits(config: Config, arguments: list[str]) -> str:
         return ""
     return (
         f"resnet-train: no recipe is named, so that all other numbers are those of {DEFAULT} "
-        f"(schedule, crops, no mirroring); for {_kind(config.data)} there are {', '.join(others)}"
+        f"(schedule, crops, no mirroring); recipes for {_kind(config.data).rstrip(':')}: "
+        + ", ".join(others)
     )
 
 

@@ -87,7 +87,7 @@ class Stream:
 
     def pictures(self, count: int) -> Iterator[tuple[bytes, np.ndarray, int]]:
         """Content, test view and label of the readable ones of `sample`."""
-        for index in self._spread(count):
+        for index in self._spread(count).tolist():
             if (view := self._test_image(index)) is not None:
                 yield self._source.read(index)[0], *view
 
