@@ -150,6 +150,8 @@ def train_in_torch(
     steps: int,
     batches: Batches,
     goes_on: Callable[[int, dict[str, float], torch.nn.Module, Any], bool] = lambda *_: True,
+    *,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """The state of a run, as `convert.run_to_torch` returns it, after more steps in torch.
 
@@ -157,6 +159,7 @@ def train_in_torch(
     average of its weights, and may end the training early.
     """
     model = build_twin(state)
+    forward = torch.compile(model) if compiled else model
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     rest = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     optimizer = torch.optim.SGD([{"params": decayed}, {"params": rest}])
@@ -175,7 +178,7 @@ def train_in_torch(
     smoothing = state["config"].get("label_smoothing", 0.0)
     for step in range(state["step"], last):
         images, labels = batches[step]
-        logits = model(images)
+        logits = forward(images)
         loss = cross_entropy(logits, labels, label_smoothing=smoothing)
         optimizer.zero_grad()
         loss.backward()
@@ -225,6 +228,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run of resnet-train")
     parser.add_argument("--step", type=int, help="checkpoint to start from; default: the newest")
     parser.add_argument("--steps", type=int, required=True, help="how many to train in torch")
+    parser.add_argument(
+        "--compile", action="store_true", help="use torch.compile, which needs a C++ compiler"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the new run")
     options = parser.parse_args()
     try:
@@ -240,7 +246,7 @@ def main() -> None:
         if options.output.is_dir() and any(options.output.iterdir()):  # not after hours of training
             raise ConversionError(f"{options.output} is not empty: give a new folder")
         report = Report(options.run, state, options.steps, batches)
-        state = train_in_torch(state, options.steps, batches, report)
+        state = train_in_torch(state, options.steps, batches, report, compiled=options.compile)
         state["seconds"] += time.monotonic() - report.started
         convert.run_from_torch(state, options.output)
         report.write(options.output)

@@ -85,6 +85,15 @@ def test_ten_steps_in_jax_and_ten_in_torch_are_twenty_in_jax(made):
     assert_same_run(train_in_torch(made.states[10], 10, made.batches), made.states[20])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # torch's own use
+@pytest.mark.parametrize("made", [True], ids=["nesterov"], indirect=True)
+def test_ten_compiled_steps_are_ten_steps(made):
+    compiled = train_in_torch(made.states[10], 10, made.batches, compiled=True)
+    assert_same_run(compiled, made.states[20])
+
+
 def test_ten_steps_in_torch_and_ten_in_jax_are_twenty_in_either(made, tmp_path):
     half = train_in_torch(made.states[0], 10, made.batches)
     assert_same_run(half, made.states[10])
