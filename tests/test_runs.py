@@ -87,7 +87,7 @@ def test_ten_steps_in_jax_and_ten_in_torch_are_twenty_in_jax(made):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # torch's own use
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # torch's own
 @pytest.mark.parametrize("made", [True], ids=["nesterov"], indirect=True)
 def test_ten_compiled_steps_are_ten_steps(made):
     compiled = train_in_torch(made.states[10], 10, made.batches, compiled=True)
